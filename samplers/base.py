@@ -1,0 +1,76 @@
+"""A posterior sampler, and the consensus images that averaging its draws gives."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class PosteriorSampler(nn.Module, ABC):
+    """Draws clean images from q(signal | noisy). Raw counts in, raw counts out."""
+
+    @abstractmethod
+    def sample(self, noisy: Tensor, n: int = 1) -> Tensor:
+        """(B, C, *S) -> (n, B, C', *S): n independent draws per image, in eval mode, no gradient."""
+
+    def draws(self, noisy: Tensor, n: int) -> Iterator[Tensor]:
+        """The same n draws one at a time, each (B, C', *S). Override to share work between them."""
+        for _ in range(n):
+            yield self.sample(noisy)[0]
+
+    def prepare(self, noisy: Tensor, mean: Tensor, std: Tensor) -> None:
+        """Told once, before training: some training frames (N, C, *S), and the training data's
+        mean and std, each (C, 1, 1), in raw counts. Default: nothing."""
+
+    def training_step(self, noisy: Tensor) -> tuple[Tensor, Tensor]:
+        """(scalar loss, one draw (B, C', *S) from the same forward pass).
+
+        Not overridden: the sampler is frozen and only the student is trained.
+        """
+        raise NotImplementedError(f"{type(self).__name__} is a frozen sampler")
+
+    @property
+    def trainable(self) -> bool:
+        """Whether co-training can improve it: it has a training step, and weights that are not frozen."""
+        has_step = type(self).training_step is not PosteriorSampler.training_step
+        return has_step and any(p.requires_grad for p in self.parameters())
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradient inside, the former mode afterwards."""
+    was_training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        module.train(was_training)
+
+
+def _moments(sampler: PosteriorSampler, noisy: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Mean and sum of squared deviations (Welford, float64): memory does not grow with n."""
+    mean = m2 = torch.zeros((), dtype=torch.float64)
+    for i, draw in enumerate(sampler.draws(noisy, n), start=1):
+        draw = draw.double()
+        delta = draw - mean.to(draw.device)
+        mean = mean.to(draw.device) + delta / i
+        m2 = m2.to(draw.device) + delta * (draw - mean)
+    return mean, m2
+
+
+def posterior_mean(sampler: PosteriorSampler, noisy: Tensor, n: int = 100) -> Tensor:
+    """Mean of n draws (the MMSE estimate, paper Eq. 6), shaped like one draw."""
+    return _moments(sampler, noisy, n)[0].to(noisy.dtype)
+
+
+def posterior_std(sampler: PosteriorSampler, noisy: Tensor, n: int = 100) -> Tensor:
+    """Per-pixel standard deviation of n >= 2 draws (unbiased variance), shaped like one draw."""
+    return (_moments(sampler, noisy, n)[1] / (n - 1)).sqrt().to(noisy.dtype)
+
+
+def posterior_median(sampler: PosteriorSampler, noisy: Tensor, n: int = 100) -> Tensor:
+    """Per-pixel median of n draws (the MMAE estimate, paper Eq. 5). Holds all n draws in memory."""
+    return torch.stack(list(sampler.draws(noisy, n))).quantile(0.5, dim=0)
