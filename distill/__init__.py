@@ -1,0 +1,1 @@
+"""Distil any posterior sampler into a network that answers in one pass."""

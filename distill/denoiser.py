@@ -1,0 +1,65 @@
+"""The artefact that users keep: raw counts in, denoised raw counts out, one pass."""
+
+import torch
+from torch import Tensor, nn
+
+from losses import Loss
+
+
+class DirectDenoiser(nn.Module):
+    """A student backbone with its standardisation, its padding and the names of its outputs.
+
+    backbone: any module (B, C, *S) -> (B, len(loss.outputs) * C, *S) on standardised images. If it
+    needs sizes that are multiples of a number, it says so in an attribute `multiple`.
+    """
+
+    def __init__(self, backbone: nn.Module, loss: Loss, channels: int = 1) -> None:
+        super().__init__()
+        self.backbone, self.loss = backbone, loss
+        self.register_buffer("mean", torch.zeros(channels, 1, 1))
+        self.register_buffer("std", torch.ones(channels, 1, 1))
+
+    def prepare(self, mean: Tensor, std: Tensor) -> None:
+        """The training data's mean and std in raw counts, each (C, 1, 1)."""
+        self.mean.copy_(mean)
+        self.std.copy_(std)
+
+    def standardise(self, counts: Tensor) -> Tensor:
+        return (counts - self.mean) / self.std
+
+    def predict(self, noisy: Tensor) -> Tensor:
+        """Raw counts (B, C, *S) -> the backbone's standardised output (B, K, *S), what losses see."""
+        size = noisy.shape[2:]
+        padded = pad_to_multiple(self.standardise(noisy), getattr(self.backbone, "multiple", 1))
+        if padded.ndim == 4:
+            padded = padded.contiguous(memory_format=torch.channels_last)
+        prediction = self.backbone(padded).float()
+        return prediction[(..., *(slice(n) for n in size))]
+
+    def maps(self, noisy: Tensor) -> dict[str, Tensor]:
+        """Raw counts (B, C, *S) -> every named output image (B, C, *S) in raw counts."""
+        maps = self.loss.maps(self.predict(noisy))
+        return {
+            name: value * self.std if name == "std" else value * self.std + self.mean
+            for name, value in maps.items()
+        }
+
+    def forward(self, noisy: Tensor) -> Tensor:
+        """Raw counts (B, C, *S) -> the central output image (B, C, *S) in raw counts."""
+        return next(iter(self.maps(noisy).values()))
+
+
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """Reflects (B, C, *S) at its far ends up to the next multiple, and to at least two of them:
+    a U-Net's own reflect padding needs 2 pixels at its coarsest level. Works from 1 pixel up."""
+    if multiple == 1:
+        return x
+    for dim in range(2, x.ndim):
+        size = x.shape[dim]
+        target = max(2, -(-size // multiple)) * multiple
+        if target > size:
+            # a triangle wave reflects as often as needed, where F.pad reflects once
+            period = max(2 * (size - 1), 1)
+            index = torch.arange(target, device=x.device) % period
+            x = x.index_select(dim, torch.where(index < size, index, period - index))
+    return x

@@ -1,0 +1,44 @@
+"""What this machine can do: its devices, and where bfloat16 is faster than float32."""
+
+from contextlib import AbstractContextManager
+from typing import Literal
+
+import torch
+
+from distill.errors import UserError
+
+Precision = Literal["auto", "bf16", "fp32"]
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """The named device, or the best one here: cuda, mps, cpu."""
+    has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name is None:
+        return torch.device(next(kind for kind, available in has.items() if available))
+    allowed = ", ".join(kind for kind, available in has.items() if available)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device: got '{name}', this machine has {allowed}") from None
+    if not has.get(device.type) or (
+        device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
+    ):
+        raise UserError(f"device: '{name}' is not available, this machine has {allowed}")
+    return device
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Emulated bfloat16 is many times slower than float32, so ask for the instructions."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        query = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # torch >= 2.6, x86
+        return bool(query and query())
+    return False
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager:
+    if precision not in ("auto", "bf16", "fp32"):
+        raise UserError(f"precision: got '{precision}', allowed are auto, bf16, fp32")
+    bf16 = precision == "bf16" or (precision == "auto" and has_fast_bf16(device))
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)

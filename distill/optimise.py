@@ -1,0 +1,103 @@
+"""One network under training: its optimiser, its learning rate, its gradients."""
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from distill.errors import UserError
+
+Schedule = Literal["cosine", "plateau"]
+
+
+class Optimiser:
+    """A torch optimiser that starts slowly, decays its learning rate, and refuses a broken loss.
+
+    cosine: linear warm-up over 5 % of `total` steps, then a half cosine to zero.
+    plateau: half the rate after 10 validations without improvement, as published.
+    """
+
+    def __init__(
+        self, name: str, module: nn.Module, kind: str, lr: float, schedule: Schedule, total: int,
+        clip: float | None,
+    ) -> None:
+        self.name, self.clip, self.loss = name, clip or math.inf, 0.0
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        options: dict[str, Any] = {"lr": lr}
+        if kind == "AdamW":
+            options |= {"betas": (0.9, 0.99), "weight_decay": 0.0}
+        self.optimiser = getattr(torch.optim, kind)(self.parameters, **options)
+        if schedule == "cosine":
+            self.schedule = torch.optim.lr_scheduler.LambdaLR(
+                self.optimiser, lambda step: warmup_cosine(step, total)
+            )
+        else:
+            self.schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
+                self.optimiser, factor=0.5, patience=10, min_lr=1e-12
+            )
+
+    @property
+    def lr(self) -> float:
+        return self.optimiser.param_groups[0]["lr"]
+
+    def backward(self, loss: Tensor, share: float) -> None:
+        """Adds the gradient of one micro-batch, which is `share` of the batch."""
+        (loss * share).backward()
+        self.loss = self.loss + loss.detach() * share
+
+    def step(self, step: int) -> float:
+        """Updates the weights -> the batch's loss. A loss or gradient that is not finite stops first."""
+        loss, self.loss = float(self.loss), 0.0
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.clip))
+        for what, value in (("loss", loss), ("gradient", norm)):
+            if not math.isfinite(value):
+                raise UserError(
+                    f"step {step}: the {self.name}'s {what} is {value}; nothing was updated. Lower "
+                    f"lr (now {self.lr:.2g}), set clip (now {self.clip:g}), or check the images"
+                )
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        if isinstance(self.schedule, torch.optim.lr_scheduler.LambdaLR):
+            self.schedule.step()
+        return loss
+
+    def validated(self, loss: float | None) -> None:
+        """Tells the plateau schedule this network's own validation loss."""
+        plateau = isinstance(self.schedule, torch.optim.lr_scheduler.ReduceLROnPlateau)
+        if plateau and loss is not None:
+            self.schedule.step(loss)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """(tensors, plain data) for a checkpoint."""
+        state = self.optimiser.state_dict()
+        tensors = {
+            f"{self.name}_optimiser.{i}.{key}": torch.as_tensor(value)
+            for i, values in state["state"].items()
+            for key, value in values.items()
+        }
+        return tensors, {"groups": state["param_groups"], "schedule": _plain(self.schedule)}
+
+    def restore(self, tensors: dict[str, Tensor], data: dict[str, Any]) -> None:
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            prefix, _, rest = name.partition(".")
+            if prefix == f"{self.name}_optimiser":
+                i, _, key = rest.partition(".")
+                state.setdefault(int(i), {})[key] = value
+        self.optimiser.load_state_dict({"state": state, "param_groups": data["groups"]})
+        self.schedule.load_state_dict(data["schedule"])
+
+
+def warmup_cosine(step: int, total: int) -> float:
+    warmup = max(1, total // 20)
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _plain(schedule: Any) -> dict[str, Any]:
+    """A schedule's state without what JSON cannot hold and load_state_dict does not need."""
+    simple = (int, float, str, bool, list, type(None))
+    return {k: v for k, v in schedule.state_dict().items() if isinstance(v, simple)}

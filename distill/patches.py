@@ -1,0 +1,123 @@
+"""Random patches straight from a stack of frames, and the split that keeps validation apart."""
+
+import numpy as np
+import torch
+
+from distill.errors import UserError
+
+
+def split(frames, val_fraction: float, patch_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Disjoint (train, val) regions of frames (N, C, Y, X), each (R, 5): frame, y0, y1, x0, x1.
+
+    Whole frames where N > 1, at least one on each side; of a single frame, a strip along one edge
+    whose area comes closest to `val_fraction`. Errors: patch does not fit, too small to split.
+    """
+    n, _, height, width = frames.shape
+    if not 0 <= val_fraction < 1:
+        raise UserError(
+            f"val_fraction is {val_fraction}; pass 0 or more and less than 1, such as 0.15"
+        )
+    if patch_size < 1 or patch_size > min(height, width):
+        raise UserError(
+            f"patch_size {patch_size} does not fit frames of {height} x {width} pixels;"
+            f" pass --patch_size between 1 and {min(height, width)}"
+        )
+    rng = np.random.default_rng(seed)
+    whole = np.array([(i, 0, height, 0, width) for i in range(n)], dtype=np.int64)
+    if val_fraction == 0:
+        return whole, whole[:0]
+    if n > 1:
+        n_val = min(max(round(val_fraction * n), 1), n - 1)
+        order = rng.permutation(n)
+        return whole[np.sort(order[n_val:])], whole[np.sort(order[:n_val])]
+    return _split_frame(height, width, val_fraction, patch_size, rng)
+
+
+def _split_frame(height, width, val_fraction, patch_size, rng) -> tuple[np.ndarray, np.ndarray]:
+    candidates = []  # (distance from val_fraction, along which axis, thickness of the strip)
+    for axis, length in enumerate((height, width)):
+        if length >= 2 * patch_size:
+            strip = min(max(round(val_fraction * length), patch_size), length - patch_size)
+            candidates.append((abs(strip / length - val_fraction), axis, strip))
+    if not candidates:
+        raise UserError(
+            f"one frame of {height} x {width} pixels cannot be split into training and"
+            f" validation patches of {patch_size}; it takes {2 * patch_size} pixels along one"
+            f" side: pass --patch_size {max(height, width) // 2} or less, more frames, or"
+            " --val_fraction 0"
+        )
+    best = min(candidates)[0]
+    _, axis, strip = candidates[rng.choice([i for i, c in enumerate(candidates) if c[0] == best])]
+    val, train = [0, 0, height, 0, width], [0, 0, height, 0, width]
+    low, high = 1 + 2 * axis, 2 + 2 * axis  # columns of the axis' start and stop
+    if rng.random() < 0.5:
+        val[high] = train[low] = strip
+    else:
+        val[low] = train[high] = val[high] - strip
+    return np.array([train], dtype=np.int64), np.array([val], dtype=np.int64)
+
+
+class Patches:
+    """Square patches of frames (N, C, Y, X) within regions (R, 5); reads only their pixels."""
+
+    def __init__(self, frames, regions, patch_size: int):
+        # A plain view of a memory map: still unread, and without np.memmap's slow indexing.
+        self.frames = np.asarray(frames) if isinstance(frames, np.ndarray) else frames
+        self.regions = np.asarray(regions, dtype=np.int64).reshape(-1, 5)
+        self.patch_size = patch_size
+        _, y0, y1, x0, x1 = self.regions.T
+        self._rows = np.maximum(y1 - y0 - patch_size + 1, 0)  # patch positions along each side
+        self._columns = np.maximum(x1 - x0 - patch_size + 1, 0)
+        self._ends = np.cumsum(self._rows * self._columns)
+        if not len(self.regions) or not self._ends[-1]:
+            raise UserError(
+                f"no region holds a patch of {patch_size} x {patch_size} pixels;"
+                " pass a smaller --patch_size"
+            )
+
+    def sample(self, n: int, generator: np.random.Generator, augment: bool = True) -> torch.Tensor:
+        """(n, C, P, P) float32 raw counts, every position equally likely, with replacement.
+
+        augment: each is turned and mirrored into one of its 8 orientations at random.
+        """
+        flat = generator.integers(self._ends[-1], size=n)
+        region = np.searchsorted(self._ends, flat, side="right")
+        flat = flat - (self._ends - self._rows * self._columns)[region]
+        down, right = np.divmod(flat, self._columns[region])
+        orientations = generator.integers(8, size=n) if augment else np.zeros(n, dtype=np.int64)
+        return self._cut(region, down, right, orientations)
+
+    def grid(self, limit: int = 64) -> torch.Tensor:
+        """(at most limit, C, P, P) float32: the same non-overlapping patches on each call, evenly
+        spread over all regions, not augmented."""
+        size = self.patch_size
+        _, y0, y1, x0, x1 = self.regions.T
+        rows, columns = (y1 - y0) // size, (x1 - x0) // size
+        ends = np.cumsum(rows * columns)
+        total = int(ends[-1])
+        # One of each stretch of tiles, jittered: a fixed stride would pick one column only.
+        edges = np.arange(min(limit, total) + 1) * total // min(limit, total)
+        flat = np.random.default_rng(0).integers(edges[:-1], edges[1:])
+        region = np.searchsorted(ends, flat, side="right")
+        down, right = np.divmod(flat - (ends - rows * columns)[region], columns[region])
+        margin_y, margin_x = ((y1 - y0) % size // 2)[region], ((x1 - x0) % size // 2)[region]
+        plain = np.zeros(len(flat), dtype=np.int64)
+        return self._cut(region, margin_y + down * size, margin_x + right * size, plain)
+
+    def _cut(self, region, down, right, orientations) -> torch.Tensor:
+        size = self.patch_size
+        out = np.empty((len(region), self.frames.shape[1], size, size), dtype=np.float32)
+        frame, y, x = self.regions[region, 0], self.regions[region, 1] + down, right
+        x = x + self.regions[region, 3]
+        places = zip(frame.tolist(), y.tolist(), x.tolist(), orientations.tolist())
+        for patch, (i, top, left, turn) in zip(out, places):
+            source = self.frames[i, :, top : top + size, left : left + size]
+            # Transposing, mirroring in y and mirroring in x, each or not: the 8 of the square.
+            if turn & 1:
+                source = source.swapaxes(1, 2)
+            if turn & 2:
+                source = source[:, ::-1]
+            if turn & 4:
+                source = source[:, :, ::-1]
+            patch[...] = source  # converts from any dtype and byte order
+        return torch.from_numpy(out)

@@ -1,0 +1,60 @@
+"""Pictures that let a person judge a denoiser: one intensity scale, nothing resampled."""
+
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+
+def mosaic(path: Path, columns: list[Tensor], rows: int = 4) -> None:
+    """A PNG whose columns show the same `rows` patches (B, C, H, W) in different versions.
+
+    Each row has one grey scale for all its columns, from the percentiles of its last column.
+    """
+    from matplotlib.image import imsave
+
+    pictures = []
+    for i in range(min(rows, len(columns[0]))):
+        tiles = [column[i, 0].float().cpu().numpy() for column in columns]
+        low, high = np.percentile(tiles[-1], (0.5, 99.8))
+        row = np.concatenate([np.pad(t, 2, constant_values=high) for t in tiles], axis=1)
+        pictures.append(((row - low) / max(high - low, 1e-6)).clip(0, 1))
+    temporary = path.with_name(path.name + ".tmp")
+    imsave(temporary, np.concatenate(pictures), cmap="gray", vmin=0, vmax=1, format="png")
+    temporary.replace(path)
+
+
+def comparison(path: Path, images: dict[str, np.ndarray], zoom: int = 96) -> None:
+    """One row of whole images (H, W) with their titles, and below each the same zoomed region.
+
+    All share the grey scale of the last image's percentiles; the zoom is where it varies most.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg", force=False)
+    from matplotlib import pyplot as plt
+
+    reference = list(images.values())[-1]
+    low, high = np.percentile(reference, (0.5, 99.8))
+    zoom = min(zoom, *reference.shape)
+    y, x = _busiest(reference, zoom)
+    figure, axes = plt.subplots(2, len(images), figsize=(3 * len(images), 6.4), squeeze=False)
+    for (title, image), (whole, detail) in zip(images.items(), axes.T, strict=True):
+        for axis, shown in ((whole, image), (detail, image[y : y + zoom, x : x + zoom])):
+            axis.imshow(shown, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
+            axis.set_xticks([]), axis.set_yticks([])
+        whole.set_title(title, fontsize=10)
+        whole.add_patch(plt.Rectangle((x, y), zoom, zoom, fill=False, color="orange"))
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _busiest(image: np.ndarray, size: int) -> tuple[int, int]:
+    """Corner (y, x) of the size x size block with the highest standard deviation."""
+    corners = [
+        (y, x)
+        for y in range(0, image.shape[0] - size + 1, max(1, size // 2))
+        for x in range(0, image.shape[1] - size + 1, max(1, size // 2))
+    ]
+    return max(corners, key=lambda c: image[c[0] : c[0] + size, c[1] : c[1] + size].std())

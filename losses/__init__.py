@@ -1,0 +1,6 @@
+"""Losses for distillation: each elicits a different functional of the posterior."""
+
+from losses.base import Loss
+from losses.pointwise import L1, L2, Huber
+
+__all__ = ["Loss", "L1", "L2", "Huber"]

@@ -1,0 +1,61 @@
+"""Any function or network that draws clean images, as a posterior sampler."""
+
+import inspect
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from samplers.base import PosteriorSampler, evaluating
+
+
+class FunctionSampler(PosteriorSampler):
+    """A frozen sampler around `fn`, in raw counts, which is either
+
+    - fn(noisy (B, C, *S)) -> one fresh draw (B, C', *S), called once per draw, or
+    - fn(noisy, n) -> (n, B, C', *S), if it has a parameter `n` or two required ones.
+
+    A `fn` that is an nn.Module becomes a submodule: it moves with the sampler, and draws in eval
+    mode. Raises ValueError where `fn` returns another shape.
+    """
+
+    def __init__(self, fn: Callable[..., Tensor]):
+        super().__init__()
+        if not callable(fn):
+            raise ValueError(  # noqa: TRY004 (bad input is one kind of error here)
+                f"FunctionSampler: got {type(fn).__name__}; pass a function of (noisy) or (noisy, n)"
+            )
+        self.fn = fn
+        self._many, self._keyword = _takes_n(fn)
+
+    def sample(self, noisy: Tensor, n: int = 1) -> Tensor:
+        with evaluating(self):
+            if not self._many:
+                return torch.stack([self._checked(self.fn(noisy), noisy, ()) for _ in range(n)])
+            draws = self.fn(noisy, n=n) if self._keyword else self.fn(noisy, n)
+            return self._checked(draws, noisy, (n,))
+
+    def _checked(self, draw: Tensor, noisy: Tensor, lead: tuple[int, ...]) -> Tensor:
+        batch, _, *space = noisy.shape
+        got = tuple(draw.shape) if isinstance(draw, Tensor) else type(draw).__name__
+        fits = isinstance(draw, Tensor) and draw.ndim == len(lead) + noisy.ndim
+        channels = draw.shape[len(lead) + 1] if fits else "C"
+        if got != (*lead, batch, channels, *space):
+            wanted = ", ".join(map(str, (*lead, batch, "C", *space)))
+            raise ValueError(
+                f"FunctionSampler: fn returned {got} for noisy {tuple(noisy.shape)}; "
+                f"it must return a tensor ({wanted})"
+            )
+        return draw
+
+
+def _takes_n(fn: Callable[..., Tensor]) -> tuple[bool, bool]:
+    """(whether fn makes n draws in one call, whether it takes n by name)."""
+    try:
+        parameters = inspect.signature(fn.forward if isinstance(fn, nn.Module) else fn).parameters
+    except (TypeError, ValueError):  # builtins have no signature
+        return False, False
+    named = "n" in parameters and parameters["n"].kind != inspect.Parameter.POSITIONAL_ONLY
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    required = [p for p in parameters.values() if p.kind in positional and p.default is p.empty]
+    return named or len(required) >= 2, named

@@ -1,0 +1,171 @@
+"""The ladder VAE of HDN (Prakash et al., ICLR 2022): deterministic bottom-up, stochastic top-down."""
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ResidualBlock(nn.Module):
+    """x + gate(2 x (batch norm, ELU, 3x3 convolution, channel dropout)(x))."""
+
+    def __init__(self, filters: int, dropout: float, gated: bool = True) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*_unit(filters, dropout), *_unit(filters, dropout))
+        self.gate = nn.Conv2d(filters, 2 * filters, 1) if gated else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.body(x)
+        if self.gate is not None:
+            y, gate = self.gate(y).chunk(2, dim=1)
+            y = F.elu(y) * gate.sigmoid()
+        return x + y
+
+
+def _unit(filters: int, dropout: float) -> list[nn.Module]:
+    return [
+        nn.BatchNorm2d(filters),
+        nn.ELU(inplace=True),
+        nn.Conv2d(filters, filters, 3, padding=1),
+        nn.Dropout2d(dropout),
+    ]
+
+
+class Merge(nn.Module):
+    """Two feature maps of equal size into one."""
+
+    def __init__(self, filters: int, dropout: float) -> None:
+        super().__init__()
+        self.project = nn.Conv2d(2 * filters, filters, 1)
+        self.block = ResidualBlock(filters, dropout)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.block(self.project(torch.cat([a, b], dim=1)))
+
+
+class TopDownLevel(nn.Module):
+    """One stochastic level: prior p(z | above), posterior q(z | above, bottom-up), features one
+    octave finer."""
+
+    def __init__(self, filters: int, latents: int, blocks: int, dropout: float, top_size: int) -> None:
+        """top_size > 0 makes it the top level, whose prior is learned instead of computed."""
+        super().__init__()
+        self.is_top = top_size > 0
+        if self.is_top:
+            # zeros are N(0, I); per position, at the size of the training patches
+            self.prior = nn.Parameter(torch.zeros(1, 2 * latents, top_size, top_size))
+        else:
+            self.to_prior = nn.Conv2d(filters, 2 * latents, 3, padding=1)
+            self.merge = Merge(filters, dropout)
+            self.merge_latent = Merge(filters, dropout)
+        self.to_posterior = nn.Conv2d(filters, 2 * latents, 3, padding=1)
+        self.from_latent = nn.Conv2d(latents, filters, 3, padding=1)
+        self.up = nn.Sequential(
+            nn.ConvTranspose2d(filters, filters, 3, stride=2, padding=1, output_padding=1),
+            *[ResidualBlock(filters, dropout) for _ in range(blocks)],
+        )
+
+    def forward(self, bottom_up: Tensor, above: Tensor | None, active: bool) -> tuple[Tensor, Tensor]:
+        """(B, F, h, w) twice -> features (B, F, 2h, 2w) and KL(q || p) per image (B,) in nats."""
+        if self.is_top:
+            prior = self.prior
+            if prior.shape[-2:] != bottom_up.shape[-2:]:
+                prior = F.interpolate(prior, bottom_up.shape[-2:])
+            posterior = self.to_posterior(bottom_up)
+        else:
+            prior = self.to_prior(above)
+            posterior = self.to_posterior(self.merge(bottom_up, above) if active else above)
+        mean, logvar = posterior.float().chunk(2, dim=1)  # float32: latents must not be rounded
+        kl = gaussian_kl(mean, logvar, *prior.float().chunk(2, dim=1))
+        if active or self.training:
+            latent = mean + (logvar / 2).exp() * torch.randn_like(mean)
+        else:
+            latent = mean  # a deactivated level draws in training only, as published
+        features = self.from_latent(latent)
+        if not self.is_top:
+            features = self.merge_latent(features, above)
+        return self.up(features), kl
+
+
+def gaussian_kl(mean: Tensor, logvar: Tensor, prior_mean: Tensor, prior_logvar: Tensor) -> Tensor:
+    """KL between diagonal Gaussians, summed over channels and space: (B,) in nats."""
+    gap = (logvar.exp() + (mean - prior_mean).square()) * (-prior_logvar).exp()
+    return 0.5 * (prior_logvar - logvar + gap - 1).sum(dim=(1, 2, 3))
+
+
+class LadderVAE(nn.Module):
+    """Standardised images -> signal features, through `levels` stochastic levels.
+
+    active_levels: those, numbered from 1 (finest), that see the image; the others only pass on
+    what is above them (HDN3-6 is 3, 4, 5, 6).
+    """
+
+    def __init__(
+        self,
+        channels: int = 1,
+        levels: int = 6,
+        latents: int = 32,
+        filters: int = 64,
+        blocks: int = 5,
+        dropout: float = 0.2,
+        patch_size: int = 64,
+        active_levels: Iterable[int] | None = None,
+    ) -> None:
+        super().__init__()
+        everything = range(1, levels + 1)
+        self.active = set(everything if active_levels is None else active_levels)
+        if not self.active or not self.active <= set(everything):
+            raise ValueError(
+                f"active_levels: got {sorted(self.active)}, allowed are numbers from 1 (finest) "
+                f"to {levels} (coarsest), at least one"
+            )
+        self.multiple = 2**levels
+        top_size = max(1, -(-patch_size // self.multiple))
+        self.stem = nn.Sequential(
+            nn.Conv2d(channels, filters, 5, padding=2),
+            nn.ELU(inplace=True),
+            ResidualBlock(filters, dropout, gated=False),
+        )
+        self.bottom_up = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(filters, filters, 3, stride=2, padding=1),
+                *[ResidualBlock(filters, dropout) for _ in range(blocks)],
+            )
+            for _ in everything
+        )
+        self.top_down = nn.ModuleList(
+            TopDownLevel(filters, latents, blocks, dropout, top_size if i == levels else 0)
+            for i in everything
+        )
+        self.final = nn.Sequential(*[ResidualBlock(filters, dropout) for _ in range(blocks)])
+        self.head = nn.Conv2d(filters, channels, 3, padding=1)
+
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """(B, C, H, W) standardised -> bottom-up features, finest first, at the padded size / 2^level."""
+        height, width = x.shape[-2:]
+        top, bottom = _centred(height, self.multiple)
+        left, right = _centred(width, self.multiple)
+        features = self.stem(F.pad(x, (left, right, top, bottom)))  # zero is the data's mean
+        bottom_up = []
+        for level in self.bottom_up:
+            features = level(features)
+            bottom_up.append(features)
+        return bottom_up
+
+    def decode(self, bottom_up: list[Tensor], height: int, width: int) -> tuple[Tensor, Tensor]:
+        """One draw -> signal (B, C, height, width) standardised, KL per image and level (B, levels)."""
+        features, kl = None, []
+        for i in reversed(range(len(bottom_up))):
+            features, level_kl = self.top_down[i](bottom_up[i], features, i + 1 in self.active)
+            kl.append(level_kl)
+        features = self.final(features)
+        top, left = _centred(height, self.multiple)[0], _centred(width, self.multiple)[0]
+        cropped = features[..., top : top + height, left : left + width]
+        return self.head(cropped).float(), torch.stack(kl[::-1], dim=1)
+
+
+def _centred(size: int, multiple: int) -> tuple[int, int]:
+    """Padding before and after that centres `size` in the next multiple."""
+    total = -size % multiple
+    return total // 2, total - total // 2

@@ -1,0 +1,24 @@
+"""p(noisy | signal) of one pixel: what a camera or detector adds to the clean image."""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+
+class NoiseModel(nn.Module, ABC):
+    """p(noisy | signal), pixel-independent, in raw counts on both sides.
+
+    A noise model is fixed while a sampler trains: its tensors are buffers, never parameters.
+    """
+
+    @abstractmethod
+    def log_likelihood(self, noisy: Tensor, signal: Tensor) -> Tensor:
+        """log p(noisy | signal) in nats per pixel, shaped like the two inputs broadcast.
+
+        A normalised density, constants included; computed in float32 even under autocast; its
+        gradient with respect to `signal` vanishes nowhere, however far `noisy` lies from it.
+        """
+
+    @abstractmethod
+    def sample(self, signal: Tensor) -> Tensor:
+        """One noisy observation of `signal`, shaped like it."""

@@ -1,0 +1,203 @@
+"""Gaussian noise: of known standard deviation, or with a variance that is linear in the signal."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from samplers.noise.base import NoiseModel
+
+_TILE, _MAX_TILES = 256, 32  # `estimate` reads 2 million pixels at most
+_RING = 7  # side of the neighbourhood that tells a pixel's brightness and smoothness
+
+
+class GaussianNoise(NoiseModel):
+    """N(noisy; signal, variance), in raw counts.
+
+    Either `std`, or variance = gain * signal + offset (Poisson-Gaussian: `gain` counts per
+    photon; `offset` = read variance - gain * black level, so it may be negative).
+    The variance never falls below `min_variance`, by default 1 % of gain^2 + max(offset, 0).
+    """
+
+    def __init__(
+        self,
+        std: float | None = None,
+        *,
+        gain: float | None = None,
+        offset: float | None = None,
+        min_variance: float | None = None,
+    ):
+        super().__init__()
+        self.std, self.gain, self.offset = std, gain, offset
+        self.min_variance = min_variance
+        if (std is None) == (gain is None):
+            raise ValueError(
+                f"GaussianNoise: got std={std}, gain={gain}; "
+                "pass either std, or gain with offset, in raw counts"
+            )
+        if std is not None:
+            if not 0 < std < math.inf or offset is not None:
+                raise ValueError(
+                    f"GaussianNoise: got std={std}, offset={offset}; "
+                    "std must be positive and finite, and takes no offset"
+                )
+            line = (0.0, std**2, std**2)
+        else:
+            offset = offset or 0.0
+            floor = 0.01 * (gain**2 + max(offset, 0.0)) if min_variance is None else min_variance
+            if not (0 <= gain < math.inf and math.isfinite(offset) and 0 < floor < math.inf):
+                raise ValueError(
+                    f"GaussianNoise: got gain={gain}, offset={offset}, min_variance={floor}; "
+                    "needs gain >= 0 and a variance above 0"
+                )
+            line = (gain, offset, floor)
+        self._line = tuple(map(float, line))  # plain numbers: no device, no cast by .half()
+
+    def variance(self, signal: Tensor) -> Tensor:
+        """Noise variance at `signal`, in counts squared."""
+        gain, offset, floor = self._line
+        return (gain * signal.float() + offset).clamp(min=floor)
+
+    def log_likelihood(self, noisy: Tensor, signal: Tensor) -> Tensor:
+        with torch.autocast(signal.device.type, enabled=False):
+            noisy, signal = noisy.float(), signal.float()
+            variance = self.variance(signal)
+            return -0.5 * ((noisy - signal) ** 2 / variance + (2 * math.pi * variance).log())
+
+    def sample(self, signal: Tensor) -> Tensor:
+        signal = signal.float()
+        return signal + self.variance(signal).sqrt() * torch.randn_like(signal)
+
+    @classmethod
+    def estimate(cls, frames: Tensor | np.ndarray) -> GaussianNoise:
+        """gain and offset from noisy images alone: (N, C, H, W), (N, H, W) or (H, W), raw counts.
+
+        After Foi et al. 2008 (IEEE TIP 17, 1737): variance against mean over smooth pixels. All
+        frames and channels share one line. Noise must be uncorrelated between pixels: correlated
+        noise is underestimated. At most 2 million pixels are read, evenly spread.
+        Raises ValueError where the frames are too small, constant or not finite.
+        """
+        mean, square, level, structure, clipped = _pixel_statistics(_tiles(frames))
+        bins = _smooth_bins(mean, square, level, structure, clipped)
+        gain, offset = _fit_line(*bins)
+        # Signals below the darkest one measured (a decoder overshoots) keep half its variance.
+        darkest = max(gain * float(bins[0].min()) + offset, float(bins[1].min()))
+        return cls(gain=gain, offset=offset, min_variance=0.5 * darkest)
+
+
+def _tiles(frames: Tensor | np.ndarray) -> Tensor:
+    """Evenly spread tiles (T, 1, h, w) in float32, read one by one: `frames` may be memory-mapped."""
+    frames = frames.detach().cpu().numpy() if torch.is_tensor(frames) else frames
+    shape = tuple(frames.shape)
+    if not 2 <= len(shape) <= 4 or min(shape[-2:]) < 2 * _RING or 0 in shape:
+        raise ValueError(
+            f"GaussianNoise.estimate: got frames of shape {shape}; pass (N, C, H, W), (N, H, W) "
+            f"or (H, W) with H and W at least {2 * _RING}"
+        )
+    h, w = (min(size, _TILE) for size in shape[-2:])
+    grid = (*shape[:-2], shape[-2] // h, shape[-1] // w)
+    total = math.prod(grid)
+    picks = np.unique(np.linspace(0, total - 1, min(total, _MAX_TILES)).round().astype(int))
+
+    tiles = []
+    for *lead, row, column in zip(*np.unravel_index(picks, grid), strict=True):
+        where = (*lead, slice(row * h, row * h + h), slice(column * w, column * w + w))
+        tiles.append(torch.from_numpy(np.array(frames[where], "f4")))
+    tiles = torch.stack(tiles)[:, None]
+    if not tiles.isfinite().all() or tiles.min() == tiles.max():
+        raise ValueError(
+            "GaussianNoise.estimate: frames are constant or hold NaN or infinity; "
+            "pass raw camera counts, or give std or gain and offset yourself"
+        )
+    return tiles
+
+
+def _pixel_statistics(tiles: Tensor) -> tuple[Tensor, ...]:
+    """Per pixel: matched mean, squared residual, ring level, ring structure, share of clipped.
+
+    The residual r = sum w_i z_i over 3x3 pixels (unit norm, blind to cubics; Immerkaer 1996) has
+    E[r^2] = gain * E[sum w_i^2 z_i] + offset, exactly, for any noise law with that variance: no
+    Gaussian constant, so 8-bit data and a dozen photons do no harm. Level and structure come from
+    the surrounding ring only, hence are independent of the residual's noise: choosing pixels by
+    them biases neither the mean nor the variance.
+    """
+    laplacian = torch.tensor([1.0, -2.0, 1.0])
+    kernel = torch.outer(laplacian, laplacian)[None, None] / 6
+    edge = (_RING - 3) // 2
+    centre = slice(edge, -edge)
+    residual = F.conv2d(tiles, kernel)[..., centre, centre]
+    mean = F.conv2d(tiles, kernel**2)[..., centre, centre]
+    coords = torch.arange(_RING) - _RING // 2
+    y, x = torch.meshgrid(coords, coords, indexing="ij")
+    ring = torch.maximum(y.abs(), x.abs()) > 1
+    shapes = torch.stack([ring, ring * y, ring * x, ring * x * y, ring * (x * x - y * y)]).float()
+    shapes = shapes / shapes.norm(dim=(1, 2), keepdim=True)
+    moments = F.conv2d(tiles, shapes[:, None])
+    level = moments[:, :1] / ring.sum().sqrt()
+    structure = (moments[:, 1:] ** 2).sum(1, keepdim=True)
+    clipped = F.avg_pool2d(_piled_up(tiles).float(), 3, 1)[..., centre, centre]
+    return tuple(v.flatten().double() for v in (mean, residual**2, level, structure, clipped))
+
+
+def _piled_up(tiles: Tensor) -> Tensor:
+    """Pixels at the lowest or highest value, where more of them sit than at the next value."""
+    values, counts = tiles.unique(return_counts=True)
+    piled = torch.zeros_like(tiles, dtype=torch.bool)
+    for extreme, neighbour in ((0, 1), (-1, -2)):
+        if counts[extreme] > max(int(counts[neighbour]), 20):
+            piled |= tiles == values[extreme]
+    return piled
+
+
+def _smooth_bins(
+    mean: Tensor, square: Tensor, level: Tensor, structure: Tensor, clipped: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(mean, variance, pixels) per brightness bin, over each bin's smoothest fifth."""
+    low, high = level.min(), level.max()
+    index = ((level - low) / (high - low).clamp(min=1e-12) * 100).long()
+    index = index.clamp(max=99)
+    rows = []
+    for i in index.unique():
+        members = (index == i).nonzero()[:, 0]
+        if len(members) < 50:
+            continue
+        smooth = members[structure[members].argsort()[: max(len(members) // 5, 50)]]
+        rows.append([float(v[smooth].mean()) for v in (mean, square, clipped)] + [len(smooth)])
+    if not rows:  # an image of a few pixels: one bin of all
+        rows = [[float(v.mean()) for v in (mean, square, clipped)] + [len(mean)]]
+    table = torch.tensor(rows, dtype=torch.float64)
+    # Clipping eats variance. Where it is everywhere (single photons pile up at 0), live with it.
+    unclipped = table[table[:, 2] < 0.005]
+    table = unclipped if len(unclipped) >= 3 else table
+    return table[:, 0], table[:, 1], table[:, 3]
+
+
+def _fit_line(x: Tensor, variance: Tensor, pixels: Tensor) -> tuple[float, float]:
+    """Weighted line variance = gain * x + offset, gain >= 0, above 0 at every x; robust (Cauchy)."""
+    fitted, outlier = variance.clone(), torch.ones_like(variance)
+    floor = variance[variance > 0].min() * 0.1 if (variance > 0).any() else variance.new_tensor(0.0)
+    gain, offset = variance.new_tensor(0.0), variance.mean()
+    for _ in range(20):
+        # r^2 of n pixels scatters by fitted * sqrt(2 / n); texture adds some per cent to any bin.
+        error = fitted.clamp(min=floor) * (2 / pixels + 0.05**2).sqrt()
+        weight = outlier / error**2
+        centre = (weight * x).sum() / weight.sum()
+        spread = (weight * (x - centre) ** 2).sum()
+        height = (weight * variance).sum() / weight.sum()
+        gain = (
+            (weight * (x - centre) * variance).sum() / spread
+            if spread > 0
+            else torch.zeros_like(gain)
+        )
+        if gain * spread.sqrt() < 2:  # negative, or lost in its standard error: a flat image
+            gain = torch.zeros_like(gain)
+        if height - gain * (centre - x.min()) < floor:
+            gain = (height - floor) / (centre - x.min())
+        offset = height - gain * centre
+        fitted = gain * x + offset
+        outlier = 1 / (1 + ((variance - fitted) / (2 * error)) ** 2)
+    return float(gain), float(offset)

@@ -1,0 +1,259 @@
+"""Signal-dependent Gaussian-mixture noise (PN2V family: Prakash et al. 2020, arXiv:1911.12291)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from os import PathLike
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from samplers.noise.base import NoiseModel
+
+_KEYS = ("trained_weight", "min_signal", "max_signal", "min_sigma")
+
+
+class GaussianMixtureNoise(NoiseModel):
+    """Mixture of G Gaussians whose parameters are polynomials in the signal, in raw counts.
+
+    `weight` (3G, K): rows of means, log variance coefficients, log weights; coefficient i goes
+    with t^i, t = (signal - min_signal) / (max_signal - min_signal). The mixture's mean is the
+    signal. `min_sigma` bounds the VARIANCE from below (50 means std >= 7.07): the file format and
+    the tools that write it call it a standard deviation, but compare it with sigma^2.
+
+    `path` reads all four from a file instead; the attributes then hold what the file held and
+    `path` is None, so that a model rebuilt from them does not need the file.
+    """
+
+    def __init__(
+        self,
+        weight: Sequence[Sequence[float]] | None = None,
+        min_signal: float | None = None,
+        max_signal: float | None = None,
+        min_sigma: float | None = None,
+        *,
+        path: str | PathLike | None = None,
+    ):
+        super().__init__()
+        given = (weight, min_signal, max_signal, min_sigma)
+        if path is not None:
+            if any(value is not None for value in given):
+                raise ValueError(
+                    f"GaussianMixtureNoise: got path={path} and parameters; pass one or the other"
+                )
+            given = _load(path)
+        elif any(value is None for value in given):
+            raise ValueError(
+                "GaussianMixtureNoise: pass path, "
+                "or all of weight, min_signal, max_signal, min_sigma"
+            )
+        table = np.asarray(given[0], dtype=np.float64)
+        low, high, floor = (float(np.asarray(value).squeeze()) for value in given[1:])
+        _check(table, low, high, floor, path or "GaussianMixtureNoise")
+        self.weight: list[list[float]] = table.tolist()
+        self.min_signal, self.max_signal, self.min_sigma = low, high, floor
+        self.path = None
+        # Rebuilt from the constructor's arguments, so a checkpoint need not hold it twice.
+        coefficients = torch.tensor(table, dtype=torch.float32)
+        self.register_buffer("_coefficients", coefficients, persistent=False)
+
+    @classmethod
+    def read(cls, path: str | PathLike) -> GaussianMixtureNoise:
+        """The model in a PN2V, PPN2V or CAREamics .npz file; ValueError where it is not one."""
+        return cls(path=path)
+
+    def write(self, path: str | PathLike) -> None:
+        """Write the .npz file that `read` and the PN2V-family tools read."""
+        values = (
+            np.asarray(self.weight, dtype=np.float32),
+            np.asarray([self.min_signal]),
+            np.asarray([self.max_signal]),
+            np.asarray(self.min_sigma),
+        )
+        with open(path, "wb") as file:  # a file object, else numpy appends .npz to the name
+            np.savez(file, **dict(zip(_KEYS, values, strict=True)))
+
+    def _components(self, signal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return mixture(
+            self._coefficients.float(), signal, self.min_signal, self.max_signal, self.min_sigma
+        )
+
+    def log_likelihood(self, noisy: Tensor, signal: Tensor) -> Tensor:
+        with torch.autocast(signal.device.type, enabled=False):
+            noisy, signal = noisy.float(), signal.float()
+            return mixture_log_density(noisy - signal, *self._components(signal))
+
+    def sample(self, signal: Tensor) -> Tensor:
+        signal = signal.float()
+        log_alpha, offset, variance = self._components(signal)
+        gumbel = -torch.empty_like(log_alpha).exponential_().log()
+        k = (log_alpha + gumbel).argmax(0, keepdim=True)
+        std = variance.gather(0, k)[0].sqrt()
+        return signal + offset.gather(0, k)[0] + std * torch.randn_like(signal)
+
+    @classmethod
+    def fit(
+        cls,
+        signal: Tensor | np.ndarray,
+        observation: Tensor | np.ndarray,
+        n_gaussian: int = 3,
+        n_coeff: int = 2,
+        *,
+        steps: int = 1000,
+        batch_size: int = 16384,
+        lr: float = 0.03,
+        min_sigma: float | None = None,
+        percentiles: tuple[float, float] = (0.0, 100.0),
+        max_pairs: int = 2_000_000,
+        seed: int = 0,
+    ) -> GaussianMixtureNoise:
+        """Maximum-likelihood fit to pairs of raw counts.
+
+        `signal` broadcasts to `observation`: the mean of a static stack (H, W) to its frames
+        (N, H, W), or a denoised stack to the noisy one. Signals outside `percentiles` are dropped:
+        (0, 100) for a calibration, (0.5, 99.5) for a signal that is itself an estimate.
+        `min_sigma` (a variance) defaults to a tenth of the smallest variance seen.
+        """
+        rng = np.random.default_rng(seed)
+        s, residual, low, high = _pairs(signal, observation, percentiles, max_pairs, rng)
+        t = (s - low) / (high - low)
+        line, least = _variance_line(t, residual)
+        floor = 0.1 * least if min_sigma is None else float(min_sigma)
+        unit = residual.std()  # mean offsets are learnt in this unit, so that lr suits any camera
+        spread = np.linspace(0.5, 1.5, n_gaussian) if n_gaussian > 1 else np.ones(1)
+        start = np.zeros((3, n_gaussian, n_coeff))
+        start[0, :, 0] = np.linspace(-0.3, 0.3, n_gaussian) if n_gaussian > 1 else 0
+        start[1, :, :] = math.log(1e-3 * line.sum())
+        start[1, :, : len(line)] = np.log(line[:n_coeff] * spread[:, None])
+        theta = torch.tensor(start, dtype=torch.float32, requires_grad=True)
+
+        def weight() -> Tensor:
+            return torch.cat([theta[0] * unit, theta[1], theta[2]])
+
+        def loss(index: Tensor) -> Tensor:
+            parts = mixture(weight(), s[index], low, high, floor)
+            return -mixture_log_density(residual[index], *parts).mean()
+
+        s, residual = torch.from_numpy(s), torch.from_numpy(residual)
+        unit = float(unit)
+        generator = torch.Generator().manual_seed(seed)
+        held = torch.arange(min(len(s), 100_000))  # pairs are in random order already
+        optimiser = torch.optim.Adam([theta], lr=lr)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps, eta_min=lr * 1e-3)
+        best, best_weight = math.inf, None
+        for step in range(steps + 1):
+            if step % 100 == 0 or step == steps:
+                with torch.no_grad():
+                    value = float(loss(held))
+                if value < best:
+                    best, best_weight = value, weight().detach().clone()
+            optimiser.zero_grad()
+            loss(torch.randint(len(s), (batch_size,), generator=generator)).backward()
+            optimiser.step()
+            schedule.step()
+        if best_weight is None:
+            raise ValueError(f"GaussianMixtureNoise.fit: likelihood is {value}; lower lr={lr}")
+        return cls(best_weight.tolist(), low, high, floor)
+
+
+def mixture(
+    weight: Tensor, signal: Tensor, low: float, high: float, floor: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(log weights, mean - signal, variances), each (G, *signal.shape), of weight (3G, K).
+
+    Outside [low, high] weights and offsets stay as at the end; the variance goes on as its
+    tangent: polynomials run wild there, and a decoder does go there.
+    """
+    t = (signal - low) / (high - low)
+    inside = t.clamp(0, 1)
+    powers = torch.stack([inside**i for i in range(weight.shape[1])])  # (K, *S)
+    slopes = torch.stack([i * inside ** max(i - 1, 0) for i in range(weight.shape[1])])
+    means, log_coefs, logits = weight.chunk(3)
+    log_alpha = torch.tensordot(logits, powers, 1).log_softmax(0)
+    offset = torch.tensordot(means, powers, 1)
+    offset = offset - (log_alpha.exp() * offset).sum(0)
+    coefs = log_coefs.exp()
+    variance = torch.tensordot(coefs, powers, 1) + torch.tensordot(coefs, slopes, 1) * (t - inside)
+    return log_alpha, offset, variance.clamp(min=floor)
+
+
+def mixture_log_density(
+    residual: Tensor, log_alpha: Tensor, offset: Tensor, variance: Tensor
+) -> Tensor:
+    """log sum_k alpha_k N(residual; offset_k, variance_k): logsumexp, so it never underflows."""
+    squared = (residual - offset) ** 2 / variance
+    return (log_alpha - 0.5 * (squared + (2 * math.pi * variance).log())).logsumexp(0)
+
+
+def _load(path: str | PathLike) -> tuple:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            missing = [key for key in _KEYS if key not in file]
+            if not missing:
+                return tuple(file[key] for key in _KEYS)
+            found = ", ".join(file.keys()) or "nothing"
+    except (OSError, ValueError, EOFError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path}: not a readable noise-model .npz file ({error})") from error
+    raise ValueError(
+        f"{path}: holds {found} but not {', '.join(missing)}; pass a PN2V-family noise model (.npz)"
+    )
+
+
+def _check(table: np.ndarray, low: float, high: float, floor: float, source: object) -> None:
+    if table.ndim != 2 or table.shape[0] % 3 or table.size == 0 or not np.isfinite(table).all():
+        raise ValueError(
+            f"{source}: weight of shape {table.shape}; "
+            "allowed is (3 * Gaussians, coefficients), all finite"
+        )
+    if not (math.isfinite(low) and low < high < math.inf and 0 < floor < math.inf):
+        raise ValueError(
+            f"{source}: min_signal={low}, max_signal={high}, min_sigma={floor}; "
+            "needs min_signal < max_signal and min_sigma > 0"
+        )
+
+
+def _pairs(
+    signal: Tensor | np.ndarray,
+    observation: Tensor | np.ndarray,
+    percentiles: tuple[float, float],
+    max_pairs: int,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray, float, float]:
+    """Random (signal, observation - signal) pairs inside the signal's percentiles, and those."""
+    signal, observation = (
+        v.detach().cpu().numpy() if torch.is_tensor(v) else np.asarray(v)
+        for v in (signal, observation)
+    )
+    try:
+        signal = np.broadcast_to(signal, observation.shape)
+    except ValueError:
+        raise ValueError(
+            f"GaussianMixtureNoise.fit: signal {signal.shape} does not broadcast to "
+            f"observation {observation.shape}; pass e.g. (H, W) and (N, H, W)"
+        ) from None
+    picks = rng.integers(observation.size, size=min(observation.size, max_pairs))
+    where = np.unravel_index(picks, observation.shape)
+    s, x = signal[where].astype(np.float64), observation[where].astype(np.float64)
+    if np.issubdtype(observation.dtype, np.integer):
+        x += rng.uniform(-0.5, 0.5, len(x))  # a density fitted to integers would collapse on them
+    finite = np.isfinite(s).all() and np.isfinite(x).all()
+    low, high = np.percentile(s, percentiles) if finite and len(s) else (0, 0)
+    if not finite or len(s) < 100 or low >= high:
+        raise ValueError(
+            f"GaussianMixtureNoise.fit: {observation.size} pairs, too few, constant signal, or NaN "
+            "or infinity; pass at least 100 finite pairs over a range of signals, or wider percentiles"
+        )
+    keep = (s >= low) & (s <= high)
+    return s[keep].astype("f4"), (x - s)[keep].astype("f4"), float(low), float(high)
+
+
+def _variance_line(t: np.ndarray, residual: np.ndarray) -> tuple[np.ndarray, float]:
+    """Start for the fit: positive (value at t = 0, slope) of the variance, and its least value."""
+    order = t.argsort()
+    t_bins = np.array([b.mean() for b in np.array_split(t[order], 20)])
+    v_bins = np.array([b.var() for b in np.array_split(residual[order], 20)]).clip(min=1e-12)
+    slope, base = np.polyfit(t_bins, v_bins, 1, w=1 / v_bins)
+    least = float(v_bins.min())
+    return np.array([max(base, 0.1 * least), max(slope, 0.1 * least)]), least

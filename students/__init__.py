@@ -1,0 +1,5 @@
+"""Networks that answer in one pass: any nn.Module (B, C, *S) -> (B, K, *S)."""
+
+from students.unet import UNet
+
+__all__ = ["UNet"]
