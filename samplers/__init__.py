@@ -3,6 +3,7 @@
 from samplers.analytic import BimodalPixels, LinearGaussianField, SkewedPixels
 from samplers.base import PosteriorSampler, posterior_mean, posterior_median, posterior_std
 from samplers.function import FunctionSampler
+from samplers.hdn import HDN
 from samplers.noise import GaussianMixtureNoise, GaussianNoise, NoiseModel
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "FunctionSampler",
     "GaussianMixtureNoise",
     "GaussianNoise",
+    "HDN",
     "LinearGaussianField",
     "NoiseModel",
     "PosteriorSampler",

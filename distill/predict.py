@@ -1,0 +1,118 @@
+"""A trained run on new images: one pass of the student, or many draws of the sampler."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from distill import checkpoint, images
+from distill.errors import UserError
+from distill.hardware import Precision, autocast, choose_device
+from distill.images import Images
+from samplers import posterior_mean, posterior_median, posterior_std
+
+Statistic = Literal["mean", "median", "std"]
+STATISTICS = {"mean": posterior_mean, "median": posterior_median, "std": posterior_std}
+ALIGNMENT = 64  # tiles start at multiples of this, so that every tile is downsampled on one grid
+
+
+def predict(
+    run: str | Path,
+    noisy: Images,
+    out: str | Path | None = None,
+    *,
+    draws: int = 0,
+    statistic: Statistic = "mean",
+    tile: int | None = None,
+    halo: int = 64,
+    dtype: Literal["float32", "input"] = "float32",
+    overwrite: bool = False,
+    device: str | None = None,
+    precision: Precision = "auto",
+    axes: str | None = None,
+) -> np.ndarray:
+    """Denoises every frame, in raw counts, and keeps the images' axes -> the denoised array.
+
+    Args:
+        run: folder of a run.
+        out: TIFF to write, with the pixel size and axes of the input.
+        draws: 0 for the student's one pass, else how many draws of the sampler to take.
+        statistic: what to make of the draws.
+        tile: side of square tiles in pixels, for images too large to go through at once.
+        halo: pixels around each tile that the networks see and that are cut off.
+        dtype: "float32", or "input" to round and clip to the input's type.
+        overwrite: replace `out` if it exists.
+        axes: the letters of the images' dimensions, of STCZYX, where the file does not say.
+    """
+    _check_arguments(draws, statistic, tile, halo)
+    device = choose_device(device)
+    stack = images.as_stack(noisy, axes)
+    if out is not None:
+        images.check_writable(out, overwrite)
+    if draws:
+        network: nn.Module = checkpoint.load_sampler(run)
+        answer = lambda x: STATISTICS[statistic](network, x, draws)  # noqa: E731
+    else:
+        network = answer = checkpoint.load_denoiser(run)
+    network.to(device)
+    channels = getattr(network, "mean", torch.zeros(stack.frames.shape[1])).shape[0]
+    if channels != stack.frames.shape[1]:
+        raise UserError(
+            f"{stack.name}: has {stack.frames.shape[1]} channels, but {run} was trained on {channels}"
+        )
+
+    denoised = np.empty(stack.frames.shape, np.float32)
+    for i in tqdm(range(len(stack.frames)), desc="predict", unit="frame"):
+        frame = np.ascontiguousarray(stack.frames[i], dtype=np.float32)
+        if not np.isfinite(frame).all():
+            raise UserError(f"{stack.name}: frame {i} holds NaN or infinity; replace those pixels first")
+        noisy_frame = torch.from_numpy(frame)[None].to(device)
+        with torch.inference_mode(), autocast(device, precision):
+            denoised[i] = in_tiles(answer, noisy_frame, tile, halo)[0].float().cpu().numpy()
+    if out is not None:
+        images.write(out, denoised, stack, dtype=dtype, overwrite=overwrite)
+    return stack.restore(denoised)
+
+
+def in_tiles(
+    answer: Callable[[Tensor], Tensor], noisy: Tensor, tile: int | None = None, halo: int = 64
+) -> Tensor:
+    """(B, C, H, W) -> (B, C, H, W), `tile` pixels at a time with `halo` more seen on every side.
+
+    The networks' receptive fields exceed any halo, so tiles agree with the whole image only nearly:
+    to 1e-2 of the noise in practice. Where a tile meets the image's border there is no halo.
+    """
+    if tile is None or tile >= max(noisy.shape[-2:]):
+        return answer(noisy)
+    denoised = torch.empty_like(noisy)
+    for (y0, y1, top, bottom), (x0, x1, left, right) in _tiles(noisy.shape[-2:], tile, halo):
+        seen = answer(noisy[..., top:bottom, left:right])
+        denoised[..., y0:y1, x0:x1] = seen[..., y0 - top : y1 - top, x0 - left : x1 - left]
+    return denoised
+
+
+def _tiles(size: tuple[int, int], tile: int, halo: int) -> Iterator[tuple[tuple[int, ...], ...]]:
+    """For each tile and axis: start and end of what is kept, start and end of what is seen."""
+
+    def spans(length: int) -> list[tuple[int, int, int, int]]:
+        step = max(ALIGNMENT, tile // ALIGNMENT * ALIGNMENT)
+        margin = -(-halo // ALIGNMENT) * ALIGNMENT
+        return [
+            (start, min(start + step, length), max(0, start - margin), min(start + step + margin, length))
+            for start in range(0, length, step)
+        ]
+
+    return ((rows, columns) for rows in spans(size[0]) for columns in spans(size[1]))
+
+
+def _check_arguments(draws: int, statistic: str, tile: int | None, halo: int) -> None:
+    if statistic not in STATISTICS:
+        raise UserError(f"statistic: got '{statistic}', allowed are {', '.join(STATISTICS)}")
+    if draws < 0 or (statistic == "std" and draws == 1):
+        raise UserError(f"draws: got {draws}; must be at least 0, and at least 2 for the std")
+    if halo < 0 or (tile is not None and tile < ALIGNMENT):
+        raise UserError(f"tile, halo: got {tile}, {halo}; must be at least {ALIGNMENT} and 0")
