@@ -60,9 +60,9 @@ def describe(module: nn.Module) -> dict[str, Any] | None:
 
     None where that is not possible: an argument that is not kept or is not plain data.
     """
-    parameters = inspect.signature(type(module)).parameters.values()
-    arguments = {}
-    for p in parameters:
+    kind, arguments = type(module), {}
+    takes_nothing = kind.__init__ is nn.Module.__init__
+    for p in () if takes_nothing else inspect.signature(kind).parameters.values():
         if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) or not hasattr(module, p.name):
             return None
         value = getattr(module, p.name)
@@ -77,8 +77,7 @@ def describe(module: nn.Module) -> dict[str, Any] | None:
         json.dumps(arguments)
     except TypeError:
         return None
-    name = f"{type(module).__module__}.{type(module).__qualname__}"
-    return {"class": name, "arguments": arguments}
+    return {"class": f"{kind.__module__}.{kind.__qualname__}", "arguments": arguments}
 
 
 def rebuild(description: dict[str, Any]) -> nn.Module:

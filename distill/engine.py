@@ -1,7 +1,7 @@
 """Co-training of a posterior sampler and the student that learns from its draws (paper, section 4)."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from distill.images import Images, as_stack, statistics
 from distill.optimise import Optimiser, Schedule
 from distill.patches import Patches, split
 from distill.pictures import mosaic
-from distill.progress import Progress
+from distill.progress import Progress, stop_signals
 from losses import L2, Loss
 from samplers import PosteriorSampler
 from samplers.base import evaluating
@@ -96,6 +96,7 @@ def train(
     loss = loss or L2()
     _check_arguments(settings)
     device, total, out = choose_device(device), steps + refine_steps, Path(out)
+    autocast(device, precision)  # refuses an unknown precision
 
     # Data: random patches of raw counts, with their mean and standard deviation.
     stack = as_stack(images, axes)
@@ -110,7 +111,10 @@ def train(
     torch.manual_seed(seed)
     generator = np.random.default_rng(seed)
     some = np.linspace(0, len(stack.frames) - 1, min(8, len(stack.frames))).astype(int)
-    sampler.prepare(torch.from_numpy(stack.frames[some].astype(np.float32)), mean, std)
+    try:
+        sampler.prepare(torch.from_numpy(stack.frames[some].astype(np.float32)), mean, std)
+    except ValueError as error:  # a sampler's own check of the images
+        raise UserError(f"{stack.name}: {error}") from error
     denoiser = DirectDenoiser(student, loss, channels=len(mean))
     denoiser.prepare(mean, std)
     for module in (sampler, denoiser):
@@ -134,13 +138,14 @@ def train(
     if compile:
         sampler_step, student_pass = torch.compile(sampler_step), torch.compile(student_pass)
 
-    bar = tqdm(total=total, initial=progress.step, unit="step", smoothing=0.1)
     started = time.monotonic() - progress.seconds
-    try:
+    bar = tqdm(total=total, initial=progress.step, unit="step", smoothing=0.1)
+    with bar, stop_signals() as stop:
         for step in range(progress.step + 1, total + 1):
             co_training = step <= co_steps
             sampler.train(co_training)
-            for noisy in _micro_batches(patches, generator, batch_size, micro_batch, device):
+            batch = patches.sample(batch_size, generator).to(device, memory_format=torch.channels_last)
+            for noisy in batch.split(micro_batch):
                 share = len(noisy) / batch_size
                 # 1. Pass the noisy images to the sampler and draw possible clean images.
                 with autocast(device, precision):
@@ -171,22 +176,19 @@ def train(
                     row |= _validate(sampler, average.module, validation, seed, out / "preview.png")
                 for each in optimisers:
                     each.validated(row.get(f"val_{each.name}_loss"))
+                progress.validated(row["val_student_loss"])
             if validating or step % 10 == 0:
                 row |= {"lr": optimise_student.lr, "seconds": round(progress.seconds, 2)}
                 progress.log(row)
                 bar.set_description("co-train" if co_training else "student", refresh=False)
                 bar.set_postfix({k: f"{v:.3f}" for k, v in row.items() if _shown(k)}, refresh=False)
             bar.update()
-            if validating:
-                progress.validated(row.get("val_student_loss"))
+            if validating or stop:
                 progress.save()
-                if patience and progress.stale >= patience:
-                    break
-    except KeyboardInterrupt:
-        progress.save()
-        raise
-    finally:
-        bar.close()
+            if stop:
+                raise KeyboardInterrupt
+            if patience and progress.stale >= patience:
+                break
 
     run = Run(out, sampler.eval(), average.module.eval())
     checkpoint.save_sampler(out / "sampler.safetensors", run.sampler)
@@ -195,16 +197,6 @@ def train(
 
 
 _NOT_SETTINGS = ("images", "sampler", "student", "loss", "out", "device", "precision", "compile")
-
-
-def _micro_batches(
-    patches: Patches, generator: np.random.Generator, batch_size: int, micro_batch: int,
-    device: torch.device,
-) -> Iterator[Tensor]:  # fmt: skip
-    """The patches of one update, as many at a time as fit in memory: (micro_batch, C, P, P)."""
-    for start in range(0, batch_size, micro_batch):
-        noisy = patches.sample(min(micro_batch, batch_size - start), generator)
-        yield noisy.to(device).contiguous(memory_format=torch.channels_last)
 
 
 def _warm_ema(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:

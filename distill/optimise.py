@@ -26,7 +26,7 @@ class Optimiser:
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         options: dict[str, Any] = {"lr": lr}
         if kind == "AdamW":
-            options |= {"betas": (0.9, 0.99), "weight_decay": 0.0}
+            options |= {"betas": (0.9, 0.99), "weight_decay": 0.0, "fused": True}
         self.optimiser = getattr(torch.optim, kind)(self.parameters, **options)
         if schedule == "cosine":
             self.schedule = torch.optim.lr_scheduler.LambdaLR(

@@ -1,6 +1,10 @@
 """How far a run has come: the checkpoint that it goes on from, and its metrics.jsonl."""
 
 import json
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +87,29 @@ class Progress:
         with open(self.out / "metrics.jsonl", "a") as file:
             file.write(json.dumps(row) + "\n")
 
-    def validated(self, student_loss: float | None) -> None:
+    def validated(self, student_loss: float) -> None:
         """Counts the validations since the best student."""
-        if student_loss is not None:
-            self.stale = 0 if student_loss < self.best else self.stale + 1
-            self.best = min(self.best, student_loss)
+        self.stale = 0 if student_loss < self.best else self.stale + 1
+        self.best = min(self.best, student_loss)
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Collects Ctrl-C and a cluster's SIGTERM in a list, so that the step in hand is finished and
+    the checkpoint whole. A second one interrupts at once."""
+    received: list[int] = []
+
+    def receive(number: int, frame: Any) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # only the main thread may set handlers
+        return
+    former = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)

@@ -51,13 +51,16 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def _moments(sampler: PosteriorSampler, noisy: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Mean and sum of squared deviations (Welford, float64): memory does not grow with n."""
-    mean = m2 = torch.zeros((), dtype=torch.float64)
+    """Mean and sum of squared deviations (Welford): memory does not grow with n."""
+    accurate = torch.float32 if noisy.device.type == "mps" else torch.float64  # mps has no float64
+    mean = m2 = None
     for i, draw in enumerate(sampler.draws(noisy, n), start=1):
-        draw = draw.double()
-        delta = draw - mean.to(draw.device)
-        mean = mean.to(draw.device) + delta / i
-        m2 = m2.to(draw.device) + delta * (draw - mean)
+        draw = draw.to(accurate)
+        if mean is None:
+            mean, m2 = torch.zeros_like(draw), torch.zeros_like(draw)
+        delta = draw - mean
+        mean += delta / i
+        m2 += delta * (draw - mean)
     return mean, m2
 
 
@@ -73,4 +76,10 @@ def posterior_std(sampler: PosteriorSampler, noisy: Tensor, n: int = 100) -> Ten
 
 def posterior_median(sampler: PosteriorSampler, noisy: Tensor, n: int = 100) -> Tensor:
     """Per-pixel median of n draws (the MMAE estimate, paper Eq. 5). Holds all n draws in memory."""
-    return torch.stack(list(sampler.draws(noisy, n))).quantile(0.5, dim=0)
+    return median(torch.stack(list(sampler.draws(noisy, n))))
+
+
+def median(draws: Tensor) -> Tensor:
+    """Over the first dimension; of an even number the mean of the middle two, unlike torch.median."""
+    ordered, n = draws.sort(dim=0).values, len(draws)  # torch.quantile refuses 16 million values
+    return (ordered[(n - 1) // 2] + ordered[n // 2]) / 2

@@ -9,7 +9,7 @@ from samplers.base import PosteriorSampler, evaluating
 from samplers.ladder_vae import LadderVAE
 from samplers.noise import GaussianNoise, NoiseModel
 
-DRAW_PIXELS = 2**20  # pixels that are decoded at once: bounds the memory of many draws
+DRAW_PIXELS = 2**17  # pixels that are decoded at once: bounds the memory of many draws
 
 
 class HDN(PosteriorSampler):
@@ -47,6 +47,11 @@ class HDN(PosteriorSampler):
         self.register_buffer("std", torch.ones(channels, 1, 1))
 
     def prepare(self, noisy: Tensor, mean: Tensor, std: Tensor) -> None:
+        if len(mean) != self.channels:
+            raise ValueError(
+                f"HDN: got images of {len(mean)} channels, made for {self.channels}; pass "
+                f"channels={len(mean)}, or one channel at a time"
+            )
         self.mean.copy_(mean)
         self.std.copy_(std)
         if self.noise_model is None:

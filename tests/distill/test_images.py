@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from distill.errors import UserError
-from distill.images import LazyFrames, Stack, as_stack, read, statistics, write
+from distill.images import LazyFrames, Stack, as_stack, statistics
+from distill.tiff import read, write
 
 torch.set_num_threads(1)
 SIZES = {"S": 2, "T": 3, "C": 4, "Z": 5, "Y": 6, "X": 7}
@@ -297,7 +298,7 @@ def test_big_files_lazy_frames_and_odd_units(tmp_path, name, monkeypatch):
     like.pixel_size, like.unit = {"x": 2.0, "y": 2.0}, "Å"
     assert isinstance(like.frames, LazyFrames)
     for limit in (1e9, 100):
-        monkeypatch.setattr("distill.images.BIG_BYTES", limit)
+        monkeypatch.setattr("distill.tiff.BIG_BYTES", limit)
         write(path, like.frames, like, overwrite=True)
         back = read(path)
         with tifffile.TiffFile(path) as tif:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill.errors import UserError
-from distill.images import read
+from distill.tiff import read
 from distill.patches import Patches, split
 
 torch.set_num_threads(1)

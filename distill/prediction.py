@@ -1,18 +1,19 @@
 """A trained run on new images: one pass of the student, or many draws of the sampler."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-from distill import checkpoint, images
+from distill import checkpoint, tiff
 from distill.errors import UserError
 from distill.hardware import Precision, autocast, choose_device
-from distill.images import Images
+from distill.images import Images, as_stack
 from samplers import posterior_mean, posterior_median, posterior_std
 
 Statistic = Literal["mean", "median", "std"]
@@ -50,20 +51,19 @@ def predict(
     """
     _check_arguments(draws, statistic, tile, halo)
     device = choose_device(device)
-    stack = images.as_stack(noisy, axes)
+    stack = as_stack(noisy, axes)
     if out is not None:
-        images.check_writable(out, overwrite)
-    if draws:
-        network: nn.Module = checkpoint.load_sampler(run)
-        answer = lambda x: STATISTICS[statistic](network, x, draws)  # noqa: E731
-    else:
-        network = answer = checkpoint.load_denoiser(run)
-    network.to(device)
-    channels = getattr(network, "mean", torch.zeros(stack.frames.shape[1])).shape[0]
-    if channels != stack.frames.shape[1]:
+        tiff.check_writable(out, overwrite)
+    denoiser = checkpoint.load_denoiser(run).to(device)
+    if len(denoiser.mean) != stack.frames.shape[1]:
         raise UserError(
-            f"{stack.name}: has {stack.frames.shape[1]} channels, but {run} was trained on {channels}"
+            f"{stack.name}: has {stack.frames.shape[1]} channels, but {run} was trained on "
+            f"{len(denoiser.mean)}; pass images like those that it was trained on"
         )
+    answer: Callable[[Tensor], Tensor] = denoiser
+    if draws:
+        sampler = checkpoint.load_sampler(run).to(device)
+        answer = partial(STATISTICS[statistic], sampler, n=draws)
 
     denoised = np.empty(stack.frames.shape, np.float32)
     for i in tqdm(range(len(stack.frames)), desc="predict", unit="frame"):
@@ -74,7 +74,7 @@ def predict(
         with torch.inference_mode(), autocast(device, precision):
             denoised[i] = in_tiles(answer, noisy_frame, tile, halo)[0].float().cpu().numpy()
     if out is not None:
-        images.write(out, denoised, stack, dtype=dtype, overwrite=overwrite)
+        tiff.write(out, denoised, stack, dtype=dtype, overwrite=overwrite)
     return stack.restore(denoised)
 
 
@@ -83,8 +83,8 @@ def in_tiles(
 ) -> Tensor:
     """(B, C, H, W) -> (B, C, H, W), `tile` pixels at a time with `halo` more seen on every side.
 
-    The networks' receptive fields exceed any halo, so tiles agree with the whole image only nearly:
-    to 1e-2 of the noise in practice. Where a tile meets the image's border there is no halo.
+    A halo of the network's receptive field makes tiles exactly the whole image: 160 px for the
+    paper's U-Net. HDN's exceeds any halo. Where a tile meets the image's border there is none.
     """
     if tile is None or tile >= max(noisy.shape[-2:]):
         return answer(noisy)

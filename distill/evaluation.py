@@ -17,6 +17,7 @@ from distill.hardware import Precision, autocast, choose_device
 from distill.images import Images, as_stack
 from distill.pictures import comparison
 from samplers import PosteriorSampler
+from samplers.base import median
 
 Row = dict[str, str | float]
 
@@ -121,13 +122,6 @@ def _answers(
     started = time.perf_counter()
     denoised = denoiser(noisy)[0]
     yield "student", denoised, denoised, _elapsed(started, noisy.device)
-
-
-def median(stack: Tensor) -> Tensor:
-    """The median over the first dimension; of an even number, the mean of the middle two."""
-    n = len(stack)
-    ordered = stack.sort(dim=0).values
-    return (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
 
 
 def _elapsed(started: float, device: torch.device) -> float:

@@ -1,0 +1,56 @@
+"""The command `distill`: dispatches to distill.cli, without importing torch before it must."""
+
+import sys
+
+from distill.errors import UserError
+
+COMMANDS = {
+    "train": "co-train a sampler and a student on noisy images",
+    "predict": "denoise images with a trained run",
+    "evaluate": "compare draws and student with ground truth",
+    "info": "what is in a run or an image",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 0, or 2 with one line for input that cannot work, or 130 when interrupted."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command = arguments[0] if arguments else "--help"
+    if command in ("-h", "--help"):
+        print(_usage())
+        return 0
+    if command == "--version":
+        from importlib.metadata import version
+
+        print(f"distill {version('posterior-distill')}")
+        return 0
+    try:
+        if command not in COMMANDS:
+            raise UserError(f"got '{command}', allowed are {', '.join(COMMANDS)}; try distill --help")
+        from distill import cli
+
+        cli.run(command, arguments[1:])
+    except UserError as error:
+        print("distill: " + " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except SystemExit as done:  # --help and --print_config
+        return int(done.code or 0)
+    except KeyboardInterrupt:
+        print("\ndistill: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _usage() -> str:
+    commands = "\n".join(f"  distill {name:10}{text}" for name, text in COMMANDS.items())
+    return f"""Distil a posterior sampler into a network that denoises in one pass.
+
+{commands}
+
+`distill COMMAND --help` lists a command's options. To begin:
+  distill train noisy.tif --out runs/mine
+  distill predict runs/mine noisy.tif --out denoised.tif"""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,169 @@
+"""Command-line arguments from the signatures of train, predict, evaluate; class names or dotted paths
+for sampler, student and loss."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+from torch import nn
+
+import losses
+import samplers
+import students
+from distill import checkpoint, engine, evaluation, images, prediction
+from distill.errors import UserError
+
+ROLES = {
+    "sampler": (samplers, samplers.PosteriorSampler, "HDN"),
+    "student": (students, nn.Module, "UNet"),
+    "loss": (losses, losses.Loss, "L2"),
+}
+
+
+def run(command: str, arguments: list[str]) -> None:
+    sys.path.append("")  # dotted paths may name files in the working folder
+    {"train": _train, "predict": _predict, "evaluate": _evaluate, "info": _info}[command](arguments)
+
+
+class Parser(jsonargparse.ArgumentParser):
+    """One line for every mistake."""
+
+    def error(self, message: str, ex: Exception | None = None) -> None:
+        raise UserError(f"{message} (try {self.prog} --help)") from ex
+
+
+def _parser(command: str, description: str) -> Parser:
+    parser = Parser(prog=f"distill {command}", description=description)
+    parser.add_argument("--config", action="config", help="YAML file with any of these options")
+    return parser
+
+
+def _train(arguments: list[str]) -> None:
+    parser = _parser("train", "Co-train a posterior sampler and its one-pass student on noisy images.")
+    parser.add_argument("images", type=str, help="noisy TIFF, in raw counts")
+    for role, (package, base, default) in ROLES.items():
+        names = ", ".join(_public_classes(package, base))
+        parser.add_argument(
+            f"--{role}",
+            type=base,
+            default={"class_path": f"{package.__name__}.{default}"},
+            help=f"one of {names}, or a dotted path of your own; `--{role}.help NAME` for its options",
+        )
+    parser.add_function_arguments(engine.train, skip={"images", *ROLES})
+    arguments = [_full_name(arguments, i) for i in range(len(arguments))]
+    config = parser.parse_args(arguments)
+    try:
+        chosen = parser.instantiate(config)
+    except ValueError as error:  # a constructor's own check
+        raise UserError(str(error)) from None
+    finished = engine.train(**_without_config(chosen))
+    print(f"{finished.path}: done. Now: distill predict {finished.path} {config.images} --out clean.tif")
+
+
+def _predict(arguments: list[str]) -> None:
+    parser = _parser("predict", "Denoise images with a run's student, or average its sampler's draws.")
+    parser.add_argument("run", type=str, help="folder of a run")
+    parser.add_argument("noisy", type=str, help="noisy TIFF, in raw counts")
+    parser.add_argument("--out", type=str, required=True, help="TIFF to write")
+    parser.add_function_arguments(prediction.predict, skip={"run", "noisy", "out"})
+    chosen = parser.parse_args(arguments)
+    prediction.predict(**_without_config(chosen))
+    print(f"{chosen.out}: written")
+
+
+def _evaluate(arguments: list[str]) -> None:
+    parser = _parser("evaluate", "Compare draws and student with ground truth: PSNR and time.")
+    parser.add_argument("run", type=str, help="folder of a run")
+    parser.add_argument("noisy", type=str, help="noisy TIFF")
+    parser.add_argument("clean", type=str, help="TIFF with the ground truth, one frame or as many")
+    parser.add_argument("--draws", type=int, nargs="+", default=[1, 10, 100], help="draws to average")
+    parser.add_function_arguments(evaluation.evaluate, skip={"run", "noisy", "clean", "draws"})
+    chosen = parser.parse_args(arguments)
+    print(evaluation.format_table(evaluation.evaluate(**_without_config(chosen))))
+
+
+def _info(arguments: list[str]) -> None:
+    parser = _parser("info", "What is in a run or an image.")
+    parser.add_argument("path", type=str, help="folder of a run, or a TIFF")
+    path = Path(parser.parse_args(arguments).path)
+    print(_describe_run(path) if path.is_dir() else _describe_image(path))
+
+
+def _describe_run(path: Path) -> str:
+    _, header = checkpoint.load(path / "student.safetensors")
+    _, sampler_header = checkpoint.load(path / "sampler.safetensors")
+    denoiser = checkpoint.load_denoiser(path)
+    weights = sum(p.numel() for p in denoiser.backbone.parameters())
+    lines = [
+        f"{path}: a finished run",
+        f"sampler   {_call(sampler_header['sampler'])}",
+        f"student   {_call(header['backbone'])}, {weights:,} parameters",
+        f"loss      {_call(header['loss'])}: its output is the {', '.join(denoiser.loss.outputs)}",
+        f"data      mean {denoiser.mean.flatten().tolist()}, std {denoiser.std.flatten().tolist()} counts",
+    ]
+    metrics = path / "metrics.jsonl"
+    if metrics.exists():
+        lines.append(f"last      {metrics.read_text().splitlines()[-1]}")
+    return "\n".join(lines)
+
+
+def _describe_image(path: Path) -> str:
+    stack = images.as_stack(path)
+    mean, std = images.statistics(stack)
+    size = ", ".join(f"{axis} {value:g} {stack.unit}" for axis, value in stack.pixel_size.items())
+    return "\n".join(
+        [
+            f"{path}: {stack.pixels.dtype} image, axes {stack.axes}, shape {stack.pixels.shape}",
+            f"frames    {stack.frames.shape} (N, C, Y, X)",
+            f"pixel     {size or 'size unknown'}",
+            f"counts    mean {mean.flatten().tolist()}, std {std.flatten().tolist()}",
+            f"noise     {_noise(stack)}",
+        ]
+    )
+
+
+def _noise(stack: images.Stack) -> str:
+    try:
+        estimate = samplers.GaussianNoise.estimate(stack.frames)
+    except ValueError as error:
+        return str(error)
+    return f"variance = {estimate.gain:.4g} * signal + {estimate.offset:.4g}, estimated"
+
+
+def _call(description: dict[str, Any] | None) -> str:
+    if description is None:
+        return "an object that cannot be rebuilt by name"
+    arguments = {
+        k: _call(v) if isinstance(v, dict) else v for k, v in description["arguments"].items() if v is not None
+    }
+    name = description["class"].rpartition(".")[2]
+    return f"{name}({', '.join(f'{k}={v}' for k, v in arguments.items())})"
+
+
+def _without_config(chosen: jsonargparse.Namespace) -> dict[str, Any]:
+    return {k: v for k, v in vars(chosen).items() if k != "config"}
+
+
+def _public_classes(package: Any, base: type) -> list[str]:
+    """The classes that a package exports for a role."""
+    exported = [(name, getattr(package, name)) for name in package.__all__]
+    return [
+        name for name, value in exported if isinstance(value, type) and issubclass(value, base) and value is not base
+    ]
+
+
+def _full_name(arguments: list[str], i: int) -> str:
+    """`--loss L1` means losses.L1; a name that is neither ours nor dotted is an error that lists ours."""
+    before, name = (arguments[i - 1] if i else ""), arguments[i]
+    flag, equals, value = name.partition("=")
+    if equals and flag.removeprefix("--") in ROLES:
+        before, name = flag, value
+    role = before.removeprefix("--").removesuffix(".help")
+    if not before.startswith("--") or role not in ROLES or "." in name or name.startswith("-"):
+        return arguments[i]
+    package, base, _ = ROLES[role]
+    ours = _public_classes(package, base)
+    if name not in ours:
+        raise UserError(f"{role}: got '{name}', allowed are {', '.join(ours)} or a dotted path of your own")
+    return (flag + "=" if equals else "") + f"{package.__name__}.{name}"

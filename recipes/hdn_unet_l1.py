@@ -1,0 +1,12 @@
+"""As hdn_unet_l2.py, with the absolute error: the student learns the pixel-wise median of the draws.
+
+python recipes/hdn_unet_l1.py [noisy.tif [clean.tif]]
+"""
+
+import sys
+
+from losses import L1
+from recipes.hdn_unet_l2 import main
+
+if __name__ == "__main__":
+    main(L1(), "runs/hdn_unet_l1", *sys.argv[1:])

@@ -1,0 +1,130 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import yaml
+
+from distill.__main__ import main
+from distill.engine import PUBLISHED
+
+QUICK = [
+    "--sampler", "HDN", "--sampler.levels", "2", "--sampler.latents", "2", "--sampler.filters", "4",
+    "--sampler.blocks", "1", "--student", "UNet", "--student.depth", "2", "--student.filters", "4",
+    "--steps", "2", "--refine_steps", "1", "--batch_size", "2", "--micro_batch", "2", "--patch_size",
+    "16", "--device", "cpu",
+]  # fmt: skip
+
+
+@pytest.fixture
+def stack(noisy, tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    tifffile.imwrite("noisy.tif", noisy, imagej=True, metadata={"axes": "TYX"})
+    tifffile.imwrite("clean.tif", noisy.mean(0))
+    return Path("noisy.tif")
+
+
+def test_train_info_predict_evaluate(stack, capsys):
+    assert main(["train", "noisy.tif", "--loss", "L1", "--out", "run", *QUICK]) == 0
+    assert "distill predict run noisy.tif" in capsys.readouterr().out
+    assert main(["info", "run"]) == 0
+    out = capsys.readouterr().out
+    assert "levels=2" in out and "median" in out
+    assert main(["info", "noisy.tif"]) == 0
+    assert "TYX" in capsys.readouterr().out
+    assert main(["predict", "run", "noisy.tif", "--out", "denoised.tif"]) == 0
+    assert tifffile.imread("denoised.tif").shape == (4, 48, 40)
+    assert main(["evaluate", "run", "noisy.tif", "clean.tif", "--draws", "1", "2"]) == 0
+    assert "2 draws" in capsys.readouterr().out
+
+
+def test_config_files_and_their_printing(stack, capsys):
+    assert main(["train", "noisy.tif", "--out", "a", "--loss", "losses.Huber", "--loss.delta", "0.5",
+                 "--print_config", *QUICK]) == 0  # fmt: skip
+    Path("config.yaml").write_text(capsys.readouterr().out)
+    assert main(["train", "--config", "config.yaml", "--out", "b"]) == 0
+    assert main(["info", "b"]) == 0
+    assert "Huber(delta=0.5)" in capsys.readouterr().out
+    Path("config.yaml").write_text("stepz: 3\n")
+    assert main(["train", "noisy.tif", "--config", "config.yaml", "--out", "c"]) == 2
+    assert "stepz" in capsys.readouterr().err and not Path("c").exists()
+
+
+def test_classes_of_ones_own_by_dotted_path(stack, capsys):
+    Path("mine.py").write_text(
+        "from losses import L2\n"
+        "class Half(L2):\n"
+        "    def __init__(self, power: float = 2.0):\n"
+        "        super().__init__()\n"
+        "        self.power = power\n"
+        "    def forward(self, prediction, draws):\n"
+        "        return (draws - prediction).abs().pow(self.power).mean()\n"
+    )
+    assert main(["train", "noisy.tif", "--loss", "mine.Half", "--loss.power", "1.5", "--out", "run",
+                 *QUICK]) == 0  # fmt: skip
+    assert main(["info", "run"]) == 0
+    assert "Half(power=1.5)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nonsense"], "allowed are train, predict, evaluate, info"),
+        (["train", "missing.tif"], "missing.tif: no such file"),
+        (["train", "noisy.tif", "--axes", "YX"], "do not fit"),
+        (["train", "noisy.tif", "--axes", "QQQ"], "axes"),
+        (["train", "empty.tif"], "empty.tif"),
+        (["train", "text.tif"], "text.tif"),
+        (["train", "nan.tif"], "NaN"),
+        (["train", "flat.tif"], "constant"),
+        (["train", "rgb.tif"], "RGB"),
+        (["train", "noisy.tif", "--loss", "L3"], "allowed are L1, L2, Huber"),
+        (["train", "noisy.tif", "--loss", "nowhere.L3"], "nowhere"),
+        (["train", "noisy.tif", "--loss=L3"], "allowed are L1, L2, Huber"),
+        (["train", "noisy.tif", "--sampler", "VDN"], "allowed are"),
+        (["train", "noisy.tif", "--sampler.layers", "3"], "layers"),
+        (["train", "noisy.tif", "--stepz", "3"], "stepz"),
+        (["train", "noisy.tif", "--steps", "many"], "steps"),
+        (["train", "noisy.tif", "--device", "cuda:11"], "device"),
+        (["train"], "images"),
+        (["train", "noisy.tif", "--loss", "Huber", "--loss.delta", "-1"], "delta"),
+        (["predict", "no_run", "noisy.tif", "--out", "x.tif"], "no such file"),
+        (["predict", "no_run", "noisy.tif"], "out"),
+        (["evaluate", "no_run", "noisy.tif", "noisy.tif"], "no such file"),
+        (["info", "nothing"], "nothing: no such file"),
+    ],
+)
+def test_wrong_input_is_one_line_exit_2_and_nothing_written(arguments, message, stack, noisy, capsys):
+    tifffile.imwrite("nan.tif", np.where(noisy > 200, np.nan, noisy), photometric="minisblack")
+    tifffile.imwrite("flat.tif", np.full((2, 64, 64), 7, np.uint8))
+    tifffile.imwrite("rgb.tif", np.zeros((64, 64, 3), np.uint8), photometric="rgb")
+    Path("empty.tif").write_bytes(b"")
+    Path("text.tif").write_text("not an image")
+    before = sorted(Path().rglob("*"))
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err, captured.err
+    assert captured.err.count("\n") == 1 and not captured.out
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_help_and_version_do_not_import_torch():
+    for flag in ("--help", "--version"):
+        code = f"import sys; from distill.__main__ import main; main(['{flag}']); assert 'torch' not in sys.modules"
+        assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("command", ["train", "predict", "evaluate", "info"])
+def test_every_command_explains_itself(command, capsys):
+    assert main([command, "--help"]) == 0
+    assert "usage: distill " + command in capsys.readouterr().out
+
+
+def test_the_published_settings_are_the_same_from_the_command_line(stack, capsys):
+    published = Path(__file__).parents[2] / "recipes" / "published.yaml"
+    assert main(["train", "noisy.tif", "--config", str(published), "--print_config"]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert {k: printed[k] for k in PUBLISHED} == PUBLISHED
+    assert printed["student"]["init_args"]["shared_convs"] is True

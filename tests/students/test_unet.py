@@ -1,0 +1,22 @@
+import pytest
+import torch
+
+from students import UNet
+
+
+def test_parameter_counts_are_the_papers_and_the_published_codes():
+    count = lambda m: sum(p.numel() for p in m.parameters())  # noqa: E731
+    assert count(UNet()) == 15_692_065
+    assert count(UNet(shared_convs=True)) == 11_764_577
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_keeps_the_size_and_sets_the_channels(depth):
+    x = torch.rand(2, 3, 2 * 2**depth, 6 * 2**depth)
+    assert UNet(3, 5, depth=depth, filters=4)(x).shape == (2, 5, *x.shape[2:])
+
+
+def test_every_parameter_learns():
+    unet = UNet(depth=2, filters=4)
+    unet(torch.rand(2, 1, 16, 16)).square().mean().backward()
+    assert all(p.grad is not None for p in unet.parameters())

@@ -1,0 +1,50 @@
+"""Imports run one way, and the common package names are our own."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FORBIDDEN = {
+    "samplers": {"distill", "students", "losses", "recipes"},
+    "students": {"distill", "samplers", "losses", "recipes"},
+    "losses": {"distill", "samplers", "students", "recipes"},
+    "distill": {"recipes"},
+}
+EXTRAS = {"scipy", "matplotlib", "jsonargparse", "imagecodecs", "timm", "lpips", "torchvision"}
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("package", FORBIDDEN)
+def test_imports_run_one_way(package):
+    for path in (ROOT / package).rglob("*.py"):
+        assert not imported(path) & FORBIDDEN[package], path
+
+
+def test_the_core_runs_on_torch_numpy_and_tifffile():
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({EXTRAS}));"
+        "from distill import train, predict, evaluate, read; from samplers import HDN;"
+        "from students import UNet; from losses import L1, L2"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_shadowing_package_is_named(tmp_path):
+    (tmp_path / "losses").mkdir()
+    (tmp_path / "losses" / "__init__.py").touch()
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import distill"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert str(tmp_path / "losses" / "__init__.py") in result.stderr.splitlines()[-1]
