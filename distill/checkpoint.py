@@ -119,7 +119,7 @@ def load_sampler(run: str | Path, sampler: PosteriorSampler | None = None) -> Po
     tensors, header = load(path)
     sampler = sampler or _described(path, header, "sampler")
     sampler.load_state_dict(tensors)
-    return sampler.eval()
+    return sampler.eval().to(memory_format=torch.channels_last)
 
 
 def load_denoiser(run: str | Path, backbone: nn.Module | None = None) -> DirectDenoiser:

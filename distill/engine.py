@@ -16,7 +16,7 @@ from distill import checkpoint
 from distill.denoiser import DirectDenoiser
 from distill.errors import UserError
 from distill.hardware import Precision, autocast, choose_device
-from distill.images import Images, as_stack, statistics
+from distill.images import Images, Stack, as_stack, statistics
 from distill.optimise import Optimiser, Schedule
 from distill.patches import Patches, split
 from distill.pictures import mosaic
@@ -110,11 +110,9 @@ def train(
     # Networks: the sampler, the student, and the running average of the student.
     torch.manual_seed(seed)
     generator = np.random.default_rng(seed)
-    some = np.linspace(0, len(stack.frames) - 1, min(8, len(stack.frames))).astype(int)
-    try:
-        sampler.prepare(torch.from_numpy(stack.frames[some].astype(np.float32)), mean, std)
-    except ValueError as error:  # a sampler's own check of the images
-        raise UserError(f"{stack.name}: {error}") from error
+    co_steps = steps if sampler.trainable else 0
+    if co_steps:
+        _prepare(sampler, stack, mean, std)  # a sampler that is already trained keeps its statistics
     denoiser = DirectDenoiser(student, loss, channels=len(mean))
     denoiser.prepare(mean, std)
     for module in (sampler, denoiser):
@@ -123,7 +121,6 @@ def train(
     average = AveragedModel(denoiser, avg_fn=_warm_ema(ema))
 
     # One optimiser for each network; the sampler has none where it is frozen from the start.
-    co_steps = steps if sampler.trainable else 0
     optimise_student = Optimiser("student", denoiser, optimiser, lr, schedule, total, clip)
     optimisers = [optimise_student]
     if co_steps:
@@ -197,6 +194,15 @@ def train(
 
 
 _NOT_SETTINGS = ("images", "sampler", "student", "loss", "out", "device", "precision", "compile")
+
+
+def _prepare(sampler: PosteriorSampler, stack: Stack, mean: Tensor, std: Tensor) -> None:
+    """Shows the sampler eight frames, spread evenly, and the statistics of all."""
+    chosen = np.linspace(0, len(stack.frames) - 1, min(8, len(stack.frames))).astype(int)
+    try:
+        sampler.prepare(torch.from_numpy(stack.frames[chosen].astype(np.float32)), mean, std)
+    except ValueError as error:  # a sampler's own check of the images
+        raise UserError(f"{stack.name}: {error}") from error
 
 
 def _warm_ema(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:

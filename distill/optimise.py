@@ -86,6 +86,10 @@ class Optimiser:
                 i, _, key = rest.partition(".")
                 state.setdefault(int(i), {})[key] = value
         self.optimiser.load_state_dict({"state": state, "param_groups": data["groups"]})
+        for parameter, values in self.optimiser.state.items():
+            for key, value in values.items():
+                if value.shape == parameter.shape:  # a fused step needs the parameter's memory layout
+                    values[key] = torch.empty_like(parameter).copy_(value)
         self.schedule.load_state_dict(data["schedule"])
 
 

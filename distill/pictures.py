@@ -9,18 +9,16 @@ from torch import Tensor
 def mosaic(path: Path, columns: list[Tensor], rows: int = 4) -> None:
     """A PNG whose columns show the same `rows` patches (B, C, H, W) in different versions.
 
-    Each row has one grey scale for all its columns, from the percentiles of its last column.
+    One grey scale for all of them, from the percentiles of the last column; pixels doubled.
     """
     from matplotlib.image import imsave
 
-    pictures = []
-    for i in range(min(rows, len(columns[0]))):
-        tiles = [column[i, 0].float().cpu().numpy() for column in columns]
-        low, high = np.percentile(tiles[-1], (0.5, 99.8))
-        row = np.concatenate([np.pad(t, 2, constant_values=high) for t in tiles], axis=1)
-        pictures.append(((row - low) / max(high - low, 1e-6)).clip(0, 1))
+    shown = [column[:rows, 0].float().cpu().numpy() for column in columns]
+    low, high = np.percentile(shown[-1], (0.5, 99.8))
+    framed = [np.pad(patches, ((0, 0), (1, 1), (1, 1)), constant_values=high) for patches in shown]
+    picture = np.concatenate([np.concatenate(list(patches)) for patches in framed], axis=1)
     temporary = path.with_name(path.name + ".tmp")
-    imsave(temporary, np.concatenate(pictures), cmap="gray", vmin=0, vmax=1, format="png")
+    imsave(temporary, picture.repeat(2, 0).repeat(2, 1), cmap="gray", vmin=low, vmax=high, format="png")
     temporary.replace(path)
 
 

@@ -21,7 +21,7 @@ class PosteriorSampler(nn.Module, ABC):
             yield self.sample(noisy)[0]
 
     def prepare(self, noisy: Tensor, mean: Tensor, std: Tensor) -> None:
-        """Told once, before training: some training frames (N, C, *S), and the training data's
+        """Told once, before co-training: some training frames (N, C, *S), and the training data's
         mean and std, each (C, 1, 1), in raw counts. Default: nothing."""
 
     def training_step(self, noisy: Tensor) -> tuple[Tensor, Tensor]:

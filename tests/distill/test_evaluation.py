@@ -18,7 +18,7 @@ def test_psnr_is_the_papers():
 
 def test_averages_of_draws_approach_the_posterior_mean():
     field = LinearGaussianField()
-    clean = field.prior(1, (64, 64))
+    clean = field.prior(1, (256, 256))
     noisy = field.observe(clean)
 
     class Wiener(torch.nn.Module):
