@@ -9,6 +9,7 @@ COMMANDS = {
     "predict": "denoise images with a trained run",
     "evaluate": "compare draws and student with ground truth",
     "info": "what is in a run or an image",
+    "noise-model": "`noise-model fit`: a noise model from calibration frames, repeats or the data",
 }
 
 
@@ -42,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _usage() -> str:
-    commands = "\n".join(f"  distill {name:10}{text}" for name, text in COMMANDS.items())
+    commands = "\n".join(f"  distill {name:13}{text}" for name, text in COMMANDS.items())
     return f"""Distil a posterior sampler into a network that denoises in one pass.
 
 {commands}

@@ -11,7 +11,7 @@ from torch import nn
 import losses
 import samplers
 import students
-from distill import checkpoint, engine, evaluation, images, prediction
+from distill import checkpoint, engine, evaluation, images, noise_fitting, prediction
 from distill.errors import UserError
 
 ROLES = {
@@ -23,7 +23,8 @@ ROLES = {
 
 def run(command: str, arguments: list[str]) -> None:
     sys.path.append("")  # dotted paths may name files in the working folder
-    {"train": _train, "predict": _predict, "evaluate": _evaluate, "info": _info}[command](arguments)
+    commands = {"train": _train, "predict": _predict, "evaluate": _evaluate, "info": _info}
+    (commands | {"noise-model": _noise_model})[command](arguments)
 
 
 class Parser(jsonargparse.ArgumentParser):
@@ -81,6 +82,17 @@ def _evaluate(arguments: list[str]) -> None:
     parser.add_function_arguments(evaluation.evaluate, skip={"run", "noisy", "clean", "draws"})
     chosen = parser.parse_args(arguments)
     print(evaluation.format_table(evaluation.evaluate(**_without_config(chosen))))
+
+
+def _noise_model(arguments: list[str]) -> None:
+    if arguments[:1] not in (["fit"], ["-h"], ["--help"]):
+        raise UserError("noise-model: allowed is `distill noise-model fit`; try it with --help")
+    parser = _parser("noise-model fit", "Fit p(noisy | signal) to frames, and judge it on held-out pixels.")
+    parser.add_argument("images", type=str, help="TIFF: frames of a static scene, or any noisy stack")
+    parser.add_argument("--out", type=str, required=True, help="noise model to write (.npz), plot beside it")
+    parser.add_function_arguments(noise_fitting.fit_noise_model, skip={"images", "out"})
+    chosen = parser.parse_args([a for a in arguments if a != "fit"])
+    noise_fitting.fit_noise_model(**_without_config(chosen))
 
 
 def _info(arguments: list[str]) -> None:

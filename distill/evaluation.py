@@ -131,7 +131,7 @@ def _elapsed(started: float, device: torch.device) -> float:
 
 
 def _tensor(frame: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(frame, dtype=np.float32))
+    return torch.from_numpy(np.array(frame, dtype=np.float32))  # a memory map is not writable
 
 
 def write_table(path: Path, rows: list[Row]) -> None:

@@ -67,7 +67,7 @@ def predict(
 
     denoised = np.empty(stack.frames.shape, np.float32)
     for i in tqdm(range(len(stack.frames)), desc="predict", unit="frame"):
-        frame = np.ascontiguousarray(stack.frames[i], dtype=np.float32)
+        frame = np.array(stack.frames[i], dtype=np.float32)
         if not np.isfinite(frame).all():
             raise UserError(f"{stack.name}: frame {i} holds NaN or infinity; replace those pixels first")
         noisy_frame = torch.from_numpy(frame)[None].to(device)

@@ -1,21 +1,38 @@
 """Posterior samplers: draw clean images from q(signal | noisy)."""
 
+from samplers.adapters import DiffusionSampler, Ensemble, MonteCarloDropout
 from samplers.analytic import BimodalPixels, LinearGaussianField, SkewedPixels
 from samplers.base import PosteriorSampler, posterior_mean, posterior_median, posterior_std
+from samplers.divnoising import DivNoising
 from samplers.function import FunctionSampler
 from samplers.hdn import HDN
-from samplers.noise import GaussianMixtureNoise, GaussianNoise, NoiseModel
+from samplers.noise import (
+    AutoregressiveNoise,
+    GaussianMixtureNoise,
+    GaussianNoise,
+    HistogramNoise,
+    NoiseModel,
+)
+from samplers.structured import JointNoiseVAE, StructuredNoiseVAE
 
 __all__ = [
+    "HDN",
+    "AutoregressiveNoise",
     "BimodalPixels",
+    "DiffusionSampler",
+    "DivNoising",
+    "Ensemble",
     "FunctionSampler",
     "GaussianMixtureNoise",
     "GaussianNoise",
-    "HDN",
+    "HistogramNoise",
+    "JointNoiseVAE",
     "LinearGaussianField",
+    "MonteCarloDropout",
     "NoiseModel",
     "PosteriorSampler",
     "SkewedPixels",
+    "StructuredNoiseVAE",
     "posterior_mean",
     "posterior_median",
     "posterior_std",

@@ -1,7 +1,17 @@
 """Noise models p(noisy | signal): what the camera or detector does to the clean image."""
 
+from samplers.noise.autocorrelation import autocorrelation
+from samplers.noise.autoregressive import AutoregressiveNoise
 from samplers.noise.base import NoiseModel
 from samplers.noise.gaussian import GaussianNoise
 from samplers.noise.gmm import GaussianMixtureNoise
+from samplers.noise.histogram import HistogramNoise
 
-__all__ = ["GaussianMixtureNoise", "GaussianNoise", "NoiseModel"]
+__all__ = [
+    "AutoregressiveNoise",
+    "GaussianMixtureNoise",
+    "GaussianNoise",
+    "HistogramNoise",
+    "NoiseModel",
+    "autocorrelation",
+]

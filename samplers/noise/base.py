@@ -9,6 +9,11 @@ class NoiseModel(nn.Module, ABC):
     """p(noisy | signal), pixel-independent, in raw counts on both sides.
 
     A noise model is fixed while a sampler trains: its tensors are buffers, never parameters.
+
+    Those of Gaussians take `step` and `clip`. With `step` the data are multiples of it (integers:
+    1) and the likelihood is the log probability of a bin that wide; with `clip`, e.g. (0, 255) for
+    uint8, the two end bins hold the whole tail. At an end bin the gradient fades where the signal
+    lies beyond it: a clipped pixel says no more than "at least that bright".
     """
 
     @abstractmethod

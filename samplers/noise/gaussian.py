@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from os import PathLike
 
 import numpy as np
 import torch
@@ -10,7 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from samplers.noise.base import NoiseModel
+from samplers.noise.pairs import draw_pairs
+from samplers.noise.quantised import checked, log_bin_probability, quantise
 
+_ARGUMENTS = ("std", "gain", "offset", "min_variance", "step", "clip")
 _TILE, _MAX_TILES = 256, 32  # `estimate` reads 2 million pixels at most
 _RING = 7  # side of the neighbourhood that tells a pixel's brightness and smoothness
 
@@ -21,6 +26,7 @@ class GaussianNoise(NoiseModel):
     Either `std`, or variance = gain * signal + offset (Poisson-Gaussian: `gain` counts per
     photon; `offset` = read variance - gain * black level, so it may be negative).
     The variance never falls below `min_variance`, by default 1 % of gain^2 + max(offset, 0).
+    With `step` (1 for integers) the likelihood is that of quantised data, see `NoiseModel`.
     """
 
     def __init__(
@@ -30,8 +36,11 @@ class GaussianNoise(NoiseModel):
         gain: float | None = None,
         offset: float | None = None,
         min_variance: float | None = None,
+        step: float | None = None,
+        clip: Sequence[float] | None = None,
     ):
         super().__init__()
+        self.step, self.clip = step, checked("GaussianNoise", step, clip)
         self.std, self.gain, self.offset = std, gain, offset
         self.min_variance = min_variance
         if (std is None) == (gain is None):
@@ -66,11 +75,50 @@ class GaussianNoise(NoiseModel):
         with torch.autocast(signal.device.type, enabled=False):
             noisy, signal = noisy.float(), signal.float()
             variance = self.variance(signal)
+            if self.step is not None:
+                return log_bin_probability(noisy, signal, variance, self.step, self.clip)
             return -0.5 * ((noisy - signal) ** 2 / variance + (2 * math.pi * variance).log())
 
     def sample(self, signal: Tensor) -> Tensor:
         signal = signal.float()
-        return signal + self.variance(signal).sqrt() * torch.randn_like(signal)
+        noisy = signal + self.variance(signal).sqrt() * torch.randn_like(signal)
+        return quantise(noisy, self.step, self.clip)
+
+    @classmethod
+    def read(cls, path: str | PathLike) -> GaussianNoise:
+        """The model in an .npz file that `write` wrote; ValueError where it is not one."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return cls(**{key: file[key].tolist() for key in file})
+        except (OSError, ValueError, EOFError, AttributeError, TypeError) as error:
+            raise ValueError(f"{path}: not a readable Gaussian noise model ({error})") from error
+
+    def write(self, path: str | PathLike) -> None:
+        """Write the .npz file that `read` reads: one key per argument that is not None."""
+        values = {k: v for k in _ARGUMENTS if (v := getattr(self, k)) is not None}
+        with open(path, "wb") as file:  # a file object, else numpy appends .npz to the name
+            np.savez(file, **values)
+
+    @classmethod
+    def fit(
+        cls,
+        signal: Tensor | np.ndarray,
+        observation: Tensor | np.ndarray,
+        *,
+        percentiles: tuple[float, float] = (0.0, 100.0),
+        max_pairs: int = 2_000_000,
+        seed: int = 0,
+    ) -> GaussianNoise:
+        """gain and offset from pairs of raw counts: robust line through the variances of 50 bins.
+
+        `signal` broadcasts to `observation`; signals outside `percentiles` are dropped.
+        """
+        rng = np.random.default_rng(seed)
+        pairs = draw_pairs(signal, observation, percentiles, max_pairs, rng, "GaussianNoise.fit")
+        order = pairs[0].argsort()
+        s, square = (np.array_split(v[order].astype("f8"), 50) for v in (pairs[0], pairs[1] ** 2))
+        bins = [[b.mean() for b in s], [b.mean() for b in square], [len(b) for b in s]]
+        return cls._from_bins(*torch.tensor(bins, dtype=torch.float64))
 
     @classmethod
     def estimate(cls, frames: Tensor | np.ndarray) -> GaussianNoise:
@@ -82,10 +130,13 @@ class GaussianNoise(NoiseModel):
         Raises ValueError where the frames are too small, constant or not finite.
         """
         mean, square, level, structure, clipped = _pixel_statistics(_tiles(frames))
-        bins = _smooth_bins(mean, square, level, structure, clipped)
-        gain, offset = _fit_line(*bins)
+        return cls._from_bins(*_smooth_bins(mean, square, level, structure, clipped))
+
+    @classmethod
+    def _from_bins(cls, level: Tensor, variance: Tensor, pixels: Tensor) -> GaussianNoise:
+        gain, offset = _fit_line(level, variance, pixels)
         # Signals below the darkest one measured (a decoder overshoots) keep half its variance.
-        darkest = max(gain * float(bins[0].min()) + offset, float(bins[1].min()))
+        darkest = max(gain * float(level.min()) + offset, float(variance.min()))
         return cls(gain=gain, offset=offset, min_variance=0.5 * darkest)
 
 

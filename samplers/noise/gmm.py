@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 
 from samplers.noise.base import NoiseModel
+from samplers.noise.pairs import draw_pairs
+from samplers.noise.quantised import checked, log_bin_probability, quantise
 
 _KEYS = ("trained_weight", "min_signal", "max_signal", "min_sigma")
+_QUANTISED = ("step", "clip")
 
 
 class GaussianMixtureNoise(NoiseModel):
@@ -23,7 +26,10 @@ class GaussianMixtureNoise(NoiseModel):
     signal. `min_sigma` bounds the VARIANCE from below (50 means std >= 7.07): the file format and
     the tools that write it call it a standard deviation, but compare it with sigma^2.
 
-    `path` reads all four from a file instead; the attributes then hold what the file held and
+    With `step` (1 for integers) the likelihood is that of quantised data, see `NoiseModel`; the
+    weights are then those of the camera before rounding, which dequantised fits come close to.
+
+    `path` reads all from a file instead; the attributes then hold what the file held and
     `path` is None, so that a model rebuilt from them does not need the file.
     """
 
@@ -34,6 +40,8 @@ class GaussianMixtureNoise(NoiseModel):
         max_signal: float | None = None,
         min_sigma: float | None = None,
         *,
+        step: float | None = None,
+        clip: Sequence[float] | None = None,
         path: str | PathLike | None = None,
     ):
         super().__init__()
@@ -43,7 +51,8 @@ class GaussianMixtureNoise(NoiseModel):
                 raise ValueError(
                     f"GaussianMixtureNoise: got path={path} and parameters; pass one or the other"
                 )
-            given = _load(path)
+            given, stored = _load(path)
+            step, clip = step or stored.get("step"), clip or stored.get("clip")
         elif any(value is None for value in given):
             raise ValueError(
                 "GaussianMixtureNoise: pass path, "
@@ -54,6 +63,7 @@ class GaussianMixtureNoise(NoiseModel):
         _check(table, low, high, floor, path or "GaussianMixtureNoise")
         self.weight: list[list[float]] = table.tolist()
         self.min_signal, self.max_signal, self.min_sigma = low, high, floor
+        self.step, self.clip = step, checked("GaussianMixtureNoise", step, clip)
         self.path = None
         # Rebuilt from the constructor's arguments, so a checkpoint need not hold it twice.
         coefficients = torch.tensor(table, dtype=torch.float32)
@@ -65,7 +75,7 @@ class GaussianMixtureNoise(NoiseModel):
         return cls(path=path)
 
     def write(self, path: str | PathLike) -> None:
-        """Write the .npz file that `read` and the PN2V-family tools read."""
+        """Write the .npz file that `read` and the PN2V-family tools read (they ignore step, clip)."""
         values = (
             np.asarray(self.weight, dtype=np.float32),
             np.asarray([self.min_signal]),
@@ -73,7 +83,8 @@ class GaussianMixtureNoise(NoiseModel):
             np.asarray(self.min_sigma),
         )
         with open(path, "wb") as file:  # a file object, else numpy appends .npz to the name
-            np.savez(file, **dict(zip(_KEYS, values, strict=True)))
+            quantised = {k: v for k in _QUANTISED if (v := getattr(self, k)) is not None}
+            np.savez(file, **dict(zip(_KEYS, values, strict=True)), **quantised)
 
     def _components(self, signal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return mixture(
@@ -83,7 +94,14 @@ class GaussianMixtureNoise(NoiseModel):
     def log_likelihood(self, noisy: Tensor, signal: Tensor) -> Tensor:
         with torch.autocast(signal.device.type, enabled=False):
             noisy, signal = noisy.float(), signal.float()
-            return mixture_log_density(noisy - signal, *self._components(signal))
+            # Components lead in (G, *S): a signal with fewer dimensions than noisy gets them here.
+            signal = signal.reshape((1,) * (noisy.ndim - signal.ndim) + signal.shape)
+            if self.step is None:
+                return mixture_log_density(noisy - signal, *self._components(signal))
+            log_alpha, offset, variance = self._components(signal)
+            mean = signal + offset
+            log_bin = log_bin_probability(noisy, mean, variance, self.step, self.clip)
+            return (log_alpha + log_bin).logsumexp(0)
 
     def sample(self, signal: Tensor) -> Tensor:
         signal = signal.float()
@@ -91,7 +109,8 @@ class GaussianMixtureNoise(NoiseModel):
         gumbel = -torch.empty_like(log_alpha).exponential_().log()
         k = (log_alpha + gumbel).argmax(0, keepdim=True)
         std = variance.gather(0, k)[0].sqrt()
-        return signal + offset.gather(0, k)[0] + std * torch.randn_like(signal)
+        noisy = signal + offset.gather(0, k)[0] + std * torch.randn_like(signal)
+        return quantise(noisy, self.step, self.clip)
 
     @classmethod
     def fit(
@@ -117,7 +136,9 @@ class GaussianMixtureNoise(NoiseModel):
         `min_sigma` (a variance) defaults to a tenth of the smallest variance seen.
         """
         rng = np.random.default_rng(seed)
-        s, residual, low, high = _pairs(signal, observation, percentiles, max_pairs, rng)
+        s, residual, low, high = draw_pairs(
+            signal, observation, percentiles, max_pairs, rng, "GaussianMixtureNoise.fit"
+        )
         t = (s - low) / (high - low)
         line, least = _variance_line(t, residual)
         floor = 0.1 * least if min_sigma is None else float(min_sigma)
@@ -187,12 +208,13 @@ def mixture_log_density(
     return (log_alpha - 0.5 * (squared + (2 * math.pi * variance).log())).logsumexp(0)
 
 
-def _load(path: str | PathLike) -> tuple:
+def _load(path: str | PathLike) -> tuple[tuple, dict]:
     try:
         with np.load(path, allow_pickle=False) as file:
             missing = [key for key in _KEYS if key not in file]
             if not missing:
-                return tuple(file[key] for key in _KEYS)
+                stored = {key: file[key].tolist() for key in _QUANTISED if key in file}
+                return tuple(file[key] for key in _KEYS), stored
             found = ", ".join(file.keys()) or "nothing"
     except (OSError, ValueError, EOFError, AttributeError, TypeError) as error:
         raise ValueError(f"{path}: not a readable noise-model .npz file ({error})") from error
@@ -212,41 +234,6 @@ def _check(table: np.ndarray, low: float, high: float, floor: float, source: obj
             f"{source}: min_signal={low}, max_signal={high}, min_sigma={floor}; "
             "needs min_signal < max_signal and min_sigma > 0"
         )
-
-
-def _pairs(
-    signal: Tensor | np.ndarray,
-    observation: Tensor | np.ndarray,
-    percentiles: tuple[float, float],
-    max_pairs: int,
-    rng: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray, float, float]:
-    """Random (signal, observation - signal) pairs inside the signal's percentiles, and those."""
-    signal, observation = (
-        v.detach().cpu().numpy() if torch.is_tensor(v) else np.asarray(v)
-        for v in (signal, observation)
-    )
-    try:
-        signal = np.broadcast_to(signal, observation.shape)
-    except ValueError:
-        raise ValueError(
-            f"GaussianMixtureNoise.fit: signal {signal.shape} does not broadcast to "
-            f"observation {observation.shape}; pass e.g. (H, W) and (N, H, W)"
-        ) from None
-    picks = rng.integers(observation.size, size=min(observation.size, max_pairs))
-    where = np.unravel_index(picks, observation.shape)
-    s, x = signal[where].astype(np.float64), observation[where].astype(np.float64)
-    if np.issubdtype(observation.dtype, np.integer):
-        x += rng.uniform(-0.5, 0.5, len(x))  # a density fitted to integers would collapse on them
-    finite = np.isfinite(s).all() and np.isfinite(x).all()
-    low, high = np.percentile(s, percentiles) if finite and len(s) else (0, 0)
-    if not finite or len(s) < 100 or low >= high:
-        raise ValueError(
-            f"GaussianMixtureNoise.fit: {observation.size} pairs, too few, constant signal, or NaN "
-            "or infinity; pass at least 100 finite pairs over a range of signals, or wider percentiles"
-        )
-    keep = (s >= low) & (s <= high)
-    return s[keep].astype("f4"), (x - s)[keep].astype("f4"), float(low), float(high)
 
 
 def _variance_line(t: np.ndarray, residual: np.ndarray) -> tuple[np.ndarray, float]:

@@ -1,0 +1,140 @@
+"""Frozen samplers around what others trained: ensembles, dropout networks, diffusion models."""
+
+import inspect
+import warnings
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from samplers.base import PosteriorSampler, evaluating
+
+
+class Ensemble(PosteriorSampler):
+    """Each draw of an image is the output of one network, chosen at random with replacement.
+
+    With replacement because draws are independent by contract; choosing without it would bias
+    the spread between draws. However many draws, no network sees an image twice in one call.
+
+    networks: (B, C, *S) -> (B, C', *S), deterministic in eval mode, in raw counts; or, with `mean`
+    and `std`, in units of (counts - mean) / std at both ends (Lakshminarayanan et al., 2017).
+    """
+
+    def __init__(self, networks: Iterable[nn.Module], *, mean: float = 0.0, std: float = 1.0) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+        self.mean, self.std = mean, _positive_std(self, std)
+        if not len(self.networks):
+            raise ValueError("Ensemble: got no networks; pass at least one")
+
+    def draws(self, noisy: Tensor, n: int) -> Iterator[Tensor]:
+        chosen = torch.randint(len(self.networks), (n, len(noisy)))
+        outputs = {}
+        with evaluating(self):
+            for i in chosen.unique().tolist():
+                images = (chosen == i).any(dim=0).to(noisy.device)  # that some draw needs it for
+                output = self.networks[i]((noisy[images] - self.mean) / self.std)
+                outputs[i] = output.new_zeros(len(noisy), *output.shape[1:])
+                outputs[i][images] = output * self.std + self.mean
+        for row in chosen.tolist():
+            yield torch.stack([outputs[i][image] for image, i in enumerate(row)])
+
+    def sample(self, noisy: Tensor, n: int = 1) -> Tensor:
+        return torch.stack(list(self.draws(noisy, n)))
+
+
+class MonteCarloDropout(PosteriorSampler):
+    """Each draw is a pass with fresh dropout; all else is in eval mode (Gal & Ghahramani, 2016).
+
+    network: (B, C, *S) -> (B, C', *S) with dropout modules, in raw counts; or, with `mean` and
+    `std`, in units of (counts - mean) / std at both ends.
+    """
+
+    def __init__(self, network: nn.Module, *, mean: float = 0.0, std: float = 1.0) -> None:
+        super().__init__()
+        self.network = network
+        self.mean, self.std = mean, _positive_std(self, std)
+        if not any(layer.p > 0 for layer in self._dropouts()):
+            raise ValueError(
+                f"MonteCarloDropout: got {type(network).__name__}, which has no dropout module with "
+                "p > 0 (calls of torch.nn.functional.dropout cannot be found); all draws would be equal"
+            )
+
+    def _dropouts(self) -> list[_DropoutNd]:
+        return [module for module in self.network.modules() if isinstance(module, _DropoutNd)]
+
+    def sample(self, noisy: Tensor, n: int = 1) -> Tensor:
+        with evaluating(self):
+            for layer in self._dropouts():
+                layer.train()
+            standardised = (noisy - self.mean) / self.std
+            draws = [self.network(standardised) for _ in range(n)]
+        return torch.stack(draws) * self.std + self.mean
+
+
+class DiffusionSampler(PosteriorSampler):
+    """A posterior-sampling reconstructor of deepinv (DPS, DiffPIR, DDRM, PosteriorDiffusion, ...).
+
+    Each draw is a whole diffusion with a seed of its own. deepinv's class of the same name is not
+    used: its running mean counts the noisy image as the first draw.
+
+    model: called as model(y, physics), or with seed=... where it has that argument, on images
+        scaled to [0, 1]; on the device of the images, where it must have been made.
+    noise_std: of the noise, in raw counts. It becomes deepinv's Denoising physics.
+    black, white: the raw counts that are 0 and 1 to the model; noisy pixels may lie outside.
+    physics: instead of noise_std, a deepinv physics in units of [0, 1].
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        black: float,
+        white: float,
+        noise_std: float | None = None,
+        physics: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        if not black < white:
+            raise ValueError(f"DiffusionSampler: got black={black}, white={white}; black must be less")
+        if (noise_std is None) == (physics is None):
+            raise ValueError("DiffusionSampler: pass either noise_std, in raw counts, or physics")
+        self.model, self.black, self.white = model, black, white
+        self.noise_std, self.physics = noise_std, physics
+        self._denoising = None if noise_std is None else _denoising(noise_std / (white - black))
+        self._takes_seed = "seed" in inspect.signature(model.forward).parameters
+
+    def sample(self, noisy: Tensor, n: int = 1) -> Tensor:
+        # DPS differentiates inside: outside autocast, and not on inference tensors.
+        inference, precise = torch.inference_mode(False), torch.autocast(noisy.device.type, enabled=False)
+        with inference, precise, evaluating(self):
+            y = (noisy.clone().float() - self.black) / (self.white - self.black)
+            draws = torch.stack([self._draw(y) for _ in range(n)])
+            return (draws * (self.white - self.black) + self.black).to(noisy.dtype)
+
+    def _draw(self, y: Tensor) -> Tensor:
+        seed = int(torch.randint(1, 2**31, ()))  # never 0, which DDRM and DiffPIR ignore
+        devices = [y.device] if y.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Cannot set seed")  # a solver that uses torch's own
+            torch.manual_seed(seed)
+            physics = self._denoising if self.physics is None else self.physics
+            return self.model(y, physics, **({"seed": seed} if self._takes_seed else {})).float()
+
+
+def _denoising(sigma: float) -> nn.Module:
+    try:
+        from deepinv.physics import Denoising, GaussianNoise
+    except ImportError as error:
+        raise ValueError(
+            f"DiffusionSampler: deepinv cannot be imported ({error}); "
+            "pip install 'posterior-distill[diffusion]', or pass physics"
+        ) from None
+    return Denoising(GaussianNoise(sigma))
+
+
+def _positive_std(sampler: PosteriorSampler, std: float) -> float:
+    if not std > 0:
+        raise ValueError(f"{type(sampler).__name__}: got std={std}, must be positive")
+    return std

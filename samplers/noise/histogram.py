@@ -1,0 +1,223 @@
+"""Noise as a measured 2-D histogram (PN2V: Krull et al. 2020, arXiv:1906.00651), as a density."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from os import PathLike
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from samplers.noise.base import NoiseModel
+from samplers.noise.pairs import draw_pairs
+
+_KEYS = ("histogram", "low", "high")
+_OUTLIERS, _BROAD = 1e-3, 4.0  # share of outliers; their standard deviation in the rows' mean one
+_PRIOR = 1000.0  # pseudo-pairs per row, from a Gaussian like its neighbours: tames sparse rows
+
+
+class HistogramNoise(NoiseModel):
+    """p(noisy | signal) as a histogram over one range [low, high] of both, in raw counts.
+
+    `table` (bins, bins): row = signal, column = observation, any non-negative numbers; rows are
+    normalised, empty ones become Gaussians with their neighbours' mean offset and variance. The
+    density is linear in the signal between bin centres and constant in a bin of the observation.
+    One observation in 1,000 is an outlier, from a Gaussian about the signal 4 times as wide as
+    the noise: empty cells and observations outside the range are finite, and pull. A signal
+    outside it has a Gaussian with the edge row's moments.
+
+    Bins must not be wider than the noise: 16-bit data may need `bins` in the thousands, or a GMM.
+    `path` reads a file instead; the attributes hold what it held, and `path` is None.
+    """
+
+    def __init__(
+        self,
+        table: Sequence[Sequence[float]] | None = None,
+        low: float | None = None,
+        high: float | None = None,
+        *,
+        path: str | PathLike | None = None,
+    ):
+        super().__init__()
+        if (path is None) == any(value is None for value in (table, low, high)):
+            raise ValueError("HistogramNoise: pass either path, or all of table, low, high")
+        if path is not None:
+            table, low, high = _load(path)
+        given = np.asarray(table)
+        self.low, self.high = (float(np.asarray(value).squeeze()) for value in (low, high))
+        _check(given, self.low, self.high, path or "HistogramNoise")
+        self.table: list[list[float]] = given.tolist()
+        self.path = None
+        self._width = (self.high - self.low) / len(given)
+        mass, offset, variance = _complete(given.astype(np.float64), self.low, self._width)
+        # Rebuilt from the constructor's arguments, so a checkpoint need not hold them twice.
+        density = torch.tensor(mass / self._width, dtype=torch.float32)
+        self.register_buffer("_density", density, persistent=False)
+        moments = torch.tensor(np.stack([offset, variance]), dtype=torch.float32)
+        self.register_buffer("_moments", moments, persistent=False)
+        # One for all signals: ragged rows would give it a gradient of their own, 1e5 counts away.
+        self._outlier_variance = _BROAD**2 * float(variance.mean())
+
+    @classmethod
+    def read(cls, path: str | PathLike) -> HistogramNoise:
+        """The model in an .npz file that `write` wrote; ValueError where it is not one."""
+        return cls(path=path)
+
+    def write(self, path: str | PathLike) -> None:
+        """Write the .npz file that `read` reads."""
+        values = (np.asarray(self.table), np.asarray(self.low), np.asarray(self.high))
+        with open(path, "wb") as file:  # a file object, else numpy appends .npz to the name
+            np.savez_compressed(file, **dict(zip(_KEYS, values, strict=True)))
+
+    def _rows(self, signal: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Row below, weight of the row above, weight of the Gaussian beyond; its offset, variance."""
+        position = (signal - self.low) / self._width - 0.5  # centre of row i is at i
+        inside = position.clamp(0, len(self._density) - 1)
+        row = inside.detach().long().clamp(max=len(self._density) - 2)
+        above = inside - row
+        beyond = (position - inside).abs().clamp(max=1)  # fades in over one bin: no jump
+        moments = torch.lerp(
+            self._moments.float()[:, row], self._moments.float()[:, row + 1], above
+        )
+        return row, above, beyond, *moments
+
+    def log_likelihood(self, noisy: Tensor, signal: Tensor) -> Tensor:
+        with torch.autocast(signal.device.type, enabled=False):
+            noisy, signal = torch.broadcast_tensors(noisy.float(), signal.float())
+            row, above, beyond, offset, variance = self._rows(signal)
+            column = (noisy - self.low) / self._width
+            known = (column >= 0) & (column < len(self._density))
+            column = column.clamp(0, len(self._density) - 1).long()
+            table = self._density.float()
+            cell = torch.lerp(table[row, column], table[row + 1, column], above) * known
+            edge = _log_normal(noisy - signal - offset, variance).exp()
+            density = torch.lerp(cell, edge, beyond)
+            tiny = torch.finfo(torch.float32).tiny
+            log_density = density.clamp(min=tiny).log().where(density > tiny, -math.inf)
+            outlier = _log_normal(noisy - signal, torch.full_like(signal, self._outlier_variance))
+            return torch.logaddexp(
+                log_density + math.log1p(-_OUTLIERS), outlier + math.log(_OUTLIERS)
+            )
+
+    def sample(self, signal: Tensor) -> Tensor:
+        signal = signal.float()
+        row, above, beyond, offset, variance = self._rows(signal)
+        row = row + (torch.rand_like(signal) < above)  # interpolated densities are mixtures
+        cumulative = (self._density.float() * self._width).cumsum(1)
+        target = torch.rand_like(signal) * cumulative[row, -1]
+        column = torch.zeros_like(row)
+        for bit in reversed(range(len(cumulative).bit_length())):  # bisection: no (pixels, bins)
+            probe = column + 2**bit
+            below = cumulative[row, probe.clamp(max=len(cumulative)) - 1] < target
+            column = torch.where((probe < len(cumulative)) & below, probe, column)
+        histogram = self.low + (column + torch.rand_like(signal)) * self._width
+        normal = torch.randn_like(signal)
+        edge = signal + offset + variance.sqrt() * normal
+        noisy = torch.where(torch.rand_like(signal) < beyond, edge, histogram)
+        outlier = signal + self._outlier_variance**0.5 * normal
+        return torch.where(torch.rand_like(signal) < _OUTLIERS, outlier, noisy)
+
+    @classmethod
+    def fit(
+        cls,
+        signal: Tensor | np.ndarray,
+        observation: Tensor | np.ndarray,
+        bins: int = 256,
+        *,
+        step: float | None = None,
+        percentiles: tuple[float, float] = (0.0, 100.0),
+        max_pairs: int = 2_000_000,
+        seed: int = 0,
+    ) -> HistogramNoise:
+        """Histogram of pairs of raw counts over the range of both, 0.001 % outliers excepted.
+
+        `signal` broadcasts to `observation`; signals outside `percentiles` are dropped. Integer
+        observations are dequantised. With `step` (1 for integers) a bin holds whole steps: bins
+        that cut a step in two waste likelihood.
+        """
+        rng = np.random.default_rng(seed)
+        step = 1 if step is None and "int" in str(observation.dtype) else step
+        s, residual, low, high = draw_pairs(
+            signal, observation, percentiles, max_pairs, rng, "HistogramNoise.fit"
+        )
+        x = s + residual
+        low, high = min(low, np.quantile(x, 1e-5)), max(high, np.quantile(x, 1 - 1e-5))
+        if step:
+            low, high = math.floor(low / step + 0.5), math.ceil(high / step - 0.5) + 1
+            width = math.ceil((high - low) / bins)
+            bins = max(math.ceil((high - low) / width), 2)
+            low, high = (low - 0.5) * step, (low - 0.5 + bins * width) * step
+        counts = np.histogram2d(s, x, bins, [[low, high]] * 2)[0]
+        if not counts.any():
+            raise ValueError("HistogramNoise.fit: no pair in range; pass wider percentiles")
+        table = counts + _PRIOR * _smooth_rows(counts, low, (high - low) / bins)
+        # Parts per million: short in JSON, and finer than any fit.
+        return cls(np.rint(1e6 * table / table.sum(1, keepdims=True)).astype(int), low, high)
+
+
+def _log_normal(residual: Tensor, variance: Tensor) -> Tensor:
+    return -0.5 * (residual**2 / variance + (2 * math.pi * variance).log())
+
+
+def _row_moments(table: np.ndarray, low: float, width: float) -> tuple[np.ndarray, ...]:
+    """(sum, mean - signal, variance) of each row, signal at its centre; zeros where it is empty."""
+    centres = low + (np.arange(len(table)) + 0.5) * width
+    total = table.sum(1)
+    share = table / np.where(total > 0, total, 1)[:, None]
+    offset = (share * (centres - centres[:, None])).sum(1)
+    square = (share * (centres - centres[:, None] - offset[:, None]) ** 2).sum(1)
+    return total, offset, np.where(total > 0, square + width**2 / 12, 0)
+
+
+def _gaussian_rows(
+    offset: np.ndarray, variance: np.ndarray, low: float, width: float
+) -> np.ndarray:
+    """Rows of Gaussian mass per bin, each normalised inside the range."""
+    centres = low + (np.arange(len(offset)) + 0.5) * width
+    mean = np.clip(centres + offset, centres[0], centres[-1])[:, None]
+    log_mass = -0.5 * (centres - mean) ** 2 / variance[:, None]
+    mass = np.exp(log_mass - log_mass.max(1, keepdims=True))
+    return mass / mass.sum(1, keepdims=True)
+
+
+def _smooth_rows(counts: np.ndarray, low: float, width: float) -> np.ndarray:
+    """Gaussian rows whose moments are means over neighbouring rows, weighted by their pairs."""
+    total, offset, variance = _row_moments(counts, low, width)
+    distance = np.subtract.outer(np.arange(len(total)), np.arange(len(total)))
+    # The broad term reaches over gaps; near pairs outweigh it wherever there are some.
+    weight = (np.exp(-0.5 * (distance / 2) ** 2) + 1e-6 / (1 + distance**2)) * total
+    weight /= weight.sum(1, keepdims=True)
+    return _gaussian_rows(weight @ offset, weight @ variance, low, width)
+
+
+def _complete(table: np.ndarray, low: float, width: float) -> tuple[np.ndarray, ...]:
+    """(mass with rows that sum to 1, mean - signal, variance); empty rows from their neighbours."""
+    total, offset, variance = _row_moments(table, low, width)
+    rows, filled = np.arange(len(table)), total > 0
+    offset, variance = (np.interp(rows, rows[filled], v[filled]) for v in (offset, variance))
+    mass = np.where(filled[:, None], table, _gaussian_rows(offset, variance, low, width))
+    return mass / mass.sum(1, keepdims=True), offset, variance
+
+
+def _load(path: str | PathLike) -> tuple:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            missing = [key for key in _KEYS if key not in file]
+            if not missing:
+                return tuple(file[key] for key in _KEYS)
+    except (OSError, ValueError, EOFError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path}: not a readable noise-model .npz file ({error})") from error
+    raise ValueError(f"{path}: lacks {', '.join(missing)}; pass a histogram noise model (.npz)")
+
+
+def _check(table: np.ndarray, low: float, high: float, source: object) -> None:
+    square = table.ndim == 2 and table.shape[0] == table.shape[1] >= 2
+    if not square or not np.isfinite(table).all() or (table < 0).any() or not table.any():
+        raise ValueError(
+            f"{source}: table of shape {table.shape}; allowed is (bins, bins), at least 2 bins, "
+            "finite, no negative and not only zeros"
+        )
+    if not (math.isfinite(low) and low < high < math.inf):
+        raise ValueError(f"{source}: low={low}, high={high}; needs finite low < high")

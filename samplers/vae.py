@@ -1,0 +1,67 @@
+"""What the VAE samplers share: standardisation, the negative ELBO, and draws that encode once."""
+
+from abc import abstractmethod
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from samplers.base import PosteriorSampler, evaluating
+from samplers.noise import GaussianNoise, NoiseModel
+
+DRAW_PIXELS = 2**17  # pixels that are decoded at once: bounds the memory of many draws
+
+
+class VAESampler(PosteriorSampler):
+    """A VAE whose decoder predicts the signal, and a fixed noise model p(noisy | signal).
+
+    `vae` is the network in standardised units: encode(x (B, C, H, W)) -> list of feature maps,
+    decode(feature maps, H, W) -> one draw (B, C, H, W) and its KL (B, ...) in nats.
+    """
+
+    vae: nn.Module
+
+    def __init__(self, noise_model: NoiseModel | None, channels: int) -> None:
+        super().__init__()
+        self.noise_model, self.channels = noise_model, channels
+        self.register_buffer("mean", torch.zeros(channels, 1, 1))
+        self.register_buffer("std", torch.ones(channels, 1, 1))
+
+    @abstractmethod
+    def kl_cost(self, kl: Tensor) -> Tensor:
+        """The KL that `vae.decode` returned -> nats per image that the loss counts, a scalar."""
+
+    def prepare(self, noisy: Tensor, mean: Tensor, std: Tensor) -> None:
+        if len(mean) != self.channels:
+            raise ValueError(
+                f"{type(self).__name__}: got images of {len(mean)} channels, made for "
+                f"{self.channels}; pass channels={len(mean)}, or one channel at a time"
+            )
+        self.mean.copy_(mean)
+        self.std.copy_(std)
+        if self.noise_model is None:
+            self.noise_model = GaussianNoise.estimate(noisy).to(self.mean.device)
+
+    def training_step(self, noisy: Tensor) -> tuple[Tensor, Tensor]:
+        """Negative ELBO in nats per pixel of raw counts, and the draw that it was computed from."""
+        features = self.vae.encode((noisy - self.mean) / self.std)
+        signal, kl = self.vae.decode(features, *noisy.shape[-2:])
+        signal = signal * self.std + self.mean
+        reconstruction = -self.noise_model.log_likelihood(noisy, signal).mean()
+        return reconstruction + self.kl_cost(kl) / noisy[0].numel(), signal
+
+    def draws(self, noisy: Tensor, n: int) -> Iterator[Tensor]:
+        """Encodes once; decodes several draws at a time, as many as DRAW_PIXELS allows."""
+        with evaluating(self):
+            features = self.vae.encode((noisy - self.mean) / self.std)
+        at_once = max(1, min(n, DRAW_PIXELS // noisy[:, 0].numel()))
+        for start in range(0, n, at_once):
+            k = min(at_once, n - start)
+            with evaluating(self):  # not around the yield, where it would leak to the caller
+                repeated = [feature.repeat(k, 1, 1, 1) for feature in features]
+                signal, _ = self.vae.decode(repeated, *noisy.shape[-2:])
+                signal = signal * self.std + self.mean
+            yield from signal.unflatten(0, (k, len(noisy)))
+
+    def sample(self, noisy: Tensor, n: int = 1) -> Tensor:
+        return torch.stack(list(self.draws(noisy, n)))
