@@ -1,4 +1,4 @@
-"""HDN for noise that is correlated between pixels: with a noise model fitted before, or with none."""
+"""HDN for noise that is correlated between pixels, with a noise model fitted before or none."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from samplers.noise.pixel_cnn import PixelCNN
 
 
 class StructuredNoiseVAE(HDN):
-    """HDN whose likelihood is a fitted AutoregressiveNoise (Salmon & Krull 2022, arXiv:2203.12597).
+    """HDN whose likelihood is a fitted AutoregressiveNoise (Salmon & Krull, ECCV workshops 2022).
 
     noise_model: fitted to frames without signal, or to noisy - signal; it stays as it is. For
     noise that depends on the signal, or where there is nothing to fit it to: JointNoiseVAE.
@@ -56,9 +56,10 @@ class JointNoiseVAE(HDN):
     explain line noise; the rest of the image has to pass through the code. A draw is what a
     second decoder, trained by MSE against the noisy image, reads from the code: E[noisy | code].
 
-    The ladder and its sizes are HDN's. code: channels of the code, and filters of both decoders.
-    kernel, dilations: the noise decoder sees (kernel - 1) * (1 + sum of dilations) pixels, 40 as
-    published; fewer than a structure of the signal is wide. components: of its Gaussian mixture.
+    The ladder and its sizes are HDN's, and so is free_bits = 1: with 0, as published, some runs let
+    the noise decoder explain everything and end with a constant signal. code: channels of the
+    code, and filters of both decoders. kernel, dilations: the noise decoder sees (kernel - 1) *
+    (1 + sum of dilations) pixels of the line, 40 as published. components: of its mixture.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class JointNoiseVAE(HDN):
         blocks: int = 5,
         dropout: float = 0.0,
         patch_size: int = 64,
-        free_bits: float = 0.0,
+        free_bits: float = 1.0,
         code: int = 64,
         kernel: int = 5,
         dilations: Sequence[int] = (1, 2, 1, 2, 1, 1, 1),
@@ -81,7 +82,7 @@ class JointNoiseVAE(HDN):
     ) -> None:
         if direction not in ("x", "y"):
             raise ValueError(f"JointNoiseVAE: got direction='{direction}', allowed are x, y")
-        # HDN calls whatever explains the noise its noise model; this one sees the code, not the signal
+        # What explains the noise is HDN's noise model; this one sees the code, not the signal.
         super().__init__(
             PixelCNN(code, kernel, dilations, components, min_scale, code=code),
             channels=channels, levels=levels, latents=latents, filters=filters, blocks=blocks,
@@ -104,7 +105,10 @@ class JointNoiseVAE(HDN):
     def log_density(self, x: Tensor, code: Tensor) -> Tensor:
         """log p(x | code), x (B, C, H, W) standardised, code (B, C * code, H, W) -> (B * C, H, W)
         or its transpose. Each channel has its own part of the code."""
-        x, code = x.flatten(0, 1).unsqueeze(1), code.unflatten(1, (len(self.mean), -1)).flatten(0, 1)
+        x, code = (
+            x.flatten(0, 1).unsqueeze(1),
+            code.unflatten(1, (len(self.mean), -1)).flatten(0, 1),
+        )
         if self.direction == "y":
             x, code = x.transpose(-1, -2), code.transpose(-1, -2)
         return self.noise_model.log_density(x, code)
@@ -113,7 +117,9 @@ class JointNoiseVAE(HDN):
 class CodeVAE(LadderVAE):
     """The ladder VAE that ends in a code of each pixel, and a decoder from it to the signal."""
 
-    def __init__(self, code: int, channels: int, levels: int, latents: int, filters: int, *rest) -> None:
+    def __init__(
+        self, code: int, channels: int, levels: int, latents: int, filters: int, *rest
+    ) -> None:
         super().__init__(channels, levels, latents, filters, *rest)
         self.head = nn.Conv2d(filters, channels * code, 1)
         self.signal = SignalDecoder(channels * code, code, channels)

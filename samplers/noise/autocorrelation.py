@@ -21,9 +21,7 @@ def autocorrelation(noise: Tensor | np.ndarray, lags: int | tuple[int, int] = 10
         )
     noise = noise.reshape(-1, height, width) - noise.mean()
     spectrum = torch.fft.rfft2(noise, s=(height + rows, width + columns))  # padded: no wrap-around
-    total = torch.fft.irfft2(
-        spectrum.abs().square().mean(0), s=(height + rows, width + columns)
-    )
+    total = torch.fft.irfft2(spectrum.abs().square().mean(0), s=(height + rows, width + columns))
     dy, dx = torch.arange(-rows, rows + 1), torch.arange(-columns, columns + 1)
     pairs = (height - dy.abs())[:, None] * (width - dx.abs())
     covariance = total[dy][:, dx] / pairs  # negative lags are the end of the transform

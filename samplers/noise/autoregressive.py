@@ -1,4 +1,4 @@
-"""Spatially correlated noise: an autoregressive model of it (Salmon & Krull 2022, arXiv:2203.12597)."""
+"""An autoregressive model of spatially correlated noise (Salmon & Krull, ECCV workshops 2022)."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class AutoregressiveNoise(NoiseModel):
         """
         if min(steps, seconds) <= 0:
             raise ValueError(
-                f"AutoregressiveNoise.fit: got steps={steps}, seconds={seconds}; both must be above 0"
+                f"AutoregressiveNoise.fit: got steps={steps}, seconds={seconds}; must be above 0"
             )
         generator = torch.Generator().manual_seed(seed)
         frames = _frames(noise, generator)
@@ -156,7 +156,7 @@ class AutoregressiveNoise(NoiseModel):
     def fit_pairs(
         cls, noisy: Tensor | np.ndarray, signal: Tensor | np.ndarray, *args: Any, **options: Any
     ) -> AutoregressiveNoise:
-        """`fit` to noisy - signal; `signal` broadcasts: the mean (H, W) of a static stack (N, H, W)."""
+        """`fit` to noisy - signal; `signal` broadcasts: the mean (H, W) of a static (N, H, W)."""
         noisy, signal = torch.as_tensor(noisy), torch.as_tensor(signal)
         try:
             signal = signal.expand_as(noisy)
