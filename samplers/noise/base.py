@@ -1,4 +1,4 @@
-"""p(noisy | signal) of one pixel: what a camera or detector adds to the clean image."""
+"""p(noisy | signal): what a camera or detector adds to the clean image."""
 
 from abc import ABC, abstractmethod
 
@@ -6,9 +6,8 @@ from torch import Tensor, nn
 
 
 class NoiseModel(nn.Module, ABC):
-    """p(noisy | signal), pixel-independent, in raw counts on both sides.
-
-    A noise model is fixed while a sampler trains: its tensors are buffers, never parameters.
+    """p(noisy | signal) in raw counts on both sides; fixed while a sampler trains: no tensor of it
+    requires a gradient.
 
     Those of Gaussians take `step` and `clip`. With `step` the data are multiples of it (integers:
     1) and the likelihood is the log probability of a bin that wide; with `clip`, e.g. (0, 255) for

@@ -17,7 +17,7 @@ from losses import L2
 from samplers import HDN
 from students import UNet
 
-FRAMES = 2
+FRAMES = 1
 data = Path(os.environ["DISTILL_TEST_DATA"])
 steps, refine_steps = map(int, sys.argv[1:] or (1300, 700))
 out = Path("runs/confocal")

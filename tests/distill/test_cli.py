@@ -122,6 +122,13 @@ def test_every_command_explains_itself(command, capsys):
     assert "usage: distill " + command in capsys.readouterr().out
 
 
+def test_the_small_networks_are_a_configuration(stack, capsys):
+    small = Path(__file__).parents[2] / "recipes" / "small.yaml"
+    assert main(["train", "noisy.tif", "--config", str(small), "--print_config"]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["sampler"]["init_args"]["filters"] == 32 and printed["batch_size"] == 4
+
+
 def test_the_published_settings_are_the_same_from_the_command_line(stack, capsys):
     published = Path(__file__).parents[2] / "recipes" / "published.yaml"
     assert main(["train", "noisy.tif", "--config", str(published), "--print_config"]) == 0
