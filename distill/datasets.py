@@ -12,6 +12,7 @@ import numpy as np
 from numpy.random import Generator
 from scipy import fft
 from scipy.ndimage import fourier_gaussian, gaussian_filter
+from scipy.signal import lfilter
 from scipy.spatial import cKDTree, distance_matrix
 from scipy.special import expit
 
@@ -19,6 +20,7 @@ from distill.errors import UserError
 
 MARGIN, PSF = 32, 1.1  # px: drawn beyond every side and cropped; standard deviation of the PSF
 GAIN, BLACK_LEVEL, READ_NOISE = 2.0, 100.0, 1.6  # counts/photon, counts, photons: sCMOS-like
+LINE_STD, LINE_CORRELATION = 8.0, 0.95  # counts; between neighbours in a row
 
 
 @dataclass(frozen=True)
@@ -32,17 +34,20 @@ class Specimen:
 
 
 def specimen(n: int = 20, size: int = 256, *, seed: int = 0, photons: float = 30.0,
-             noise: Literal["poisson-gaussian", "gaussian"] = "poisson-gaussian",
+             noise: Literal["poisson-gaussian", "gaussian", "lines"] = "poisson-gaussian",
              sigma: float = 25.0) -> Specimen:
     """n fields of view of size x size pixels; field i depends on seed, i and size, not on n.
 
     "poisson-gaussian": shot noise with `photons` expected at the brightest pixel of each field,
     Gaussian read noise, gain, black level and rounding to uint16 (input PSNR about 20 dB).
     "gaussian": the usual benchmark, fields scaled to 0..255 plus N(0, sigma^2), unclipped float32
-    (20.2 dB at sigma 25). The same seed shows the same fields under either noise.
+    (20.2 dB at sigma 25). "lines": the camera's, and zero-mean noise that is correlated along the
+    rows; float32; gain and offset then give the variance of both together, as of one pixel.
+    The same seed shows the same fields under any noise.
     """
     kinds = {"poisson-gaussian": partial(_camera, photons=photons),
-             "gaussian": partial(_additive, sigma=sigma)}
+             "gaussian": partial(_additive, sigma=sigma),
+             "lines": partial(_lines, photons=photons)}
     if n < 1 or size < 32 or not 0 < photons <= 5000 or not sigma >= 0 or noise not in kinds:
         raise UserError(f"specimen: got {n=}, {size=}, {photons=}, {sigma=}, {noise=}; pass "
                         f"n >= 1, size >= 32, 0 < photons <= 5000, sigma >= 0, noise in {[*kinds]}")
@@ -52,7 +57,8 @@ def specimen(n: int = 20, size: int = 256, *, seed: int = 0, photons: float = 30
     if noise == "gaussian":
         return Specimen(noisy, clean, gain=0.0, offset=float(sigma) ** 2)
     # Var = GAIN^2 (photons + READ_NOISE^2) + rounding, and photons = (clean - BLACK_LEVEL) / GAIN.
-    return Specimen(noisy, clean, GAIN, (GAIN * READ_NOISE) ** 2 + 1 / 12 - GAIN * BLACK_LEVEL)
+    offset = (GAIN * READ_NOISE) ** 2 + 1 / 12 - GAIN * BLACK_LEVEL
+    return Specimen(noisy, clean, GAIN, offset + (LINE_STD**2 if noise == "lines" else 0))
 
 
 def _camera(rng: Generator, signal: np.ndarray, photons: float) -> tuple[np.ndarray, np.ndarray]:
@@ -60,6 +66,14 @@ def _camera(rng: Generator, signal: np.ndarray, photons: float) -> tuple[np.ndar
     electrons = rng.poisson(expected) + rng.normal(0, READ_NOISE, expected.shape)
     counts = np.rint(BLACK_LEVEL + GAIN * electrons).clip(0, 2**16 - 1).astype(np.uint16)
     return counts, (BLACK_LEVEL + GAIN * expected).astype(np.float32)
+
+
+def _lines(rng: Generator, signal: np.ndarray, photons: float) -> tuple[np.ndarray, np.ndarray]:
+    counts, clean = _camera(rng, signal, photons)
+    white = rng.normal(0, LINE_STD * np.sqrt(1 - LINE_CORRELATION**2), signal.shape)
+    white[:, 0] *= 1 / np.sqrt(1 - LINE_CORRELATION**2)  # stationary from the first column on
+    lines = lfilter([1.0], [1.0, -LINE_CORRELATION], white, axis=1)
+    return (counts + lines).astype(np.float32), clean
 
 
 def _additive(rng: Generator, signal: np.ndarray, sigma: float) -> tuple[np.ndarray, np.ndarray]:

@@ -141,7 +141,7 @@ def train(
         for step in range(progress.step + 1, total + 1):
             co_training = step <= co_steps
             sampler.train(co_training)
-            batch = patches.sample(batch_size, generator).to(device, memory_format=torch.channels_last)
+            batch = patches.sample(batch_size, generator, sampler.isotropic).to(device, memory_format=torch.channels_last)
             for noisy in batch.split(micro_batch):
                 share = len(noisy) / batch_size
                 # 1. Pass the noisy images to the sampler and draw possible clean images.
@@ -267,7 +267,14 @@ def _check_shapes(sampler: PosteriorSampler, denoiser: DirectDenoiser, noisy: Te
     """Runs both networks once, so that a misfit is found before anything is written."""
     with torch.random.fork_rng(), evaluating(denoiser):
         draw = sampler.sample(noisy)
-        prediction = denoiser.predict(noisy)
+        try:
+            prediction = denoiser.predict(noisy)
+        except RuntimeError as error:
+            raise UserError(
+                f"{type(denoiser.backbone).__name__}: cannot take images of shape "
+                f"{tuple(noisy.shape)} (B, C, *S): {error}; set its in_channels, or its attribute "
+                "`multiple` to what H and W must be multiples of"
+            ) from error
     wanted = (len(noisy), draw.shape[2] * len(denoiser.loss.outputs), *noisy.shape[2:])
     if draw.shape[:2] != (1, len(noisy)) or draw.shape[3:] != noisy.shape[2:]:
         raise UserError(

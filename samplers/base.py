@@ -9,7 +9,12 @@ from torch import Tensor, nn
 
 
 class PosteriorSampler(nn.Module, ABC):
-    """Draws clean images from q(signal | noisy). Raw counts in, raw counts out."""
+    """Draws clean images from q(signal | noisy). Raw counts in, raw counts out.
+
+    isotropic: whether the noise looks the same turned and mirrored, so that training may do both.
+    """
+
+    isotropic: bool = True
 
     @abstractmethod
     def sample(self, noisy: Tensor, n: int = 1) -> Tensor:

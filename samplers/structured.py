@@ -23,6 +23,8 @@ class StructuredNoiseVAE(HDN):
     Without dropout and free bits, as published; 0.5 to 1 free bits help where the KL sticks at 0.
     """
 
+    isotropic = False  # the noise model knows the noise as it lies
+
     def __init__(
         self,
         noise_model: NoiseModel,
@@ -61,6 +63,8 @@ class JointNoiseVAE(HDN):
     code, and filters of both decoders. kernel, dilations: the noise decoder sees (kernel - 1) *
     (1 + sum of dilations) pixels of the line, 40 as published. components: of its mixture.
     """
+
+    isotropic = False  # turned lines would count as signal
 
     def __init__(
         self,

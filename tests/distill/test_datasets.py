@@ -79,3 +79,14 @@ def test_no_training_patch_is_empty(camera):
 def test_wrong_arguments(wrong):
     with pytest.raises(UserError, match="specimen: got"):
         specimen(**wrong)
+
+
+def test_lines_run_along_the_rows_and_have_no_mean():
+    lines, camera = specimen(2, noise="lines"), specimen(2)
+    np.testing.assert_array_equal(lines.clean, camera.clean)
+    added = lines.noisy - camera.noisy.astype(np.float32)
+    assert added.std() == pytest.approx(8, rel=0.05) and abs(added.mean()) < 0.5
+    unit = (added - added.mean()) / added.std()
+    assert (unit[:, :, 1:] * unit[:, :, :-1]).mean() == pytest.approx(0.95, abs=0.02)
+    assert abs((unit[:, 1:] * unit[:, :-1]).mean()) < 0.05
+    assert lines.offset == camera.offset + 64

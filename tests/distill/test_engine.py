@@ -8,6 +8,7 @@ from torch import nn
 
 from distill import UserError, load_denoiser, load_sampler, train
 from distill.engine import PUBLISHED
+from distill.patches import Patches
 from losses import L1, L2
 from samplers import BimodalPixels, FunctionSampler, LinearGaussianField, PosteriorSampler, SkewedPixels
 from students import UNet
@@ -184,6 +185,7 @@ def test_early_stopping_counts_validations_without_improvement(noisy, tiny_unet,
         (dict(patch_size=64), "patch_size"),
         (dict(val_fraction=1.0), "val_fraction"),
         (dict(student=UNet(out_channels=2, depth=2, filters=4)), "UNet: gives shape"),
+        (dict(student=UNet(in_channels=2, depth=2, filters=4)), "UNet: cannot take images"),
         (dict(images=np.full((2, 32, 32), 3.0)), "constant"),
         (dict(images=np.full((2, 32, 32), np.nan)), "NaN"),
         (dict(images=np.zeros((0, 32, 32))), "no pixels"),
@@ -199,6 +201,33 @@ def test_bad_input_is_one_line_and_nothing_is_written(
         train(**(arguments | QUICK | settings), out=tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_bf16_keeps_likelihoods_and_losses_in_float32(noisy, tiny_hdn, tiny_unet, tmp_path):
+    seen = []
+    likelihood = tiny_hdn.noise_model.log_likelihood
+    tiny_hdn.noise_model.log_likelihood = lambda *a: seen.append(likelihood(*a).dtype) or likelihood(*a)
+
+    class Spy(L2):
+        def forward(self, prediction, draws):
+            seen.extend([prediction.dtype, draws.dtype])
+            return super().forward(prediction, draws)
+
+    train(noisy, tiny_hdn, tiny_unet, Spy(), tmp_path, steps=2, refine_steps=1, precision="bf16", **QUICK)
+    assert set(seen) == {torch.float32}
+
+
+def test_patches_are_turned_only_where_the_noise_looks_the_same(noisy, tiny_unet, tmp_path, monkeypatch):
+    asked = []
+    sample = Patches.sample
+    monkeypatch.setattr(Patches, "sample", lambda self, n, g, augment=True:
+                        asked.append(augment) or sample(self, n, g, augment))  # fmt: skip
+    for isotropic in (True, False):
+        sampler = FunctionSampler(lambda x: x)
+        sampler.isotropic = isotropic
+        asked.clear()
+        train(noisy, sampler, tiny_unet, out=tmp_path / str(isotropic), steps=1, refine_steps=0, **QUICK)
+        assert asked[-1] is isotropic
 
 
 def distilled(sampler: PosteriorSampler, noisy, student, loss, out, steps, **settings):

@@ -6,7 +6,7 @@ import tifffile
 
 from distill import specimen
 from losses import L1
-from recipes import any_sampler, hdn_unet_l2
+from recipes import any_sampler, hdn36_unet_l2, hdn_unet_l2, structured_unet_l2
 
 
 def test_hdn_and_unet_on_a_users_tiff(tmp_path, monkeypatch, capsys):
@@ -16,6 +16,15 @@ def test_hdn_and_unet_on_a_users_tiff(tmp_path, monkeypatch, capsys):
     tifffile.imwrite("clean.tif", cells.clean, metadata={"axes": "TYX"})
     hdn_unet_l2.main(L1(), "run", "noisy.tif", "clean.tif", steps=3)
     assert "100 draws" in capsys.readouterr().out
+    assert tifffile.imread("run/denoised.tif").shape == (2, 64, 64)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", [hdn36_unet_l2, structured_unet_l2])
+def test_structured_noise(recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tifffile.imwrite("noisy.tif", specimen(2, 64, noise="lines").noisy, metadata={"axes": "TYX"})
+    recipe.main("run", "noisy.tif", steps=3)
     assert tifffile.imread("run/denoised.tif").shape == (2, 64, 64)
 
 
