@@ -13,7 +13,7 @@ _HOMES = {
     "load_sampler": "checkpoint", "load_denoiser": "checkpoint", "specimen": "datasets",
     "read": "tiff", "write": "tiff", "Stack": "images",
 }  # fmt: skip
-__all__ = ["UserError", *_HOMES]
+__all__ = ["UserError", *_HOMES]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> Any:

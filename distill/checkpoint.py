@@ -86,7 +86,9 @@ def rebuild(description: dict[str, Any]) -> nn.Module:
     try:
         kind = getattr(importlib.import_module(path), name)
     except (ImportError, AttributeError) as error:
-        raise UserError(f"{description['class']}: cannot be imported ({error}); install it") from None
+        raise UserError(
+            f"{description['class']}: cannot be imported ({error}); install it"
+        ) from None
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
         raise UserError(f"{description['class']}: not an nn.Module; is this file trustworthy?")
     return kind(**{k: _rebuild_argument(v) for k, v in description["arguments"].items()})

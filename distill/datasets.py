@@ -33,9 +33,15 @@ class Specimen:
     offset: float  # negative when the camera's black level outweighs its read noise
 
 
-def specimen(n: int = 20, size: int = 256, *, seed: int = 0, photons: float = 30.0,
-             noise: Literal["poisson-gaussian", "gaussian", "lines"] = "poisson-gaussian",
-             sigma: float = 25.0) -> Specimen:
+def specimen(
+    n: int = 20,
+    size: int = 256,
+    *,
+    seed: int = 0,
+    photons: float = 30.0,
+    noise: Literal["poisson-gaussian", "gaussian", "lines"] = "poisson-gaussian",
+    sigma: float = 25.0,
+) -> Specimen:
     """n fields of view of size x size pixels; field i depends on seed, i and size, not on n.
 
     "poisson-gaussian": shot noise with `photons` expected at the brightest pixel of each field,
@@ -45,12 +51,16 @@ def specimen(n: int = 20, size: int = 256, *, seed: int = 0, photons: float = 30
     rows; float32; gain and offset then give the variance of both together, as of one pixel.
     The same seed shows the same fields under any noise.
     """
-    kinds = {"poisson-gaussian": partial(_camera, photons=photons),
-             "gaussian": partial(_additive, sigma=sigma),
-             "lines": partial(_lines, photons=photons)}
+    kinds = {
+        "poisson-gaussian": partial(_camera, photons=photons),
+        "gaussian": partial(_additive, sigma=sigma),
+        "lines": partial(_lines, photons=photons),
+    }
     if n < 1 or size < 32 or not 0 < photons <= 5000 or not sigma >= 0 or noise not in kinds:
-        raise UserError(f"specimen: got {n=}, {size=}, {photons=}, {sigma=}, {noise=}; pass "
-                        f"n >= 1, size >= 32, 0 < photons <= 5000, sigma >= 0, noise in {[*kinds]}")
+        raise UserError(
+            f"specimen: got {n=}, {size=}, {photons=}, {sigma=}, {noise=}; pass "
+            f"n >= 1, size >= 32, 0 < photons <= 5000, sigma >= 0, noise in {[*kinds]}"
+        )
     streams = [np.random.default_rng([seed, i]) for i in range(n)]  # a longer set only appends
     pairs = [kinds[noise](rng, _field_of_view(rng, size)) for rng in streams]
     noisy, clean = (np.stack(images) for images in zip(*pairs, strict=True))
@@ -174,7 +184,7 @@ class _Cells:
 def _jittered_lattice(rng: Generator, side: int, spacing: float) -> np.ndarray:
     """(K, 2) cell centres on a turned hexagonal lattice, covering one cell more than the canvas."""
     steps = int(side / spacing) + 4
-    i, j = np.mgrid[-steps:steps + 1, -steps:steps + 1].reshape(2, -1)
+    i, j = np.mgrid[-steps : steps + 1, -steps : steps + 1].reshape(2, -1)
     lattice = i * np.sqrt(0.75) + 1j * (j + i % 2 / 2)  # as complex numbers: turning is a product
     lattice = lattice + rng.normal(0, 0.16, (len(i), 2)) @ [1, 1j]
     lattice = spacing * lattice * np.exp(1j * rng.uniform(0, np.pi))

@@ -112,7 +112,9 @@ def train(
     generator = np.random.default_rng(seed)
     co_steps = steps if sampler.trainable else 0
     if co_steps:
-        _prepare(sampler, stack, mean, std)  # a sampler that is already trained keeps its statistics
+        _prepare(
+            sampler, stack, mean, std
+        )  # a sampler that is already trained keeps its statistics
     denoiser = DirectDenoiser(student, loss, channels=len(mean))
     denoiser.prepare(mean, std)
     for module in (sampler, denoiser):
@@ -141,7 +143,9 @@ def train(
         for step in range(progress.step + 1, total + 1):
             co_training = step <= co_steps
             sampler.train(co_training)
-            batch = patches.sample(batch_size, generator, sampler.isotropic).to(device, memory_format=torch.channels_last)
+            batch = patches.sample(batch_size, generator, sampler.isotropic).to(
+                device, memory_format=torch.channels_last
+            )
             for noisy in batch.split(micro_batch):
                 share = len(noisy) / batch_size
                 # 1. Pass the noisy images to the sampler and draw possible clean images.

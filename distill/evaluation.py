@@ -65,9 +65,7 @@ def evaluate(
         (_tensor(noisy_stack.frames[i]), _tensor(clean_stack.frames[i if n_clean > 1 else 0]))
         for i in chosen
     ]
-    rows, pictures = compare(
-        sampler, denoiser, pairs, draws, choose_device(device), precision
-    )
+    rows, pictures = compare(sampler, denoiser, pairs, draws, choose_device(device), precision)
     write_table(out / "evaluation.csv", rows)
     comparison(out / "evaluation.png", pictures)
     return rows
@@ -89,8 +87,8 @@ def compare(
     for index, (noisy, clean) in enumerate(tqdm(pairs, desc="evaluate", unit="image")):
         with torch.inference_mode(), autocast(device, precision):
             results = list(_answers(sampler, denoiser, noisy.to(device)[None], counts))
-        for name, mean, median, seconds in results:
-            figures = (psnr(mean.cpu(), clean), psnr(median.cpu(), clean), seconds)
+        for name, mean, middle, seconds in results:
+            figures = (psnr(mean.cpu(), clean), psnr(middle.cpu(), clean), seconds)
             scores.setdefault(name, []).append(figures)
             if index == 0:
                 pictures[f"{name}\n{figures[0]:.2f} dB"] = mean[0].float().cpu().numpy()
@@ -98,9 +96,9 @@ def compare(
             pictures["ground truth"] = clean[0].numpy()
     rows: list[Row] = []
     for name, figures in scores.items():
-        mean, median, seconds = np.mean(figures, axis=0)
+        mean, middle, seconds = np.mean(figures, axis=0)
         rows.append(
-            {"image": name, "psnr_mean": mean, "psnr_median": median, "seconds_per_image": seconds}
+            {"image": name, "psnr_mean": mean, "psnr_median": middle, "seconds_per_image": seconds}
         )
     return rows, pictures
 

@@ -19,7 +19,13 @@ class Optimiser:
     """
 
     def __init__(
-        self, name: str, module: nn.Module, kind: str, lr: float, schedule: Schedule, total: int,
+        self,
+        name: str,
+        module: nn.Module,
+        kind: str,
+        lr: float,
+        schedule: Schedule,
+        total: int,
         clip: float | None,
     ) -> None:
         self.name, self.clip, self.loss = name, clip or math.inf, 0.0
@@ -88,7 +94,9 @@ class Optimiser:
         self.optimiser.load_state_dict({"state": state, "param_groups": data["groups"]})
         for parameter, values in self.optimiser.state.items():
             for key, value in values.items():
-                if value.shape == parameter.shape:  # a fused step needs the parameter's memory layout
+                if (
+                    value.shape == parameter.shape
+                ):  # a fused step needs the parameter's memory layout
                     values[key] = torch.empty_like(parameter).copy_(value)
         self.schedule.load_state_dict(data["schedule"])
 

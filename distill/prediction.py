@@ -69,7 +69,9 @@ def predict(
     for i in tqdm(range(len(stack.frames)), desc="predict", unit="frame"):
         frame = np.array(stack.frames[i], dtype=np.float32)
         if not np.isfinite(frame).all():
-            raise UserError(f"{stack.name}: frame {i} holds NaN or infinity; replace those pixels first")
+            raise UserError(
+                f"{stack.name}: frame {i} holds NaN or infinity; replace those pixels first"
+            )
         noisy_frame = torch.from_numpy(frame)[None].to(device)
         with torch.inference_mode(), autocast(device, precision):
             denoised[i] = in_tiles(answer, noisy_frame, tile, halo)[0].float().cpu().numpy()
@@ -102,7 +104,12 @@ def _tiles(size: tuple[int, int], tile: int, halo: int) -> Iterator[tuple[tuple[
         step = max(ALIGNMENT, tile // ALIGNMENT * ALIGNMENT)
         margin = -(-halo // ALIGNMENT) * ALIGNMENT
         return [
-            (start, min(start + step, length), max(0, start - margin), min(start + step + margin, length))
+            (
+                start,
+                min(start + step, length),
+                max(0, start - margin),
+                min(start + step + margin, length),
+            )
             for start in range(0, length, step)
         ]
 

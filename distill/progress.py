@@ -38,7 +38,10 @@ class Progress:
             tensors["cuda_rng"] = torch.cuda.get_rng_state()
         for role, module in self.modules.items():
             tensors |= {f"{role}.{name}": value for name, value in module.state_dict().items()}
-        header: dict[str, Any] = {"settings": self.settings, "rng": self.generator.bit_generator.state}
+        header: dict[str, Any] = {
+            "settings": self.settings,
+            "rng": self.generator.bit_generator.state,
+        }
         header |= {k: getattr(self, k) for k in ("step", "seconds", "best", "stale")}
         for optimiser in self.optimisers:
             optimiser_tensors, header[optimiser.name] = optimiser.state()

@@ -3,4 +3,4 @@
 from losses.base import Loss
 from losses.pointwise import L1, L2, Huber
 
-__all__ = ["Loss", "L1", "L2", "Huber"]
+__all__ = ["L1", "L2", "Huber", "Loss"]

@@ -21,7 +21,9 @@ class Ensemble(PosteriorSampler):
     and `std`, in units of (counts - mean) / std at both ends (Lakshminarayanan et al., 2017).
     """
 
-    def __init__(self, networks: Iterable[nn.Module], *, mean: float = 0.0, std: float = 1.0) -> None:
+    def __init__(
+        self, networks: Iterable[nn.Module], *, mean: float = 0.0, std: float = 1.0
+    ) -> None:
         super().__init__()
         self.networks = nn.ModuleList(networks)
         self.mean, self.std = mean, _positive_std(self, std)
@@ -97,7 +99,9 @@ class DiffusionSampler(PosteriorSampler):
     ) -> None:
         super().__init__()
         if not black < white:
-            raise ValueError(f"DiffusionSampler: got black={black}, white={white}; black must be less")
+            raise ValueError(
+                f"DiffusionSampler: got black={black}, white={white}; black must be less"
+            )
         if (noise_std is None) == (physics is None):
             raise ValueError("DiffusionSampler: pass either noise_std, in raw counts, or physics")
         self.model, self.black, self.white = model, black, white
@@ -107,7 +111,10 @@ class DiffusionSampler(PosteriorSampler):
 
     def sample(self, noisy: Tensor, n: int = 1) -> Tensor:
         # DPS differentiates inside: outside autocast, and not on inference tensors.
-        inference, precise = torch.inference_mode(False), torch.autocast(noisy.device.type, enabled=False)
+        inference, precise = (
+            torch.inference_mode(False),
+            torch.autocast(noisy.device.type, enabled=False),
+        )
         with inference, precise, evaluating(self):
             y = (noisy.clone().float() - self.black) / (self.white - self.black)
             draws = torch.stack([self._draw(y) for _ in range(n)])
@@ -117,7 +124,9 @@ class DiffusionSampler(PosteriorSampler):
         seed = int(torch.randint(1, 2**31, ()))  # never 0, which DDRM and DiffPIR ignore
         devices = [y.device] if y.device.type == "cuda" else []
         with torch.random.fork_rng(devices), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Cannot set seed")  # a solver that uses torch's own
+            warnings.filterwarnings(
+                "ignore", message="Cannot set seed"
+            )  # a solver that uses torch's own
             torch.manual_seed(seed)
             physics = self._denoising if self.physics is None else self.physics
             return self.model(y, physics, **({"seed": seed} if self._takes_seed else {})).float()

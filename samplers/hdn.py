@@ -8,6 +8,7 @@ from samplers.ladder_vae import LadderVAE
 from samplers.noise import NoiseModel
 from samplers.vae import VAESampler
 
+
 class HDN(VAESampler):
     """Hierarchical DivNoising with its published defaults.
 

@@ -1,6 +1,6 @@
 """Students of posteriors with closed forms against the exact functionals (about 4 minutes, two cores).
 
-    python tests/benchmarks/functionals.py
+python tests/benchmarks/functionals.py
 """
 
 import tempfile
@@ -16,7 +16,9 @@ from students import UNet
 
 def distil(sampler, noisy, student, loss, steps, **settings):
     settings = dict(refine_steps=0, val_fraction=0.0, validate_every=10**6) | settings
-    return train(noisy, sampler, student, loss, tempfile.mkdtemp(), steps=steps, **settings).denoiser
+    return train(
+        noisy, sampler, student, loss, tempfile.mkdtemp(), steps=steps, **settings
+    ).denoiser
 
 
 def wiener() -> None:
@@ -29,7 +31,11 @@ def wiener() -> None:
     clean = field.prior(8, (128, 128))
     noisy = field.observe(clean)
     with torch.no_grad():
-        images = {"noisy": noisy, "Wiener filter": field.posterior_mean(noisy), "student": student(noisy)}
+        images = {
+            "noisy": noisy,
+            "Wiener filter": field.posterior_mean(noisy),
+            "student": student(noisy),
+        }
     for name, image in images.items():
         print(f"Gaussian field  {name:14} {psnr(image, clean):6.2f} dB")
 

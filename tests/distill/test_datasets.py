@@ -74,8 +74,10 @@ def test_no_training_patch_is_empty(camera):
     assert (patches > 0.25 * camera.clean.std(axis=(1, 2))[:, None, None]).all()
 
 
-@pytest.mark.parametrize("wrong", [{"n": 0}, {"size": 8}, {"photons": 0}, {"photons": 1e6},
-                                   {"sigma": -1}, {"noise": "salt"}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"n": 0}, {"size": 8}, {"photons": 0}, {"photons": 1e6}, {"sigma": -1}, {"noise": "salt"}],
+)
 def test_wrong_arguments(wrong):
     with pytest.raises(UserError, match="specimen: got"):
         specimen(**wrong)

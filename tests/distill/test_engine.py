@@ -10,7 +10,13 @@ from distill import UserError, load_denoiser, load_sampler, train
 from distill.engine import PUBLISHED
 from distill.patches import Patches
 from losses import L1, L2
-from samplers import BimodalPixels, FunctionSampler, LinearGaussianField, PosteriorSampler, SkewedPixels
+from samplers import (
+    BimodalPixels,
+    FunctionSampler,
+    LinearGaussianField,
+    PosteriorSampler,
+    SkewedPixels,
+)
 from students import UNet
 
 QUICK = dict(batch_size=4, micro_batch=2, patch_size=16, validate_every=3, device="cpu")
@@ -129,7 +135,9 @@ def test_what_is_saved_is_what_was_trained(noisy, tiny_hdn, tiny_unet, tmp_path)
 
 
 @pytest.mark.parametrize("role", ["sampler", "student"])
-def test_a_loss_that_is_not_finite_stops_before_the_update(role, noisy, tiny_hdn, tiny_unet, tmp_path):
+def test_a_loss_that_is_not_finite_stops_before_the_update(
+    role, noisy, tiny_hdn, tiny_unet, tmp_path
+):
     class Broken(L2):
         calls = 0
 
@@ -206,18 +214,32 @@ def test_bad_input_is_one_line_and_nothing_is_written(
 def test_bf16_keeps_likelihoods_and_losses_in_float32(noisy, tiny_hdn, tiny_unet, tmp_path):
     seen = []
     likelihood = tiny_hdn.noise_model.log_likelihood
-    tiny_hdn.noise_model.log_likelihood = lambda *a: seen.append(likelihood(*a).dtype) or likelihood(*a)
+    tiny_hdn.noise_model.log_likelihood = lambda *a: (
+        seen.append(likelihood(*a).dtype) or likelihood(*a)
+    )
 
     class Spy(L2):
         def forward(self, prediction, draws):
             seen.extend([prediction.dtype, draws.dtype])
             return super().forward(prediction, draws)
 
-    train(noisy, tiny_hdn, tiny_unet, Spy(), tmp_path, steps=2, refine_steps=1, precision="bf16", **QUICK)
+    train(
+        noisy,
+        tiny_hdn,
+        tiny_unet,
+        Spy(),
+        tmp_path,
+        steps=2,
+        refine_steps=1,
+        precision="bf16",
+        **QUICK,
+    )
     assert set(seen) == {torch.float32}
 
 
-def test_patches_are_turned_only_where_the_noise_looks_the_same(noisy, tiny_unet, tmp_path, monkeypatch):
+def test_patches_are_turned_only_where_the_noise_looks_the_same(
+    noisy, tiny_unet, tmp_path, monkeypatch
+):
     asked = []
     sample = Patches.sample
     monkeypatch.setattr(Patches, "sample", lambda self, n, g, augment=True:
@@ -226,7 +248,15 @@ def test_patches_are_turned_only_where_the_noise_looks_the_same(noisy, tiny_unet
         sampler = FunctionSampler(lambda x: x)
         sampler.isotropic = isotropic
         asked.clear()
-        train(noisy, sampler, tiny_unet, out=tmp_path / str(isotropic), steps=1, refine_steps=0, **QUICK)
+        train(
+            noisy,
+            sampler,
+            tiny_unet,
+            out=tmp_path / str(isotropic),
+            steps=1,
+            refine_steps=0,
+            **QUICK,
+        )
         assert asked[-1] is isotropic
 
 

@@ -27,12 +27,20 @@ def test_averages_of_draws_approach_the_posterior_mean():
         def forward(self, noisy):
             return field.posterior_mean(noisy)
 
-    rows, pictures = compare(field, Wiener(), [(noisy[0], clean[0])], (30, 1, 4), torch.device("cpu"))
-    assert [row["image"] for row in rows] == ["noisy input", "1 draw", "4 draws", "30 draws", "student"]
+    rows, pictures = compare(
+        field, Wiener(), [(noisy[0], clean[0])], (30, 1, 4), torch.device("cpu")
+    )
+    assert [row["image"] for row in rows] == [
+        "noisy input",
+        "1 draw",
+        "4 draws",
+        "30 draws",
+        "student",
+    ]
     scores = [row["psnr_mean"] for row in rows]
     assert scores == sorted(scores)
     # by the law of total variance, MSE(n draws) = MSE(mean) + posterior variance / n
-    mse = lambda db: float((clean.max() - clean.min()) ** 2) / 10 ** (db / 10)  # noqa: E731
+    mse = lambda db: float((clean.max() - clean.min()) ** 2) / 10 ** (db / 10)
     variance = float(field.posterior_std(noisy).square().mean())
     assert mse(scores[1]) - mse(scores[4]) == pytest.approx(variance, rel=0.15)
     assert len(pictures) == 6

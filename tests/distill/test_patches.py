@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill.errors import UserError
-from distill.tiff import read
 from distill.patches import Patches, split
+from distill.tiff import read
 
 torch.set_num_threads(1)
 QUICK = settings(max_examples=40, deadline=None)

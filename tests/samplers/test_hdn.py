@@ -15,7 +15,7 @@ def small_hdn(**more) -> HDN:
 
 
 def test_parameter_counts_are_the_published_ones():
-    count = lambda m: sum(p.numel() for p in m.parameters())  # noqa: E731
+    count = lambda m: sum(p.numel() for p in m.parameters())
     assert count(HDN(GaussianNoise(1.0))) == 7_301_697
     assert count(HDN(GaussianNoise(1.0), patch_size=128)) == 7_301_889
 

@@ -5,7 +5,7 @@ from students import UNet
 
 
 def test_parameter_counts_are_the_papers_and_the_published_codes():
-    count = lambda m: sum(p.numel() for p in m.parameters())  # noqa: E731
+    count = lambda m: sum(p.numel() for p in m.parameters())
     assert count(UNet()) == 15_692_065
     assert count(UNet(shared_convs=True)) == 11_764_577
 
