@@ -27,9 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         if command not in COMMANDS:
-            raise UserError(
-                f"got '{command}', allowed are {', '.join(COMMANDS)}; try distill --help"
-            )
+            raise UserError(f"got '{command}', allowed are {', '.join(COMMANDS)}; try distill --help")
         from distill import cli
 
         cli.run(command, arguments[1:])

@@ -14,9 +14,7 @@ MAX_PIXELS, MAX_SIDE = 2_000_000, 1024
 SHRINKAGE = 300  # pixels' worth of the filter common to all classes
 
 
-def blind_spot_pairs(
-    frames, rng: np.random.Generator, smooth: float = 0.25
-) -> tuple[np.ndarray, np.ndarray]:
+def blind_spot_pairs(frames, rng: np.random.Generator, smooth: float = 0.25) -> tuple[np.ndarray, np.ndarray]:
     """Two flat float32 arrays in raw counts, of at most 2 million pixels of `frames` (N, C, Y, X).
 
     The signal is a linear filter of the neighbours, learnt by least squares for each class of local
@@ -82,9 +80,7 @@ def _classes(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return level, classes, strength + sum(v**2 for v in curved)
 
 
-def _predict(
-    patches: Tensor, target: Tensor, classes: Tensor, seen: Tensor, unseen: Tensor
-) -> Tensor:
+def _predict(patches: Tensor, target: Tensor, classes: Tensor, seen: Tensor, unseen: Tensor) -> Tensor:
     """Each unseen target by its class's ridge regression on the seen, shrunk to that of all."""
     index, asked = seen.nonzero()[:, 0], unseen.nonzero()[:, 0]
     some = index[:: max(1, len(index) // 400_000)]

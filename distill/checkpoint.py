@@ -86,9 +86,7 @@ def rebuild(description: dict[str, Any]) -> nn.Module:
     try:
         kind = getattr(importlib.import_module(path), name)
     except (ImportError, AttributeError) as error:
-        raise UserError(
-            f"{description['class']}: cannot be imported ({error}); install it"
-        ) from None
+        raise UserError(f"{description['class']}: cannot be imported ({error}); install it") from None
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
         raise UserError(f"{description['class']}: not an nn.Module; is this file trustworthy?")
     return kind(**{k: _rebuild_argument(v) for k, v in description["arguments"].items()})
@@ -143,7 +141,5 @@ def _file(run: str | Path, name: str) -> Path:
 
 def _described(path: Path, header: dict[str, Any], role: str) -> nn.Module:
     if header.get(role) is None:
-        raise UserError(
-            f"{path}: holds no {role} that can be rebuilt by name; in Python, pass {role}=..."
-        )
+        raise UserError(f"{path}: holds no {role} that can be rebuilt by name; in Python, pass {role}=...")
     return rebuild(header[role])

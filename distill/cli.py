@@ -41,9 +41,7 @@ def _parser(command: str, description: str) -> Parser:
 
 
 def _train(arguments: list[str]) -> None:
-    parser = _parser(
-        "train", "Co-train a posterior sampler and its one-pass student on noisy images."
-    )
+    parser = _parser("train", "Co-train a posterior sampler and its one-pass student on noisy images.")
     parser.add_argument("images", type=str, help="noisy TIFF, in raw counts")
     for role, (package, base, default) in ROLES.items():
         names = ", ".join(_public_classes(package, base))
@@ -61,15 +59,11 @@ def _train(arguments: list[str]) -> None:
     except ValueError as error:  # a constructor's own check
         raise UserError(str(error)) from None
     finished = engine.train(**_without_config(chosen))
-    print(
-        f"{finished.path}: done. Now: distill predict {finished.path} {config.images} --out clean.tif"
-    )
+    print(f"{finished.path}: done. Now: distill predict {finished.path} {config.images} --out clean.tif")
 
 
 def _predict(arguments: list[str]) -> None:
-    parser = _parser(
-        "predict", "Denoise images with a run's student, or average its sampler's draws."
-    )
+    parser = _parser("predict", "Denoise images with a run's student, or average its sampler's draws.")
     parser.add_argument("run", type=str, help="folder of a run")
     parser.add_argument("noisy", type=str, help="noisy TIFF, in raw counts")
     parser.add_argument("--out", type=str, required=True, help="TIFF to write")
@@ -84,9 +78,7 @@ def _evaluate(arguments: list[str]) -> None:
     parser.add_argument("run", type=str, help="folder of a run")
     parser.add_argument("noisy", type=str, help="noisy TIFF")
     parser.add_argument("clean", type=str, help="TIFF with the ground truth, one frame or as many")
-    parser.add_argument(
-        "--draws", type=int, nargs="+", default=[1, 10, 100], help="draws to average"
-    )
+    parser.add_argument("--draws", type=int, nargs="+", default=[1, 10, 100], help="draws to average")
     parser.add_function_arguments(evaluation.evaluate, skip={"run", "noisy", "clean", "draws"})
     chosen = parser.parse_args(arguments)
     print(evaluation.format_table(evaluation.evaluate(**_without_config(chosen))))
@@ -95,15 +87,9 @@ def _evaluate(arguments: list[str]) -> None:
 def _noise_model(arguments: list[str]) -> None:
     if arguments[:1] not in (["fit"], ["-h"], ["--help"]):
         raise UserError("noise-model: allowed is `distill noise-model fit`; try it with --help")
-    parser = _parser(
-        "noise-model fit", "Fit p(noisy | signal) to frames, and judge it on held-out pixels."
-    )
-    parser.add_argument(
-        "images", type=str, help="TIFF: frames of a static scene, or any noisy stack"
-    )
-    parser.add_argument(
-        "--out", type=str, required=True, help="noise model to write (.npz), plot beside it"
-    )
+    parser = _parser("noise-model fit", "Fit p(noisy | signal) to frames, and judge it on held-out pixels.")
+    parser.add_argument("images", type=str, help="TIFF: frames of a static scene, or any noisy stack")
+    parser.add_argument("--out", type=str, required=True, help="noise model to write (.npz), plot beside it")
     parser.add_function_arguments(noise_fitting.fit_noise_model, skip={"images", "out"})
     chosen = parser.parse_args([a for a in arguments if a != "fit"])
     noise_fitting.fit_noise_model(**_without_config(chosen))
@@ -195,7 +181,5 @@ def _full_name(arguments: list[str], i: int) -> str:
     package, base, _ = ROLES[role]
     ours = _public_classes(package, base)
     if name not in ours:
-        raise UserError(
-            f"{role}: got '{name}', allowed are {', '.join(ours)} or a dotted path of your own"
-        )
+        raise UserError(f"{role}: got '{name}', allowed are {', '.join(ours)} or a dotted path of your own")
     return (flag + "=" if equals else "") + f"{package.__name__}.{name}"

@@ -112,9 +112,7 @@ def train(
     generator = np.random.default_rng(seed)
     co_steps = steps if sampler.trainable else 0
     if co_steps:
-        _prepare(
-            sampler, stack, mean, std
-        )  # a sampler that is already trained keeps its statistics
+        _prepare(sampler, stack, mean, std)  # a sampler that is already trained keeps its statistics
     denoiser = DirectDenoiser(student, loss, channels=len(mean))
     denoiser.prepare(mean, std)
     for module in (sampler, denoiser):
@@ -143,10 +141,8 @@ def train(
         for step in range(progress.step + 1, total + 1):
             co_training = step <= co_steps
             sampler.train(co_training)
-            batch = patches.sample(batch_size, generator, sampler.isotropic).to(
-                device, memory_format=torch.channels_last
-            )
-            for noisy in batch.split(micro_batch):
+            batch = patches.sample(batch_size, generator, augment=sampler.isotropic)
+            for noisy in batch.to(device, memory_format=torch.channels_last).split(micro_batch):
                 share = len(noisy) / batch_size
                 # 1. Pass the noisy images to the sampler and draw possible clean images.
                 with autocast(device, precision):
@@ -166,8 +162,10 @@ def train(
                 # 4. Update the student towards minimising its distance to the draws.
                 optimise_student.backward(loss(prediction, denoiser.standardise(targets)), share)
             row: dict[str, Any] = {"step": step}
-            for each in optimisers if co_training else [optimise_student]:
-                row[f"{each.name}_loss"] = each.step(step)
+            active = optimisers if co_training else [optimise_student]
+            row |= {f"{each.name}_loss": each.check(step) for each in active}
+            for each in active:
+                each.step()
             average.update_parameters(denoiser)
             # 5. Repeat until convergence.
             progress.step, progress.seconds = step, time.monotonic() - started

@@ -62,8 +62,7 @@ def evaluate(
     out.mkdir(parents=True, exist_ok=True)
     chosen = np.linspace(0, n_noisy - 1, min(frames or n_noisy, n_noisy)).astype(int)
     pairs = [
-        (_tensor(noisy_stack.frames[i]), _tensor(clean_stack.frames[i if n_clean > 1 else 0]))
-        for i in chosen
+        (_tensor(noisy_stack.frames[i]), _tensor(clean_stack.frames[i if n_clean > 1 else 0])) for i in chosen
     ]
     rows, pictures = compare(sampler, denoiser, pairs, draws, choose_device(device), precision)
     write_table(out / "evaluation.csv", rows)
@@ -97,9 +96,7 @@ def compare(
     rows: list[Row] = []
     for name, figures in scores.items():
         mean, middle, seconds = np.mean(figures, axis=0)
-        rows.append(
-            {"image": name, "psnr_mean": mean, "psnr_median": middle, "seconds_per_image": seconds}
-        )
+        rows.append({"image": name, "psnr_mean": mean, "psnr_median": middle, "seconds_per_image": seconds})
     return rows, pictures
 
 

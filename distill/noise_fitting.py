@@ -165,21 +165,15 @@ def noise_density(
     axis.plot(s, mean + std, "C0--", label="mean ± std")
     axis.plot(s, mean - std, "C0--")
     axis.set(xlabel="signal (counts)", ylabel="observation (counts)", ylim=(bottom, top))
-    axis.set_title(
-        f"{type(model).__name__}, held-out {model.held_out_nll:.4f} nats/pixel", fontsize=10
-    )
+    axis.set_title(f"{type(model).__name__}, held-out {model.held_out_nll:.4f} nats/pixel", fontsize=10)
     axis.legend(loc="upper left")
     figure.savefig(path, format="png", dpi=110)
     plt.close(figure)
 
 
-def _check(
-    out, kind, method, signal, percentiles, held_out, n_gaussian, n_coeff, overwrite
-) -> None:
+def _check(out, kind, method, signal, percentiles, held_out, n_gaussian, n_coeff, overwrite) -> None:
     low, high = percentiles or (0, 100)
-    taken = [
-        p for p in (out, out.with_suffix(".png")) if p.is_dir() or (p.exists() and not overwrite)
-    ]
+    taken = [p for p in (out, out.with_suffix(".png")) if p.is_dir() or (p.exists() and not overwrite)]
     problems = [
         (kind not in KINDS, f"kind: got {kind!r}, allowed are {', '.join(KINDS)}"),
         (method not in METHODS, f"method: got {method!r}, allowed are {', '.join(METHODS)}"),

@@ -52,8 +52,8 @@ class Optimiser:
         (loss * share).backward()
         self.loss = self.loss + loss.detach() * share
 
-    def step(self, step: int) -> float:
-        """Updates the weights -> the batch's loss. A loss or gradient that is not finite stops first."""
+    def check(self, step: int) -> float:
+        """Clips the gradient -> the batch's loss. One that is not finite stops the run, un-updated."""
         loss, self.loss = float(self.loss), 0.0
         norm = float(nn.utils.clip_grad_norm_(self.parameters, self.clip))
         for what, value in (("loss", loss), ("gradient", norm)):
@@ -62,11 +62,14 @@ class Optimiser:
                     f"step {step}: the {self.name}'s {what} is {value}; nothing was updated. Lower "
                     f"lr (now {self.lr:.2g}), set clip (now {self.clip:g}), or check the images"
                 )
+        return loss
+
+    def step(self) -> None:
+        """Updates the weights and, on a cosine, the learning rate."""
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         if isinstance(self.schedule, torch.optim.lr_scheduler.LambdaLR):
             self.schedule.step()
-        return loss
 
     def validated(self, loss: float | None) -> None:
         """Tells the plateau schedule this network's own validation loss."""
@@ -94,9 +97,7 @@ class Optimiser:
         self.optimiser.load_state_dict({"state": state, "param_groups": data["groups"]})
         for parameter, values in self.optimiser.state.items():
             for key, value in values.items():
-                if (
-                    value.shape == parameter.shape
-                ):  # a fused step needs the parameter's memory layout
+                if value.shape == parameter.shape:  # a fused step needs the parameter's memory layout
                     values[key] = torch.empty_like(parameter).copy_(value)
         self.schedule.load_state_dict(data["schedule"])
 

@@ -14,9 +14,7 @@ def split(frames, val_fraction: float, patch_size: int, seed: int) -> tuple[np.n
     """
     n, _, height, width = frames.shape
     if not 0 <= val_fraction < 1:
-        raise UserError(
-            f"val_fraction is {val_fraction}; pass 0 or more and less than 1, such as 0.15"
-        )
+        raise UserError(f"val_fraction is {val_fraction}; pass 0 or more and less than 1, such as 0.15")
     if patch_size < 1 or patch_size > min(height, width):
         raise UserError(
             f"patch_size {patch_size} does not fit frames of {height} x {width} pixels;"
@@ -71,8 +69,7 @@ class Patches:
         self._ends = np.cumsum(self._rows * self._columns)
         if not len(self.regions) or not self._ends[-1]:
             raise UserError(
-                f"no region holds a patch of {patch_size} x {patch_size} pixels;"
-                " pass a smaller --patch_size"
+                f"no region holds a patch of {patch_size} x {patch_size} pixels; pass a smaller --patch_size"
             )
 
     def sample(self, n: int, generator: np.random.Generator, augment: bool = True) -> torch.Tensor:

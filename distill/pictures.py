@@ -18,9 +18,7 @@ def mosaic(path: Path, columns: list[Tensor], rows: int = 4) -> None:
     framed = [np.pad(patches, ((0, 0), (1, 1), (1, 1)), constant_values=high) for patches in shown]
     picture = np.concatenate([np.concatenate(list(patches)) for patches in framed], axis=1)
     temporary = path.with_name(path.name + ".tmp")
-    imsave(
-        temporary, picture.repeat(2, 0).repeat(2, 1), cmap="gray", vmin=low, vmax=high, format="png"
-    )
+    imsave(temporary, picture.repeat(2, 0).repeat(2, 1), cmap="gray", vmin=low, vmax=high, format="png")
     temporary.replace(path)
 
 

@@ -69,9 +69,7 @@ def predict(
     for i in tqdm(range(len(stack.frames)), desc="predict", unit="frame"):
         frame = np.array(stack.frames[i], dtype=np.float32)
         if not np.isfinite(frame).all():
-            raise UserError(
-                f"{stack.name}: frame {i} holds NaN or infinity; replace those pixels first"
-            )
+            raise UserError(f"{stack.name}: frame {i} holds NaN or infinity; replace those pixels first")
         noisy_frame = torch.from_numpy(frame)[None].to(device)
         with torch.inference_mode(), autocast(device, precision):
             denoised[i] = in_tiles(answer, noisy_frame, tile, halo)[0].float().cpu().numpy()

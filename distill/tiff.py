@@ -43,9 +43,7 @@ def read(path: str | os.PathLike, axes: str | None = None) -> Stack:
                 )
             pixels, found = _pixels(tif, path)
             compression = _LOSSLESS.get(getattr(first.keyframe.compression, "name", ""))
-            stack = Stack(
-                pixels, axes.upper() if axes else found, path.name, compression=compression
-            )
+            stack = Stack(pixels, axes.upper() if axes else found, path.name, compression=compression)
             _calibrate(stack, tif)
     except UserError:
         raise
@@ -155,15 +153,11 @@ def write(
         part.unlink(missing_ok=True)
 
 
-def _write_tiff(
-    path: Path, array: np.ndarray, axes: str, dtype: np.dtype, like: Stack, ome: bool
-) -> None:
+def _write_tiff(path: Path, array: np.ndarray, axes: str, dtype: np.dtype, like: Stack, ome: bool) -> None:
     big = array.size * dtype.itemsize > BIG_BYTES
     unit = "um" if like.unit == "µm" and not ome else like.unit
     imagej = not (ome or big) and unit.isascii() and dtype.name in ("uint8", "uint16", "float32")
-    imagej = (
-        imagej and list(axes) == [a for a in "TZCYX" if a in axes] and 1 not in array.shape[:-2]
-    )
+    imagej = imagej and list(axes) == [a for a in "TZCYX" if a in axes] and 1 not in array.shape[:-2]
     kind = "ome" if ome else "imagej" if imagej else "plain"
     meta = dict(like.extra) if like.source == kind else {}
     options = {"photometric": "minisblack", "compression": like.compression}

@@ -19,9 +19,7 @@ def shrink_shifted_haar(noisy: Tensor, sigma: float = 25.0) -> Tensor:
     shift = torch.randint(0, 8, (2,)).tolist()
     approximation, details = noisy.roll(shift, (2, 3)), []
     for _ in range(3):
-        haar = torch.tensor(
-            [[[1, 1], [1, 1]], [[1, -1], [1, -1]], [[1, 1], [-1, -1]], [[1, -1], [-1, 1]]]
-        )
+        haar = torch.tensor([[[1, 1], [1, 1]], [[1, -1], [1, -1]], [[1, 1], [-1, -1]], [[1, -1], [-1, 1]]])
         bands = F.conv2d(approximation, haar[:, None].to(noisy) / 2, stride=2)
         approximation, detail = bands[:, :1], bands[:, 1:]
         details.append(detail * (detail.abs() > 3 * sigma))
@@ -40,9 +38,7 @@ def main(steps: int = 300) -> None:
     for name, sampler in samplers.items():
         out = f"runs/any_sampler/{name.replace(' ', '_')}"
         # Neither can be trained, so all steps train the student alone.
-        run = train(
-            noisy, sampler, UNet(depth=3, filters=16), L2(), out, steps=steps, refine_steps=0
-        )
+        run = train(noisy, sampler, UNet(depth=3, filters=16), L2(), out, steps=steps, refine_steps=0)
         with torch.inference_mode():
             images = {
                 "noisy": noisy,

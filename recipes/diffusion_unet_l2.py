@@ -19,9 +19,7 @@ from samplers import DiffusionSampler, GaussianNoise
 from students import UNet
 
 
-def main(
-    out: str, noisy: str | None = None, denoiser: nn.Module | None = None, steps: int = 2000
-) -> None:
+def main(out: str, noisy: str | None = None, denoiser: nn.Module | None = None, steps: int = 2000) -> None:
     from deepinv.models import DRUNet
     from deepinv.optim.data_fidelity import L2 as DataFidelity
     from deepinv.sampling import DiffPIR

@@ -23,9 +23,7 @@ def main(out: str, noisy: str | None = None, clean: str | None = None, steps: in
 
     sampler = JointNoiseVAE("x", levels=4, latents=16, filters=32, blocks=2, code=32)
     student = UNet(filters=16)
-    run = train(
-        noisy, sampler, student, L2(), out, steps=steps, refine_steps=steps // 3, batch_size=4
-    )
+    run = train(noisy, sampler, student, L2(), out, steps=steps, refine_steps=steps // 3, batch_size=4)
 
     predict(run.path, noisy, f"{out}/denoised.tif", overwrite=True)
     if clean is not None:

@@ -21,9 +21,7 @@ class Ensemble(PosteriorSampler):
     and `std`, in units of (counts - mean) / std at both ends (Lakshminarayanan et al., 2017).
     """
 
-    def __init__(
-        self, networks: Iterable[nn.Module], *, mean: float = 0.0, std: float = 1.0
-    ) -> None:
+    def __init__(self, networks: Iterable[nn.Module], *, mean: float = 0.0, std: float = 1.0) -> None:
         super().__init__()
         self.networks = nn.ModuleList(networks)
         self.mean, self.std = mean, _positive_std(self, std)
@@ -99,9 +97,7 @@ class DiffusionSampler(PosteriorSampler):
     ) -> None:
         super().__init__()
         if not black < white:
-            raise ValueError(
-                f"DiffusionSampler: got black={black}, white={white}; black must be less"
-            )
+            raise ValueError(f"DiffusionSampler: got black={black}, white={white}; black must be less")
         if (noise_std is None) == (physics is None):
             raise ValueError("DiffusionSampler: pass either noise_std, in raw counts, or physics")
         self.model, self.black, self.white = model, black, white
@@ -124,9 +120,7 @@ class DiffusionSampler(PosteriorSampler):
         seed = int(torch.randint(1, 2**31, ()))  # never 0, which DDRM and DiffPIR ignore
         devices = [y.device] if y.device.type == "cuda" else []
         with torch.random.fork_rng(devices), warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message="Cannot set seed"
-            )  # a solver that uses torch's own
+            warnings.filterwarnings("ignore", message="Cannot set seed")  # a solver that uses torch's own
             torch.manual_seed(seed)
             physics = self._denoising if self.physics is None else self.physics
             return self.model(y, physics, **({"seed": seed} if self._takes_seed else {})).float()

@@ -63,9 +63,7 @@ class LinearGaussianField(PosteriorSampler):
 
     def _spectrum(self, like: Tensor) -> Tensor:
         """Prior variance of each frequency, shaped like one image; its mean is std^2."""
-        axes = [
-            torch.fft.fftfreq(size, dtype=like.dtype, device=like.device) for size in like.shape[2:]
-        ]
+        axes = [torch.fft.fftfreq(size, dtype=like.dtype, device=like.device) for size in like.shape[2:]]
         squared = sum(f**2 for f in torch.meshgrid(*axes, indexing="ij"))
         power = (1 + (2 * math.pi * self.correlation_length) ** 2 * squared) ** -self.exponent
         return self.std**2 * power / power.mean()
@@ -217,9 +215,7 @@ def _positive(sampler: PosteriorSampler, *names: str) -> None:
     for name in names:
         value = getattr(sampler, name)
         if not 0 < value < math.inf:
-            raise ValueError(
-                f"{type(sampler).__name__}: got {name}={value}; it must be positive and finite"
-            )
+            raise ValueError(f"{type(sampler).__name__}: got {name}={value}; it must be positive and finite")
 
 
 def _normal_quantile(q: float) -> float:

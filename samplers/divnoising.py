@@ -22,10 +22,7 @@ class FlatVAE(nn.Module):
         self.to_logvar = nn.Conv2d(widths[-1], latents, 3, padding=1)
         narrow = zip([latents, *widths[::-1]], widths[::-1], strict=False)
         self.up = nn.Sequential(
-            *[
-                nn.Sequential(*_convs(a, b), nn.ConvTranspose2d(b, b, 2, stride=2))
-                for a, b in narrow
-            ]
+            *[nn.Sequential(*_convs(a, b), nn.ConvTranspose2d(b, b, 2, stride=2)) for a, b in narrow]
         )
         self.head = nn.Conv2d(filters, channels, 3, padding=1)
 

@@ -48,9 +48,7 @@ class TopDownLevel(nn.Module):
     """One stochastic level: prior p(z | above), posterior q(z | above, bottom-up), features one
     octave finer."""
 
-    def __init__(
-        self, filters: int, latents: int, blocks: int, dropout: float, top_size: int
-    ) -> None:
+    def __init__(self, filters: int, latents: int, blocks: int, dropout: float, top_size: int) -> None:
         """top_size > 0 makes it the top level, whose prior is learned instead of computed."""
         super().__init__()
         self.is_top = top_size > 0
@@ -68,9 +66,7 @@ class TopDownLevel(nn.Module):
             *[ResidualBlock(filters, dropout) for _ in range(blocks)],
         )
 
-    def forward(
-        self, bottom_up: Tensor, above: Tensor | None, active: bool
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, bottom_up: Tensor, above: Tensor | None, active: bool) -> tuple[Tensor, Tensor]:
         """(B, F, h, w) twice -> features (B, F, 2h, 2w) and KL(q || p) per image (B,) in nats."""
         if self.is_top:
             prior = self.prior

@@ -121,9 +121,7 @@ class JointNoiseVAE(HDN):
 class CodeVAE(LadderVAE):
     """The ladder VAE that ends in a code of each pixel, and a decoder from it to the signal."""
 
-    def __init__(
-        self, code: int, channels: int, levels: int, latents: int, filters: int, *rest
-    ) -> None:
+    def __init__(self, code: int, channels: int, levels: int, latents: int, filters: int, *rest) -> None:
         super().__init__(channels, levels, latents, filters, *rest)
         self.head = nn.Conv2d(filters, channels * code, 1)
         self.signal = SignalDecoder(channels * code, code, channels)

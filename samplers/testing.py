@@ -76,13 +76,9 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-4 * float(b.std()))
 
 
-def _check_shapes(
-    sampler: PosteriorSampler, noisy: Tensor, sizes: Iterable[tuple[int, ...]]
-) -> None:
+def _check_shapes(sampler: PosteriorSampler, noisy: Tensor, sizes: Iterable[tuple[int, ...]]) -> None:
     for size in [tuple(noisy.shape[2:]), *sizes]:
-        image = noisy.new_empty(*noisy.shape[:2], *size).normal_(
-            float(noisy.mean()), float(noisy.std())
-        )
+        image = noisy.new_empty(*noisy.shape[:2], *size).normal_(float(noisy.mean()), float(noisy.std()))
         before = image.clone()
         for n in (1, 3):
             call = f"sample(noisy {tuple(image.shape)}, n={n})"
@@ -107,9 +103,7 @@ def _check_randomness(sampler: PosteriorSampler, noisy: Tensor) -> None:
     next_call = sampler.sample(noisy, 8)
     rule = "independence: the 8 draws of one call are all the same"
     _require(not all(_same(draw, first[0]) for draw in first[1:]), rule)
-    rule = (
-        "independence: two calls gave the same draws; use torch's random state and do not reset it"
-    )
+    rule = "independence: two calls gave the same draws; use torch's random state and do not reset it"
     _require(not _same(first, next_call), rule)
     rule = "seeding: draws differ after the same torch.manual_seed; draw from torch's random state"
     _require(_same(first, again), rule)
@@ -139,9 +133,7 @@ def _check_side_effects(sampler: PosteriorSampler, noisy: Tensor) -> None:
 
 
 def _check_units(sampler: PosteriorSampler, noisy: Tensor) -> None:
-    drawn, mean, std = (
-        float(v) for v in (sampler.sample(noisy, 8).mean(), noisy.mean(), noisy.std())
-    )
+    drawn, mean, std = (float(v) for v in (sampler.sample(noisy, 8).mean(), noisy.mean(), noisy.std()))
     rule = f"units: draws have mean {drawn:.4g}, the images {mean:.4g} +- {std:.4g}; both are raw counts"
     _require(abs(drawn - mean) < 3 * std, rule)
 
@@ -163,9 +155,7 @@ def _check_draws(sampler: PosteriorSampler, noisy: Tensor) -> None:
 
 def _check_state(sampler: PosteriorSampler, unprepared: PosteriorSampler, noisy: Tensor) -> None:
     state, loaded = copy.deepcopy(sampler.state_dict()), copy.deepcopy(unprepared)
-    for (
-        tensor
-    ) in loaded.state_dict().values():  # shares their memory: nothing is left but what loads
+    for tensor in loaded.state_dict().values():  # shares their memory: nothing is left but what loads
         tensor.zero_()
     try:
         loaded.load_state_dict(state)
@@ -188,9 +178,7 @@ def _check_training_step(sampler: PosteriorSampler, noisy: Tensor) -> None:
     scalar = loss.ndim == 0 and loss.isfinite() and loss.requires_grad
     _require(scalar, "training_step: the loss must be a finite scalar with a gradient")
     parameters = [p for p in sampler.parameters() if p.requires_grad]
-    gradients = [
-        g for g in torch.autograd.grad(loss, parameters, allow_unused=True) if g is not None
-    ]
+    gradients = [g for g in torch.autograd.grad(loss, parameters, allow_unused=True) if g is not None]
     finite = all(g.isfinite().all() for g in gradients) and any(g.any() for g in gradients)
     _require(finite, "training_step: the loss's gradient is absent, zero or not finite")
     got, wanted = tuple(draw.shape), tuple(sampler.sample(noisy).shape[1:])
@@ -202,9 +190,7 @@ def _check_training_step(sampler: PosteriorSampler, noisy: Tensor) -> None:
         for parameter in other.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
         changed = _seeded(lambda: _step(other, noisy)[1])
-        rule = (
-            "training_step: the draw does not depend on the parameters; return that of its own pass"
-        )
+        rule = "training_step: the draw does not depend on the parameters; return that of its own pass"
         _require(not _same(draw, changed), rule)
         loss, _ = _step(evaluated.eval(), noisy)  # as in validation
     _require(loss.ndim == 0 and loss.isfinite(), "training_step: no finite loss in eval mode")

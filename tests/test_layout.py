@@ -46,7 +46,5 @@ def test_a_shadowing_package_is_named(tmp_path):
     (tmp_path / "losses").mkdir()
     (tmp_path / "losses" / "__init__.py").touch()
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import distill"
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False
-    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert str(tmp_path / "losses" / "__init__.py") in result.stderr.splitlines()[-1]

@@ -40,9 +40,7 @@ class AutoregressiveNoise(NoiseModel):
     ) -> None:
         super().__init__()
         if context not in ("image", "row", "column"):
-            raise ValueError(
-                f"AutoregressiveNoise: got context='{context}', allowed are image, row, column"
-            )
+            raise ValueError(f"AutoregressiveNoise: got context='{context}', allowed are image, row, column")
         self.context, self.filters, self.kernel = context, filters, kernel
         self.dilations, self.components, self.min_scale = list(dilations), components, min_scale
         self.net = PixelCNN(filters, kernel, dilations, components, min_scale, context == "image")
@@ -77,9 +75,7 @@ class AutoregressiveNoise(NoiseModel):
             for w in range(width):
                 crop = slice(max(0, w - reach), w + 1)
                 near = [v[..., crop] for v in conditions] or [None] * len(self.net.layers)
-                rows[..., w : w + 1] = self.net.draw(
-                    self.net.horizontal(rows[..., crop], near)[..., -1:]
-                )
+                rows[..., w : w + 1] = self.net.draw(self.net.horizontal(rows[..., crop], near)[..., -1:])
         return self._turned(signal + noise.reshape(signal.shape) * self.std + self.mean)
 
     def _turned(self, x: Tensor) -> Tensor:
@@ -212,6 +208,4 @@ def _crops(frames: Tensor, count: int, size: int, generator: torch.Generator) ->
         torch.randint(n, (count,), generator=generator).tolist()
         for n in (len(frames), frames.shape[-2] - height + 1, frames.shape[-1] - width + 1)
     ]
-    return torch.stack(
-        [frames[i, :, y : y + height, x : x + width] for i, y, x in zip(*picks, strict=True)]
-    )
+    return torch.stack([frames[i, :, y : y + height, x : x + width] for i, y, x in zip(*picks, strict=True)])

@@ -239,11 +239,7 @@ def _fit_line(x: Tensor, variance: Tensor, pixels: Tensor) -> tuple[float, float
         centre = (weight * x).sum() / weight.sum()
         spread = (weight * (x - centre) ** 2).sum()
         height = (weight * variance).sum() / weight.sum()
-        gain = (
-            (weight * (x - centre) * variance).sum() / spread
-            if spread > 0
-            else torch.zeros_like(gain)
-        )
+        gain = (weight * (x - centre) * variance).sum() / spread if spread > 0 else torch.zeros_like(gain)
         if gain * spread.sqrt() < 2:  # negative, or lost in its standard error: a flat image
             gain = torch.zeros_like(gain)
         if height - gain * (centre - x.min()) < floor:

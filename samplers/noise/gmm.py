@@ -55,8 +55,7 @@ class GaussianMixtureNoise(NoiseModel):
             step, clip = step or stored.get("step"), clip or stored.get("clip")
         elif any(value is None for value in given):
             raise ValueError(
-                "GaussianMixtureNoise: pass path, "
-                "or all of weight, min_signal, max_signal, min_sigma"
+                "GaussianMixtureNoise: pass path, or all of weight, min_signal, max_signal, min_sigma"
             )
         table = np.asarray(given[0], dtype=np.float64)
         low, high, floor = (float(np.asarray(value).squeeze()) for value in given[1:])
@@ -87,9 +86,7 @@ class GaussianMixtureNoise(NoiseModel):
             np.savez(file, **dict(zip(_KEYS, values, strict=True)), **quantised)
 
     def _components(self, signal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return mixture(
-            self._coefficients.float(), signal, self.min_signal, self.max_signal, self.min_sigma
-        )
+        return mixture(self._coefficients.float(), signal, self.min_signal, self.max_signal, self.min_sigma)
 
     def log_likelihood(self, noisy: Tensor, signal: Tensor) -> Tensor:
         with torch.autocast(signal.device.type, enabled=False):
@@ -200,9 +197,7 @@ def mixture(
     return log_alpha, offset, variance.clamp(min=floor)
 
 
-def mixture_log_density(
-    residual: Tensor, log_alpha: Tensor, offset: Tensor, variance: Tensor
-) -> Tensor:
+def mixture_log_density(residual: Tensor, log_alpha: Tensor, offset: Tensor, variance: Tensor) -> Tensor:
     """log sum_k alpha_k N(residual; offset_k, variance_k): logsumexp, so it never underflows."""
     squared = (residual - offset) ** 2 / variance
     return (log_alpha - 0.5 * (squared + (2 * math.pi * variance).log())).logsumexp(0)
@@ -226,8 +221,7 @@ def _load(path: str | PathLike) -> tuple[tuple, dict]:
 def _check(table: np.ndarray, low: float, high: float, floor: float, source: object) -> None:
     if table.ndim != 2 or table.shape[0] % 3 or table.size == 0 or not np.isfinite(table).all():
         raise ValueError(
-            f"{source}: weight of shape {table.shape}; "
-            "allowed is (3 * Gaussians, coefficients), all finite"
+            f"{source}: weight of shape {table.shape}; allowed is (3 * Gaussians, coefficients), all finite"
         )
     if not (math.isfinite(low) and low < high < math.inf and 0 < floor < math.inf):
         raise ValueError(

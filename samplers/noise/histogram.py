@@ -78,9 +78,7 @@ class HistogramNoise(NoiseModel):
         row = inside.detach().long().clamp(max=len(self._density) - 2)
         above = inside - row
         beyond = (position - inside).abs().clamp(max=1)  # fades in over one bin: no jump
-        moments = torch.lerp(
-            self._moments.float()[:, row], self._moments.float()[:, row + 1], above
-        )
+        moments = torch.lerp(self._moments.float()[:, row], self._moments.float()[:, row + 1], above)
         return row, above, beyond, *moments
 
     def log_likelihood(self, noisy: Tensor, signal: Tensor) -> Tensor:
@@ -97,9 +95,7 @@ class HistogramNoise(NoiseModel):
             tiny = torch.finfo(torch.float32).tiny
             log_density = density.clamp(min=tiny).log().where(density > tiny, -math.inf)
             outlier = _log_normal(noisy - signal, torch.full_like(signal, self._outlier_variance))
-            return torch.logaddexp(
-                log_density + math.log1p(-_OUTLIERS), outlier + math.log(_OUTLIERS)
-            )
+            return torch.logaddexp(log_density + math.log1p(-_OUTLIERS), outlier + math.log(_OUTLIERS))
 
     def sample(self, signal: Tensor) -> Tensor:
         signal = signal.float()
@@ -171,9 +167,7 @@ def _row_moments(table: np.ndarray, low: float, width: float) -> tuple[np.ndarra
     return total, offset, np.where(total > 0, square + width**2 / 12, 0)
 
 
-def _gaussian_rows(
-    offset: np.ndarray, variance: np.ndarray, low: float, width: float
-) -> np.ndarray:
+def _gaussian_rows(offset: np.ndarray, variance: np.ndarray, low: float, width: float) -> np.ndarray:
     """Rows of Gaussian mass per bin, each normalised inside the range."""
     centres = low + (np.arange(len(offset)) + 0.5) * width
     mean = np.clip(centres + offset, centres[0], centres[-1])[:, None]

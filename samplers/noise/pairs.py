@@ -20,8 +20,7 @@ def draw_pairs(
     `name` starts the ValueError on what cannot be fitted.
     """
     signal, observation = (
-        v.detach().cpu().numpy() if torch.is_tensor(v) else np.asarray(v)
-        for v in (signal, observation)
+        v.detach().cpu().numpy() if torch.is_tensor(v) else np.asarray(v) for v in (signal, observation)
     )
     try:
         signal = np.broadcast_to(signal, observation.shape)

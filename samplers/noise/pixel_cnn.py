@@ -94,17 +94,13 @@ class PixelCNN(nn.Module):
 class _Vertical(nn.Conv2d):
     """kernel x kernel over the rows above and the own one; the first layer has no own one."""
 
-    def __init__(
-        self, channels: int, filters: int, kernel: int, dilation: int, first: bool
-    ) -> None:
+    def __init__(self, channels: int, filters: int, kernel: int, dilation: int, first: bool) -> None:
         super().__init__(channels, 2 * filters, (kernel - first, kernel), dilation=dilation)
         self.first, self.reach = first, dilation * (kernel - 1)
 
     def forward(self, x: Tensor) -> Tensor:
         side = self.reach // 2
-        return super().forward(
-            F.pad(x[:, :, :-1] if self.first else x, (side, side, self.reach, 0))
-        )
+        return super().forward(F.pad(x[:, :, :-1] if self.first else x, (side, side, self.reach, 0)))
 
 
 class _Horizontal(nn.Module):

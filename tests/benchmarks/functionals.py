@@ -16,9 +16,7 @@ from students import UNet
 
 def distil(sampler, noisy, student, loss, steps, **settings):
     settings = dict(refine_steps=0, val_fraction=0.0, validate_every=10**6) | settings
-    return train(
-        noisy, sampler, student, loss, tempfile.mkdtemp(), steps=steps, **settings
-    ).denoiser
+    return train(noisy, sampler, student, loss, tempfile.mkdtemp(), steps=steps, **settings).denoiser
 
 
 def wiener() -> None:

@@ -39,9 +39,7 @@ settings |= {k: eval(v) for k, v in (pair.split("=") for pair in options.set)}
 
 def run(steps, refine_steps, out):
     torch.manual_seed(0)
-    hdn = HDN(
-        GaussianNoise(25.0), levels=4, latents=16, filters=32, blocks=2, dropout=options.dropout
-    )
+    hdn = HDN(GaussianNoise(25.0), levels=4, latents=16, filters=32, blocks=2, dropout=options.dropout)
     unet = UNet(filters=16, shared_convs=options.shared)
     settings.update(steps=steps, refine_steps=refine_steps, validate_every=10**6, val_fraction=0)
     return train(data.noisy, hdn, unet, L2(), out, **settings)

@@ -96,9 +96,7 @@ def test_classes_of_ones_own_by_dotted_path(stack, capsys):
         (["info", "nothing"], "nothing: no such file"),
     ],
 )
-def test_wrong_input_is_one_line_exit_2_and_nothing_written(
-    arguments, message, stack, noisy, capsys
-):
+def test_wrong_input_is_one_line_exit_2_and_nothing_written(arguments, message, stack, noisy, capsys):
     tifffile.imwrite("nan.tif", np.where(noisy > 200, np.nan, noisy), photometric="minisblack")
     tifffile.imwrite("flat.tif", np.full((2, 64, 64), 7, np.uint8))
     tifffile.imwrite("rgb.tif", np.zeros((64, 64, 3), np.uint8), photometric="rgb")

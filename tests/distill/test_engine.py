@@ -135,9 +135,7 @@ def test_what_is_saved_is_what_was_trained(noisy, tiny_hdn, tiny_unet, tmp_path)
 
 
 @pytest.mark.parametrize("role", ["sampler", "student"])
-def test_a_loss_that_is_not_finite_stops_before_the_update(
-    role, noisy, tiny_hdn, tiny_unet, tmp_path
-):
+def test_a_loss_that_is_not_finite_stops_before_the_update(role, noisy, tiny_hdn, tiny_unet, tmp_path):
     class Broken(L2):
         calls = 0
 
@@ -214,9 +212,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(
 def test_bf16_keeps_likelihoods_and_losses_in_float32(noisy, tiny_hdn, tiny_unet, tmp_path):
     seen = []
     likelihood = tiny_hdn.noise_model.log_likelihood
-    tiny_hdn.noise_model.log_likelihood = lambda *a: (
-        seen.append(likelihood(*a).dtype) or likelihood(*a)
-    )
+    tiny_hdn.noise_model.log_likelihood = lambda *a: seen.append(likelihood(*a).dtype) or likelihood(*a)
 
     class Spy(L2):
         def forward(self, prediction, draws):
@@ -237,9 +233,7 @@ def test_bf16_keeps_likelihoods_and_losses_in_float32(noisy, tiny_hdn, tiny_unet
     assert set(seen) == {torch.float32}
 
 
-def test_patches_are_turned_only_where_the_noise_looks_the_same(
-    noisy, tiny_unet, tmp_path, monkeypatch
-):
+def test_patches_are_turned_only_where_the_noise_looks_the_same(noisy, tiny_unet, tmp_path, monkeypatch):
     asked = []
     sample = Patches.sample
     monkeypatch.setattr(Patches, "sample", lambda self, n, g, augment=True:

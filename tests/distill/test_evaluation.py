@@ -27,9 +27,7 @@ def test_averages_of_draws_approach_the_posterior_mean():
         def forward(self, noisy):
             return field.posterior_mean(noisy)
 
-    rows, pictures = compare(
-        field, Wiener(), [(noisy[0], clean[0])], (30, 1, 4), torch.device("cpu")
-    )
+    rows, pictures = compare(field, Wiener(), [(noisy[0], clean[0])], (30, 1, 4), torch.device("cpu"))
     assert [row["image"] for row in rows] == [
         "noisy input",
         "1 draw",

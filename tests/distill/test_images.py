@@ -15,9 +15,7 @@ from distill.tiff import read, write
 
 torch.set_num_threads(1)
 SIZES = {"S": 2, "T": 3, "C": 4, "Z": 5, "Y": 6, "X": 7}
-QUICK = settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+QUICK = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @st.composite
@@ -130,16 +128,12 @@ def test_memory_map_stays_unread(tmp_path):
     assert isinstance(plain, np.memmap) and np.shares_memory(plain, plain.base)
 
 
-@pytest.mark.parametrize(
-    "options", [{"compression": "zlib"}, {"byteorder": ">"}, {"metadata": None}]
-)
+@pytest.mark.parametrize("options", [{"compression": "zlib"}, {"byteorder": ">"}, {"metadata": None}])
 def test_compressed_big_endian_and_bare(tmp_path, options):
     pixels = numbered("TYX")
     tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="minisblack", **options)
     stack = read(tmp_path / "a.tif")
-    assert stack.axes == "TYX" and isinstance(stack.pixels, np.memmap) == (
-        "compression" not in options
-    )
+    assert stack.axes == "TYX" and isinstance(stack.pixels, np.memmap) == ("compression" not in options)
     np.testing.assert_array_equal(stack.pixels, pixels)
 
 
@@ -167,9 +161,7 @@ def test_unreadable_files(tmp_path):
     assert read(rgb, "YXC").frames.shape == (1, 3, 8, 9)
 
 
-@given(
-    st.integers(0, 2000), st.sampled_from(["zlib", None]), st.sampled_from(["a.tif", "a.ome.tif"])
-)
+@given(st.integers(0, 2000), st.sampled_from(["zlib", None]), st.sampled_from(["a.tif", "a.ome.tif"]))
 @QUICK
 def test_a_cut_file_is_read_or_refused_in_one_line(tmp_path, keep, compression, name):
     path = tmp_path / name
@@ -197,9 +189,7 @@ def test_plain_round_trip(tmp_path, axes, dtype, target):
     write(path, like.frames, like, target, overwrite=True)
     back = read(path)
     assert back.axes == axes and back.unit == "µm" and back.pixel_size == pytest.approx(size)
-    assert back.pixels.dtype == (
-        "float32" if target == "float32" else np.dtype(dtype).newbyteorder("=")
-    )
+    assert back.pixels.dtype == ("float32" if target == "float32" else np.dtype(dtype).newbyteorder("="))
     np.testing.assert_array_equal(back.pixels, like.pixels)
 
 
@@ -255,9 +245,7 @@ def test_axes_of_size_one_survive(tmp_path, axes):
 
 
 def test_compression_and_extra_channels_are_written(tmp_path):
-    tifffile.imwrite(
-        tmp_path / "a.tif", numbered("TYX"), compression="zlib", photometric="minisblack"
-    )
+    tifffile.imwrite(tmp_path / "a.tif", numbered("TYX"), compression="zlib", photometric="minisblack")
     like = read(tmp_path / "a.tif")
     assert like.compression == "zlib"
     write(tmp_path / "b.tif", np.repeat(like.frames, 3, axis=1), like)

@@ -41,15 +41,11 @@ def test_variance_is_unbiased_however_few_the_frames(tmp_path, n, method):
     ("kind", "expected"),
     [("gmm", GaussianMixtureNoise), ("gaussian", GaussianNoise), ("histogram", HistogramNoise)],
 )
-def test_every_kind_is_fitted_written_plotted_and_recognised(
-    tmp_path, capsys, monkeypatch, kind, expected
-):
+def test_every_kind_is_fitted_written_plotted_and_recognised(tmp_path, capsys, monkeypatch, kind, expected):
     quick = partial(GaussianMixtureNoise.fit, steps=150, batch_size=4096)
     monkeypatch.setattr(GaussianMixtureNoise, "fit", quick)
     frames = observe(scene(64), 20)
-    model = fit_noise_model(
-        frames, tmp_path / "noise.npz", kind=kind, n_gaussian=1, percentiles=(0, 100)
-    )
+    model = fit_noise_model(frames, tmp_path / "noise.npz", kind=kind, n_gaussian=1, percentiles=(0, 100))
     assert type(model) is expected
     truth = np.broadcast_to(scene(64), frames.shape).copy()
     s, x = torch.from_numpy(truth).float(), torch.from_numpy(frames.astype("f4"))

@@ -111,9 +111,7 @@ def test_values_are_raw_counts(dtype):
     drawn = Patches(frames, split(frames, 0, 8, 0)[0], 8).sample(5, rng(), augment=False)
     assert drawn.shape == (5, 2, 8, 8) and drawn.dtype == torch.float32
     whole = frames.astype(np.float32)
-    assert all(
-        any((p.numpy() == f[:, y : y + 8]).all() for f in whole for y in (0, 1)) for p in drawn
-    )
+    assert all(any((p.numpy() == f[:, y : y + 8]).all() for f in whole for y in (0, 1)) for p in drawn)
 
 
 def test_seeded():
@@ -166,9 +164,5 @@ def test_real_single_frame():
     frames = read(Path(os.environ["DISTILL_TEST_DATA"]) / "convallaria_frame0.tif").frames
     train, val = split(frames, 0.15, 64, seed=0)
     drawn = Patches(frames, train, 64).sample(64, rng())
-    assert (
-        drawn.shape == (64, 1, 64, 64)
-        and drawn.min() >= frames.min()
-        and drawn.max() <= frames.max()
-    )
+    assert drawn.shape == (64, 1, 64, 64) and drawn.min() >= frames.min() and drawn.max() <= frames.max()
     assert len(Patches(frames, val, 64).grid(32)) == 32

@@ -27,9 +27,7 @@ def test_interface(sampler):
     first = sampler.sample(noisy)
     torch.manual_seed(1)
     assert torch.equal(first, sampler.sample(noisy))
-    arguments = {
-        name: getattr(sampler, name) for name in inspect.signature(type(sampler)).parameters
-    }
+    arguments = {name: getattr(sampler, name) for name in inspect.signature(type(sampler)).parameters}
     assert vars(type(sampler)(**arguments)).keys() == vars(sampler).keys()
 
 

@@ -49,9 +49,7 @@ def test_draws_encode_once_and_decode_in_bounded_batches(monkeypatch):
     encode, decode = sampler.vae.encode, sampler.vae.decode
     monkeypatch.setattr("samplers.vae.DRAW_PIXELS", 3 * 2 * 256)
     monkeypatch.setattr(sampler.vae, "encode", lambda x: encoded.append(1) or encode(x))
-    monkeypatch.setattr(
-        sampler.vae, "decode", lambda z, *s: decoded.append(len(z[0])) or decode(z, *s)
-    )
+    monkeypatch.setattr(sampler.vae, "decode", lambda z, *s: decoded.append(len(z[0])) or decode(z, *s))
     assert len(list(sampler.draws(torch.rand(2, 1, 16, 16), 8))) == 8
     assert encoded == [1] and decoded == [6, 6, 4]
 

@@ -85,9 +85,7 @@ def test_rebuilding_precision_and_files(model, tmp_path):
     assert full.shape == signal.shape and full.dtype == torch.float32
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(full, model.log_likelihood(noisy, signal))
-    arguments = {
-        name: getattr(model, name) for name in inspect.signature(HistogramNoise).parameters
-    }
+    arguments = {name: getattr(model, name) for name in inspect.signature(HistogramNoise).parameters}
     again = HistogramNoise(**json.loads(json.dumps(arguments)))
     model.write(tmp_path / "noise.npz")
     for other in (again, HistogramNoise.read(tmp_path / "noise.npz")):

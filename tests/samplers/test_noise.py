@@ -222,9 +222,7 @@ def test_fit_learns_skewed_noise_better_than_a_gaussian():
     rng = np.random.default_rng(1)
     signal = rng.uniform(100, 200, 200_000)
     noisy = signal + rng.gamma(2, 15, signal.shape) - 30
-    one, three = (
-        GaussianMixtureNoise.fit(signal, noisy, g, steps=200, batch_size=4096) for g in (1, 3)
-    )
+    one, three = (GaussianMixtureNoise.fit(signal, noisy, g, steps=200, batch_size=4096) for g in (1, 3))
     x, s = torch.from_numpy(noisy), torch.from_numpy(signal)
     gain = (three.log_likelihood(x, s) - one.log_likelihood(x, s)).mean()
     assert gain > 0.08  # the exact density gains 0.11 nats

@@ -33,9 +33,7 @@ def test_exact_values_deep_in_both_tails(std):
     for z in (0.0, -0.4, 3.0, -7.0, 12.0, -35.0):
         x = round(z * std)
         a, b = sorted((abs(x) - 0.5, abs(x) + 0.5))
-        exact = norm.logsf(a / std) + math.log(
-            -math.expm1(norm.logsf(b / std) - norm.logsf(a / std))
-        )
+        exact = norm.logsf(a / std) + math.log(-math.expm1(norm.logsf(b / std) - norm.logsf(a / std)))
         value = model.log_likelihood(torch.tensor(float(x)), torch.tensor(0.0))
         assert math.isclose(value, exact, rel_tol=1e-5, abs_tol=1e-5)
 

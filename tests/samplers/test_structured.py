@@ -28,9 +28,7 @@ def prepared(sampler: PosteriorSampler, channels: int = 1) -> PosteriorSampler:
     return sampler
 
 
-def signal_and_noise(
-    count: int, size: int = 32, rho: float = 0.9
-) -> tuple[torch.Tensor, torch.Tensor]:
+def signal_and_noise(count: int, size: int = 32, rho: float = 0.9) -> tuple[torch.Tensor, torch.Tensor]:
     """Smooth blobs around 100 counts, and as strong noise that is correlated along the rows."""
     coarse = torch.randn(count, 1, size // 8, size // 8)
     signal = torch.nn.functional.interpolate(coarse, (size, size), mode="bicubic")
@@ -173,9 +171,7 @@ def test_joint_tells_line_noise_from_signal_without_any_calibration():
     torch.manual_seed(1)
     signal, noise = signal_and_noise(256, rho=0.8)
     noisy = signal + noise
-    sampler = JointNoiseVAE(
-        levels=2, latents=4, filters=8, blocks=1, patch_size=32, code=8, dilations=(1, 2)
-    )
+    sampler = JointNoiseVAE(levels=2, latents=4, filters=8, blocks=1, patch_size=32, code=8, dilations=(1, 2))
     sampler.prepare(noisy, noisy.mean().view(1, 1, 1), noisy.std().view(1, 1, 1))
     optimiser = torch.optim.AdamW(sampler.parameters(), 1e-2, betas=(0.9, 0.99))
     sampler.train()
