@@ -16,7 +16,7 @@ from distill import checkpoint
 from distill.denoiser import DirectDenoiser
 from distill.errors import UserError
 from distill.hardware import Precision, autocast, choose_device
-from distill.images import Images, Stack, as_stack, statistics
+from distill.images import Images, Stack, as_stack, spread, statistics
 from distill.optimise import Optimiser, Schedule
 from distill.patches import Patches, split
 from distill.pictures import mosaic
@@ -200,9 +200,9 @@ _NOT_SETTINGS = ("images", "sampler", "student", "loss", "out", "device", "preci
 
 def _prepare(sampler: PosteriorSampler, stack: Stack, mean: Tensor, std: Tensor) -> None:
     """Shows the sampler eight frames, spread evenly, and the statistics of all."""
-    chosen = np.linspace(0, len(stack.frames) - 1, min(8, len(stack.frames))).astype(int)
+    some = stack.frames[spread(len(stack.frames), 8)]
     try:
-        sampler.prepare(torch.from_numpy(stack.frames[chosen].astype(np.float32)), mean, std)
+        sampler.prepare(torch.from_numpy(some.astype(np.float32)), mean, std)
     except ValueError as error:  # a sampler's own check of the images
         raise UserError(f"{stack.name}: {error}") from error
 

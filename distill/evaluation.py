@@ -14,7 +14,7 @@ from distill import checkpoint
 from distill.denoiser import DirectDenoiser
 from distill.errors import UserError
 from distill.hardware import Precision, autocast, choose_device
-from distill.images import Images, as_stack
+from distill.images import Images, as_stack, spread
 from distill.pictures import comparison
 from samplers import PosteriorSampler
 from samplers.base import median
@@ -60,7 +60,7 @@ def evaluate(
         )
     out = Path(run if out is None else out)
     out.mkdir(parents=True, exist_ok=True)
-    chosen = np.linspace(0, n_noisy - 1, min(frames or n_noisy, n_noisy)).astype(int)
+    chosen = spread(n_noisy, frames or n_noisy)
     pairs = [
         (_tensor(noisy_stack.frames[i]), _tensor(clean_stack.frames[i if n_clean > 1 else 0])) for i in chosen
     ]

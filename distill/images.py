@@ -145,6 +145,12 @@ def as_stack(images: Images, axes: str | None = None) -> Stack:
     return checked(Stack(pixels, axes.upper() if axes else guess))
 
 
+def spread(n: int, count: int) -> np.ndarray:
+    """`count` of the indices 0..n-1 (or all n, if fewer), spread evenly; of one, the middle."""
+    count = min(n, count)
+    return ((np.arange(count) + 0.5) * n / count).astype(int)
+
+
 def statistics(stack: Stack, frames_index=None) -> tuple[np.ndarray, np.ndarray]:
     """Per-channel (mean, std), each (C, 1, 1) float32, of all frames or those in `frames_index`.
 
