@@ -18,7 +18,7 @@ from samplers import HDN
 from students import UNet
 
 data = Path(os.environ["DISTILL_TEST_DATA"])
-steps, refine_steps = map(int, sys.argv[1:] or (1300, 700))
+steps, refine_steps = map(int, sys.argv[1:] or (1000, 500))
 out = Path("runs/confocal")
 
 started = time.monotonic()

@@ -20,22 +20,23 @@ def distil(sampler, noisy, student, loss, steps, **settings):
 
 
 def wiener() -> None:
-    """The L2 student of a Gaussian field, on fields that it never saw."""
+    """The L2 student of a Gaussian field, on fields that it never saw. Draws cost next to nothing, so
+    it learns from 16 of each patch. The filter knows that the field is periodic, the student does
+    not: the inner part, 16 pixels from the border, compares them on equal terms."""
     torch.manual_seed(0)
     field = LinearGaussianField()
     noisy = field.observe(field.prior(64, (128, 128)))
-    student = distil(field, noisy, UNet(depth=3, filters=16), L2(), 600, patch_size=128, batch_size=4,
-                     micro_batch=4)  # fmt: skip
+    student = distil(
+        field, noisy, UNet(depth=3, filters=16), L2(), 450, patch_size=128, batch_size=4, draws=16
+    )
     clean = field.prior(8, (128, 128))
     noisy = field.observe(clean)
     with torch.no_grad():
-        images = {
-            "noisy": noisy,
-            "Wiener filter": field.posterior_mean(noisy),
-            "student": student(noisy),
-        }
+        images = {"noisy": noisy, "Wiener filter": field.posterior_mean(noisy), "student": student(noisy)}
+    inner = (..., slice(16, -16), slice(16, -16))
     for name, image in images.items():
-        print(f"Gaussian field  {name:14} {psnr(image, clean):6.2f} dB")
+        whole, middle = psnr(image, clean), psnr(image[inner], clean[inner])
+        print(f"Gaussian field  {name:14} {whole:6.2f} dB, inner part {middle:6.2f} dB", flush=True)
 
 
 def skewed() -> None:
