@@ -1,7 +1,8 @@
 """Co-training of a posterior sampler and the student that learns from its draws (paper, section 4)."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from distill import checkpoint
 from distill.denoiser import DirectDenoiser
 from distill.errors import UserError
 from distill.hardware import Precision, autocast, choose_device
-from distill.images import Images, Stack, as_stack, spread, statistics
+from distill.images import Images, as_stack, spread, statistics
 from distill.optimise import Optimiser, Schedule
 from distill.patches import Patches, split
 from distill.pictures import mosaic
@@ -53,7 +54,7 @@ def train(
     batch_size: int = 16,
     micro_batch: int = 16,
     patch_size: int = 64,
-    draws: int = 1,
+    draws: int | None = None,
     optimiser: str = "AdamW",
     lr: float = 2e-3,
     schedule: Schedule = "cosine",
@@ -78,7 +79,8 @@ def train(
         loss: which functional of the posterior to learn; L2, the mean, unless told.
         out: folder of the run; a run that was stopped there goes on from its last checkpoint.
         batch_size: patches per update, computed `micro_batch` at a time.
-        draws: draws per patch that the student learns from.
+        draws: draws per patch that the student learns from; as few as the loss can do with, mostly
+            one, unless told.
         optimiser: name of a class in torch.optim, one for each network.
         clip: largest gradient norm; None for no clipping.
         ema: decay of the average of the student's weights, which is what is kept; 0 for none.
@@ -92,9 +94,10 @@ def train(
     Raises:
         UserError: what cannot work, before anything is written; or a loss that is not finite.
     """
-    settings = {k: v for k, v in locals().items() if k not in _NOT_SETTINGS}
     loss = loss or L2()
-    _check_arguments(settings)
+    draws = loss.min_draws if draws is None else draws
+    settings = {k: v for k, v in locals().items() if k not in _NOT_SETTINGS}
+    _check_arguments(settings, loss)
     device, total, out = choose_device(device), steps + refine_steps, Path(out)
     autocast(device, precision)  # refuses an unknown precision
 
@@ -103,6 +106,7 @@ def train(
     mean, std = (torch.from_numpy(v) for v in statistics(stack))
     regions, held_out = split(stack.frames, val_fraction, patch_size, seed)
     patches = Patches(stack.frames, regions, patch_size)
+    some = torch.from_numpy(stack.frames[spread(len(stack.frames), 8)].astype(np.float32))
     validation = None
     if len(held_out):
         validation = Patches(stack.frames, held_out, patch_size).grid(64).to(device)
@@ -112,12 +116,15 @@ def train(
     generator = np.random.default_rng(seed)
     co_steps = steps if sampler.trainable else 0
     if co_steps:
-        _prepare(sampler, stack, mean, std)  # a sampler that is already trained keeps its statistics
+        with _its_own_check(stack.name):
+            sampler.prepare(some, mean, std)  # a sampler that is already trained keeps its statistics
     denoiser = DirectDenoiser(student, loss, channels=len(mean))
     denoiser.prepare(mean, std)
+    with _its_own_check(stack.name):
+        loss.prepare(denoiser.standardise(some))
     for module in (sampler, denoiser):
         module.to(device, memory_format=torch.channels_last)
-    _check_shapes(sampler, denoiser, patches.sample(2, np.random.default_rng(0)).to(device))
+    _check_networks(sampler, denoiser, patches.sample(2, np.random.default_rng(0)).to(device), draws)
     average = AveragedModel(denoiser, avg_fn=_warm_ema(ema))
 
     # One optimiser for each network; the sampler has none where it is frozen from the start.
@@ -141,6 +148,7 @@ def train(
         for step in range(progress.step + 1, total + 1):
             co_training = step <= co_steps
             sampler.train(co_training)
+            loss.schedule((step - 1) / total)
             batch = patches.sample(batch_size, generator, augment=sampler.isotropic)
             for noisy in batch.to(device, memory_format=torch.channels_last).split(micro_batch):
                 share = len(noisy) / batch_size
@@ -198,13 +206,13 @@ def train(
 _NOT_SETTINGS = ("images", "sampler", "student", "loss", "out", "device", "precision", "compile")
 
 
-def _prepare(sampler: PosteriorSampler, stack: Stack, mean: Tensor, std: Tensor) -> None:
-    """Shows the sampler eight frames, spread evenly, and the statistics of all."""
-    some = stack.frames[spread(len(stack.frames), 8)]
+@contextmanager
+def _its_own_check(name: str) -> Iterator[None]:
+    """What a sampler or a loss finds wrong is the user's to read."""
     try:
-        sampler.prepare(torch.from_numpy(some.astype(np.float32)), mean, std)
-    except ValueError as error:  # a sampler's own check of the images
-        raise UserError(f"{stack.name}: {error}") from error
+        yield
+    except ValueError as error:
+        raise UserError(f"{name}: {error}") from error
 
 
 def _warm_ema(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
@@ -229,7 +237,7 @@ def _validate(
         if sampler.trainable:
             with evaluating(sampler):
                 row["val_sampler_loss"] = float(sampler.training_step(noisy)[0])
-        draws = denoiser.standardise(sampler.sample(noisy))
+        draws = denoiser.standardise(sampler.sample(noisy, denoiser.loss.min_draws))
         few = noisy[:16]
         drawn = sampler.sample(few, 8)
     with evaluating(denoiser):
@@ -245,8 +253,8 @@ def _shown(key: str) -> bool:
     return key in ("sampler_loss", "student_loss", "psnr_to_draws")
 
 
-def _check_arguments(settings: dict[str, Any]) -> None:
-    at_least = dict(steps=0, refine_steps=0, batch_size=1, micro_batch=1, patch_size=1, draws=1,
+def _check_arguments(settings: dict[str, Any], loss: Loss) -> None:
+    at_least = dict(steps=0, refine_steps=0, batch_size=1, micro_batch=1, patch_size=1, draws=loss.min_draws,
                     validate_every=1, lr=0.0, ema=0.0, val_fraction=0.0)  # fmt: skip
     for name, least in at_least.items():
         if settings[name] < least:
@@ -265,10 +273,10 @@ def _check_arguments(settings: dict[str, Any]) -> None:
         )
 
 
-def _check_shapes(sampler: PosteriorSampler, denoiser: DirectDenoiser, noisy: Tensor) -> None:
-    """Runs both networks once, so that a misfit is found before anything is written."""
+def _check_networks(sampler: PosteriorSampler, denoiser: DirectDenoiser, noisy: Tensor, draws: int) -> None:
+    """Runs both networks and the loss once, so that a misfit is found before anything is written."""
     with torch.random.fork_rng(), evaluating(denoiser):
-        draw = sampler.sample(noisy)
+        draw = sampler.sample(noisy, draws)
         try:
             prediction = denoiser.predict(noisy)
         except RuntimeError as error:
@@ -278,13 +286,15 @@ def _check_shapes(sampler: PosteriorSampler, denoiser: DirectDenoiser, noisy: Te
                 "`multiple` to what H and W must be multiples of"
             ) from error
     wanted = (len(noisy), draw.shape[2] * len(denoiser.loss.outputs), *noisy.shape[2:])
-    if draw.shape[:2] != (1, len(noisy)) or draw.shape[3:] != noisy.shape[2:]:
+    if draw.shape[:2] != (draws, len(noisy)) or draw.shape[3:] != noisy.shape[2:]:
         raise UserError(
             f"{type(sampler).__name__}.sample: got shape {tuple(draw.shape)} for {tuple(noisy.shape)} "
-            "noisy images, must be (1, B, C, *S)"
+            f"noisy images and {draws} draws, must be ({draws}, B, C, *S)"
         )
     if prediction.shape != wanted:
         raise UserError(
             f"{type(denoiser.backbone).__name__}: gives shape {tuple(prediction.shape)}, but "
             f"{type(denoiser.loss).__name__} needs {wanted}; set its out_channels to {wanted[1]}"
         )
+    with evaluating(denoiser), _its_own_check(type(denoiser.loss).__name__):
+        denoiser.loss(prediction, denoiser.standardise(draw))

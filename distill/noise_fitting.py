@@ -8,12 +8,13 @@ import numpy as np
 import torch
 
 from distill.errors import UserError
-from distill.images import Images, as_stack
-from distill.noise_pairs import bootstrapped, given, levels, repeated
-from samplers import GaussianMixtureNoise, GaussianNoise, HistogramNoise, NoiseModel
+from distill.images import Images, Stack, as_stack
+from distill.noise_pairs import bootstrapped, given, levels, noise_images, repeated
+from distill.noise_plots import noise_autocorrelation, noise_density
+from samplers import AutoregressiveNoise, GaussianMixtureNoise, GaussianNoise, HistogramNoise, NoiseModel
 
 KINDS = {"gmm": GaussianMixtureNoise, "gaussian": GaussianNoise, "histogram": HistogramNoise}
-METHODS = ("repeats", "calibration", "bootstrap")
+METHODS = ("repeats", "calibration", "bootstrap", "dark")
 MAX_HELD = 200_000
 
 
@@ -22,12 +23,14 @@ def fit_noise_model(
     out: str | os.PathLike,
     *,
     signal: Images | None = None,
-    kind: Literal["gmm", "gaussian", "histogram"] = "gmm",
-    method: Literal["repeats", "calibration", "bootstrap"] = "repeats",
+    kind: Literal["gmm", "gaussian", "histogram", "autoregressive"] = "gmm",
+    method: Literal["repeats", "calibration", "bootstrap", "dark"] = "repeats",
     percentiles: tuple[float, float] | None = None,
     held_out: float = 0.1,
     n_gaussian: int = 3,
     n_coeff: int = 2,
+    context: Literal["image", "row", "column"] = "image",
+    steps: int = 1000,
     data: Images | None = None,
     seed: int = 0,
     axes: str | None = None,
@@ -39,18 +42,28 @@ def fit_noise_model(
     scaled by sqrt(N / (N - 1)), so their variance is right for any N >= 2: the mean holds
     1/N of each pixel's own noise. "bootstrap": noisy frames of anything; the signal comes from
     `blind_spot_pairs`, or is `signal`, a denoised version of `images` (one frame or as many).
+    "dark": frames without signal, whose mean level is taken off.
+
+    Kind "autoregressive" is for noise that is correlated between pixels; give it repeats, dark
+    frames, or bootstrap with a signal. The others take each pixel for itself.
 
     Args:
         percentiles: of the signal, pairs outside are dropped; (0, 100) for a calibration, else
             (0.5, 99.5).
         held_out: share of the pixels that the fit never sees; the returned model's `held_out_nll`
             is their mean negative log-likelihood in nats per pixel (integers dequantised).
+        context: of an autoregressive model: row for line noise, far cheaper than image.
+        steps: of an autoregressive model's training.
         data: noisy images that the model is meant for; their range is compared with the fitted one.
         axes: of `images`, one letter of STCZYX per dimension. All channels share one model.
     """
     out = Path(out)
     _check(out, kind, method, signal, percentiles, held_out, n_gaussian, n_coeff, overwrite)
     stack, rng = as_stack(images, axes), np.random.default_rng(seed)
+    if kind == "autoregressive":
+        clean = None if signal is None else as_stack(signal)
+        noise = noise_images(stack, clean, dark=method == "dark")
+        return _fit_autoregressive(stack, noise, out, context, steps, held_out, seed)
     if signal is not None:
         s, x = given(stack, as_stack(signal), rng)
     elif method == "bootstrap":
@@ -82,31 +95,25 @@ def fit_noise_model(
     return model
 
 
-def load_noise_model(path: str | os.PathLike) -> NoiseModel:
-    """The noise model in an .npz file, of whichever kind (PN2V tools' GMM files as well)."""
+def _fit_autoregressive(
+    stack: Stack, noise: np.ndarray, out: Path, context: str, steps: int, held_out: float, seed: int
+) -> AutoregressiveNoise:
+    """Judged on the bottom rows of every frame, which the fit never sees."""
+    height = noise.shape[-2] - max(16, round(held_out * noise.shape[-2]))
     try:
-        with np.load(path, allow_pickle=False) as file:
-            keys = set(file)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; pass a noise model (.npz)") from None
-    except (OSError, ValueError, EOFError, AttributeError, TypeError) as error:
-        raise UserError(f"{path}: not a readable .npz file ({error})") from None
-    marks = {
-        "trained_weight": "gmm",
-        "gain": "gaussian",
-        "std": "gaussian",
-        "histogram": "histogram",
-    }
-    kind = next((marks[key] for key in marks if key in keys), None)
-    if kind is None:
-        raise UserError(
-            f"{path}: holds {', '.join(sorted(keys)) or 'nothing'}, none of {', '.join(marks)};"
-            " pass a noise model that distill or a PN2V-family tool wrote"
-        )
-    try:
-        return KINDS[kind].read(path)
+        model = AutoregressiveNoise.fit(noise[:, :height], context, steps=steps, seed=seed)
     except ValueError as error:
-        raise UserError(str(error)) from None
+        raise UserError(f"{stack.name}: {error}") from None
+    held = torch.from_numpy(noise[:64, None, height:])
+    with torch.no_grad():
+        model.held_out_nll = -float(model.log_likelihood(held, torch.zeros_like(held)).mean())
+    white = GaussianNoise(float(noise[:, :height].std()))
+    white_nll = -float(white.log_likelihood(held, torch.zeros_like(held)).mean())
+    print(f"{out}: autoregressive over the {context}, held-out {model.held_out_nll:.4f} nats/pixel;"
+          f" white Gaussian noise: {white_nll:.4f}")  # fmt: skip
+    _replace(out, model.write)
+    _replace(out.with_suffix(".png"), lambda path: noise_autocorrelation(path, model, noise))
+    return model
 
 
 def _warn_of_range(signal: np.ndarray, low: float, high: float) -> None:
@@ -129,54 +136,17 @@ def _replace(path: Path, write) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def noise_density(
-    path: Path,
-    model: NoiseModel,
-    signal: np.ndarray,
-    observation: np.ndarray,
-    low: float,
-    high: float,
-) -> None:
-    """The model's mean, mean +- std and contours over the 2-D histogram of pairs (flat arrays).
-
-    Contours: where the density is 60, 14 and 1 % of its signal's highest (1, 2, 3 std of a Gaussian).
-    """
-    import matplotlib
-
-    matplotlib.use("Agg", force=False)
-    from matplotlib import pyplot as plt
-
-    bottom, top = np.percentile(observation, (0.01, 99.99))
-    bottom, top = bottom - 0.05 * (top - bottom), top + 0.05 * (top - bottom)
-    margin = 0.05 * (high - low)
-    s = torch.linspace(low - margin, high + margin, 200)
-    x = torch.linspace(float(bottom), float(top), 400)
-    density = model.log_likelihood(x[:, None], s).double().exp()
-    share = density / density.sum(0).clamp(min=1e-300)
-    mean = (share * x[:, None]).sum(0)
-    std = (share * (x[:, None] - mean) ** 2).sum(0).sqrt()
-    figure, axis = plt.subplots(figsize=(6.4, 5.4))
-    extent = [[float(s[0]), float(s[-1])], [bottom, top]]
-    axis.hist2d(signal, observation, bins=(150, 150), range=extent, norm="log", cmap="Greys")
-    relative = density / density.amax(0).clamp(min=1e-300)
-    s, x, mean, std, relative = (v.numpy() for v in (s, x, mean, std, relative))
-    axis.contour(s, x, relative, levels=[0.011, 0.135, 0.607], cmap="autumn", linewidths=0.8)
-    axis.plot(s, mean, "C0-", label="mean")
-    axis.plot(s, mean + std, "C0--", label="mean ± std")
-    axis.plot(s, mean - std, "C0--")
-    axis.set(xlabel="signal (counts)", ylabel="observation (counts)", ylim=(bottom, top))
-    axis.set_title(f"{type(model).__name__}, held-out {model.held_out_nll:.4f} nats/pixel", fontsize=10)
-    axis.legend(loc="upper left")
-    figure.savefig(path, format="png", dpi=110)
-    plt.close(figure)
-
-
 def _check(out, kind, method, signal, percentiles, held_out, n_gaussian, n_coeff, overwrite) -> None:
     low, high = percentiles or (0, 100)
     taken = [p for p in (out, out.with_suffix(".png")) if p.is_dir() or (p.exists() and not overwrite)]
     problems = [
-        (kind not in KINDS, f"kind: got {kind!r}, allowed are {', '.join(KINDS)}"),
+        (kind not in (*KINDS, "autoregressive"),
+         f"kind: got {kind!r}, allowed are {', '.join(KINDS)}, autoregressive"),
         (method not in METHODS, f"method: got {method!r}, allowed are {', '.join(METHODS)}"),
+        (method == "dark" and kind != "autoregressive",
+         f"method: dark frames tell nothing of other signals; for kind {kind!r} pass another method"),
+        (kind == "autoregressive" and method == "bootstrap" and signal is None,
+         "signal: got none, which kind autoregressive needs; pass one, or use sampler JointNoiseVAE"),
         (signal is not None and method != "bootstrap",
          f"signal: method {method!r} finds its own; drop signal, or pass method bootstrap"),
         (not 0 <= low < high <= 100,

@@ -14,10 +14,7 @@ def repeated(stack: Stack, rng: np.random.Generator) -> tuple[np.ndarray, np.nda
     x = _read(stack, _some_frames(stack), _positions(stack, rng))
     n = len(x)
     if n < 2:
-        raise UserError(
-            f"{stack.name}: got one frame of shape {stack.frames.shape[1:]}; a static scene needs 2"
-            " frames or more (about 100); pass those, or method bootstrap"
-        )
+        raise _one_frame(stack)
     s = x.mean(0, keepdims=True, dtype="f8")
     residual = (x - s) * (n / (n - 1)) ** 0.5
     left, right = residual[:, 0::2].ravel(), residual[:, 1::2].ravel()
@@ -29,13 +26,26 @@ def repeated(stack: Stack, rng: np.random.Generator) -> tuple[np.ndarray, np.nda
     return np.broadcast_to(s, x.shape).astype("f4"), (s + residual).astype("f4")
 
 
+def noise_images(stack: Stack, clean: Stack | None, dark: bool) -> np.ndarray:
+    """Images of the noise alone, float32 (N, Y, X), at most MAX_FRAMES of all frames and channels."""
+    noisy = np.asarray(stack.frames[_some_frames(stack)], dtype="f4")
+    if clean is not None:
+        _check_fits(stack, clean)
+        some = _some_frames(stack) if len(clean.frames) > 1 else [0]
+        noise = noisy - np.asarray(clean.frames[some], dtype="f4")
+    elif dark:
+        noise = noisy - noisy.mean((0, 2, 3), keepdims=True)
+    elif len(noisy) < 2:
+        raise _one_frame(stack)
+    else:
+        noise = (noisy - noisy.mean(0)) * (len(noisy) / (len(noisy) - 1)) ** 0.5
+    noise += _dequantising(stack, noise.shape, np.random.default_rng(0)).astype("f4")
+    return noise.reshape(-1, *noise.shape[-2:])
+
+
 def given(stack: Stack, clean: Stack, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """(signal, observation), each (N, K): of a denoised version of the same images."""
-    if clean.frames.shape not in (stack.frames.shape, (1, *stack.frames.shape[1:])):
-        raise UserError(
-            f"{clean.name}: signal of {clean.frames.shape} (N, C, Y, X) does not fit images of"
-            f" {stack.frames.shape}; pass one denoised frame or as many as there are noisy ones"
-        )
+    _check_fits(stack, clean)
     frames, positions = _some_frames(stack), _positions(stack, rng)
     x = _read(stack, frames, positions)
     s = _read(clean, frames if len(clean.frames) > 1 else [0] * len(frames), positions)
@@ -49,6 +59,21 @@ def bootstrapped(stack: Stack, rng: np.random.Generator) -> tuple[np.ndarray, np
                         " bootstrap from; pass at least 16 x 16 pixels")  # fmt: skip
     s, x = blind_spot_pairs(stack.frames, rng)
     return s, x + _dequantising(stack, x.shape, rng).astype("f4")
+
+
+def _one_frame(stack: Stack) -> UserError:
+    return UserError(
+        f"{stack.name}: got one frame of shape {stack.frames.shape[1:]}; a static scene needs 2"
+        " frames or more (about 100); pass those, or method bootstrap"
+    )
+
+
+def _check_fits(stack: Stack, clean: Stack) -> None:
+    if clean.frames.shape not in (stack.frames.shape, (1, *stack.frames.shape[1:])):
+        raise UserError(
+            f"{clean.name}: signal of {clean.frames.shape} (N, C, Y, X) does not fit images of"
+            f" {stack.frames.shape}; pass one denoised frame or as many as there are noisy ones"
+        )
 
 
 def _some_frames(stack: Stack) -> np.ndarray:

@@ -10,13 +10,25 @@ class Loss(nn.Module, ABC):
 
     outputs: the names of the student's output images, the central one first. A map named "std"
     is a spread; every other one is a location.
+    min_draws: how many draws of each image the loss needs at least.
     """
 
     outputs: tuple[str, ...] = ("mean",)
+    min_draws: int = 1
+
+    def prepare(self, noisy: Tensor) -> None:
+        """Shown some training images (N, C, *S), standardised, once before training. What is kept
+        of them must be a buffer. Default: nothing."""
+
+    def schedule(self, progress: float) -> None:
+        """Told before every update how far training has come, from 0 to 1. Default: nothing."""
 
     @abstractmethod
     def forward(self, prediction: Tensor, draws: Tensor) -> Tensor:
-        """prediction (B, len(outputs)*C, *S), draws (n, B, C, *S), both standardised -> scalar."""
+        """prediction (B, len(outputs)*C, *S), draws (n, B, C, *S), both standardised -> scalar.
+
+        With `min_draws` above 1, n is at least that.
+        """
 
     def maps(self, prediction: Tensor) -> dict[str, Tensor]:
         """(B, len(outputs)*C, *S) -> the named output images, each (B, C, *S)."""

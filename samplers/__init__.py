@@ -12,6 +12,7 @@ from samplers.noise import (
     GaussianNoise,
     HistogramNoise,
     NoiseModel,
+    load_noise_model,
 )
 from samplers.structured import JointNoiseVAE, StructuredNoiseVAE
 
@@ -33,6 +34,7 @@ __all__ = [
     "PosteriorSampler",
     "SkewedPixels",
     "StructuredNoiseVAE",
+    "load_noise_model",
     "posterior_mean",
     "posterior_median",
     "posterior_std",

@@ -53,16 +53,14 @@ def _convs(before: int, after: int) -> list[nn.Module]:
 class DivNoising(VAESampler):
     """Fully convolutional DivNoising with its published network: depth 2, 32 filters, 64 latents.
 
-    noise_model: p(noisy | signal); None estimates variance = gain * signal + offset from the
-    noisy training images. kl_warmup: training steps over which the weight of the KL rises from 0
-    to 1, so that the latents are not given up before the decoder can use them (posterior
-    collapse; the authors trained anew, up to 20 times, and then with such a ramp). In eval mode
-    the loss is always the full negative ELBO.
+    noise_model: p(noisy | signal), or the .npz file of one; None estimates variance = gain *
+    signal + offset from the noisy training images. kl_warmup: see HDN (the authors trained anew
+    on posterior collapse, up to 20 times, and then with such a ramp).
     """
 
     def __init__(
         self,
-        noise_model: NoiseModel | None = None,
+        noise_model: NoiseModel | str | None = None,
         *,
         channels: int = 1,
         depth: int = 2,
@@ -70,18 +68,13 @@ class DivNoising(VAESampler):
         latents: int = 64,
         kl_warmup: int = 500,
     ) -> None:
-        super().__init__(noise_model, channels)
+        super().__init__(noise_model, channels, kl_warmup)
         for name, value in {"depth": depth, "filters": filters, "latents": latents}.items():
             if value < 1:
                 raise ValueError(f"DivNoising: got {name}={value}, must be at least 1")
         self.depth, self.filters, self.latents = depth, filters, latents
-        self.kl_warmup = kl_warmup
         self.vae = FlatVAE(channels, depth, filters, latents)
-        self.register_buffer("steps", torch.zeros(()))  # a tensor: a resumed run goes on from here
 
     def kl_cost(self, kl: Tensor) -> Tensor:
-        """(B,) -> scalar: mean nats per image, weighted by the warm-up."""
-        if not self.training:
-            return kl.mean()
-        self.steps += 1
-        return kl.mean() * (self.steps / max(1, self.kl_warmup)).clamp(max=1)
+        """(B,) -> scalar: mean nats per image."""
+        return kl.mean()

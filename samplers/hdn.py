@@ -12,14 +12,16 @@ from samplers.vae import VAESampler
 class HDN(VAESampler):
     """Hierarchical DivNoising with its published defaults.
 
-    noise_model: p(noisy | signal); None estimates variance = gain * signal + offset from the
-    noisy training images. free_bits: nats per level and image below which the KL costs nothing.
+    noise_model: p(noisy | signal), or the .npz file of one; None estimates variance = gain *
+    signal + offset from the noisy training images. free_bits: nats per level and image below
+    which the KL costs nothing. kl_warmup: training steps over which its weight rises from 0 to 1,
+    0 as published; HDN3-6 with small networks or data needs it.
     active_levels: see LadderVAE; HDN3-6 for structured noise is range(3, 7).
     """
 
     def __init__(
         self,
-        noise_model: NoiseModel | None = None,
+        noise_model: NoiseModel | str | None = None,
         *,
         channels: int = 1,
         levels: int = 6,
@@ -29,9 +31,10 @@ class HDN(VAESampler):
         dropout: float = 0.2,
         patch_size: int = 64,
         free_bits: float = 1.0,
+        kl_warmup: int = 0,
         active_levels: Iterable[int] | None = None,
     ) -> None:
-        super().__init__(noise_model, channels)
+        super().__init__(noise_model, channels, kl_warmup)
         self.levels, self.latents = levels, latents
         self.filters, self.blocks, self.dropout = filters, blocks, dropout
         self.patch_size, self.free_bits = patch_size, free_bits

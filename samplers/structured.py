@@ -18,8 +18,9 @@ from samplers.noise.pixel_cnn import PixelCNN
 class StructuredNoiseVAE(HDN):
     """HDN whose likelihood is a fitted AutoregressiveNoise (Salmon & Krull, ECCV workshops 2022).
 
-    noise_model: fitted to frames without signal, or to noisy - signal; it stays as it is. For
-    noise that depends on the signal, or where there is nothing to fit it to: JointNoiseVAE.
+    noise_model: fitted to frames without signal, or to noisy - signal (an object or its .npz
+    file); it stays as it is. For noise that depends on the signal, or where there is nothing to
+    fit it to: JointNoiseVAE.
     Without dropout and free bits, as published; 0.5 to 1 free bits help where the KL sticks at 0.
     """
 
@@ -27,7 +28,7 @@ class StructuredNoiseVAE(HDN):
 
     def __init__(
         self,
-        noise_model: NoiseModel,
+        noise_model: NoiseModel | str,
         *,
         channels: int = 1,
         levels: int = 6,
@@ -37,6 +38,7 @@ class StructuredNoiseVAE(HDN):
         dropout: float = 0.0,
         patch_size: int = 64,
         free_bits: float = 0.0,
+        kl_warmup: int = 0,
     ) -> None:
         if noise_model is None:  # where HDN would estimate white noise
             raise ValueError(
@@ -45,7 +47,7 @@ class StructuredNoiseVAE(HDN):
             )
         super().__init__(
             noise_model, channels=channels, levels=levels, latents=latents, filters=filters,
-            blocks=blocks, dropout=dropout, patch_size=patch_size, free_bits=free_bits,
+            blocks=blocks, dropout=dropout, patch_size=patch_size, free_bits=free_bits, kl_warmup=kl_warmup,
         )  # fmt: skip
 
 
@@ -78,6 +80,7 @@ class JointNoiseVAE(HDN):
         dropout: float = 0.0,
         patch_size: int = 64,
         free_bits: float = 1.0,
+        kl_warmup: int = 0,
         code: int = 64,
         kernel: int = 5,
         dilations: Sequence[int] = (1, 2, 1, 2, 1, 1, 1),
@@ -90,7 +93,7 @@ class JointNoiseVAE(HDN):
         super().__init__(
             PixelCNN(code, kernel, dilations, components, min_scale, code=code),
             channels=channels, levels=levels, latents=latents, filters=filters, blocks=blocks,
-            dropout=dropout, patch_size=patch_size, free_bits=free_bits,
+            dropout=dropout, patch_size=patch_size, free_bits=free_bits, kl_warmup=kl_warmup,
         )  # fmt: skip
         self.direction, self.code, self.kernel = direction, code, kernel
         self.dilations, self.components, self.min_scale = list(dilations), components, min_scale
@@ -103,7 +106,7 @@ class JointNoiseVAE(HDN):
         code, kl = self.vae.code(self.vae.encode(x), *noisy.shape[-2:])
         signal = self.vae.signal(code.detach())
         reconstruction = self.std.log().mean() - self.log_density(x, code).mean()
-        elbo_loss = reconstruction + self.kl_cost(kl) / noisy[0].numel()
+        elbo_loss = reconstruction + self.warmed_up(self.kl_cost(kl)) / noisy[0].numel()
         return elbo_loss + F.mse_loss(signal, x), signal * self.std + self.mean
 
     def log_density(self, x: Tensor, code: Tensor) -> Tensor:

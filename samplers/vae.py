@@ -2,12 +2,13 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from os import PathLike
 
 import torch
 from torch import Tensor, nn
 
 from samplers.base import PosteriorSampler, evaluating
-from samplers.noise import GaussianNoise, NoiseModel
+from samplers.noise import GaussianNoise, NoiseModel, load_noise_model
 
 DRAW_PIXELS = 2**17  # pixels that are decoded at once: bounds the memory of many draws
 
@@ -21,15 +22,26 @@ class VAESampler(PosteriorSampler):
 
     vae: nn.Module
 
-    def __init__(self, noise_model: NoiseModel | None, channels: int) -> None:
+    def __init__(self, noise_model: NoiseModel | str | None, channels: int, kl_warmup: int) -> None:
         super().__init__()
-        self.noise_model, self.channels = noise_model, channels
+        is_file = isinstance(noise_model, str | PathLike)
+        self.noise_model = load_noise_model(noise_model) if is_file else noise_model
+        self.channels, self.kl_warmup = channels, kl_warmup
+        self.register_buffer("steps", torch.zeros(()))  # a tensor: a resumed run goes on from here
         self.register_buffer("mean", torch.zeros(channels, 1, 1))
         self.register_buffer("std", torch.ones(channels, 1, 1))
 
     @abstractmethod
     def kl_cost(self, kl: Tensor) -> Tensor:
         """The KL that `vae.decode` returned -> nats per image that the loss counts, a scalar."""
+
+    def warmed_up(self, kl_cost: Tensor) -> Tensor:
+        """The KL's weight rises from 0 to 1 over `kl_warmup` training steps, so that the latents
+        are not given up before the decoder can use them (posterior collapse)."""
+        if not self.training or not self.kl_warmup:
+            return kl_cost
+        self.steps += 1
+        return kl_cost * (self.steps / self.kl_warmup).clamp(max=1)
 
     def prepare(self, noisy: Tensor, mean: Tensor, std: Tensor) -> None:
         if len(mean) != self.channels:
@@ -48,7 +60,7 @@ class VAESampler(PosteriorSampler):
         signal, kl = self.vae.decode(features, *noisy.shape[-2:])
         signal = signal * self.std + self.mean
         reconstruction = -self.noise_model.log_likelihood(noisy, signal).mean()
-        return reconstruction + self.kl_cost(kl) / noisy[0].numel(), signal
+        return reconstruction + self.warmed_up(self.kl_cost(kl)) / noisy[0].numel(), signal
 
     def draws(self, noisy: Tensor, n: int) -> Iterator[Tensor]:
         """Encodes once; decodes several draws at a time, as many as DRAW_PIXELS allows."""

@@ -6,6 +6,7 @@ from samplers.noise.base import NoiseModel
 from samplers.noise.gaussian import GaussianNoise
 from samplers.noise.gmm import GaussianMixtureNoise
 from samplers.noise.histogram import HistogramNoise
+from samplers.noise.load import load_noise_model
 
 __all__ = [
     "AutoregressiveNoise",
@@ -14,4 +15,5 @@ __all__ = [
     "HistogramNoise",
     "NoiseModel",
     "autocorrelation",
+    "load_noise_model",
 ]

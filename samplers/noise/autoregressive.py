@@ -11,8 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from samplers.noise import npz
 from samplers.noise.base import NoiseModel
 from samplers.noise.pixel_cnn import PixelCNN
+
+_ARGUMENTS = ("context", "filters", "kernel", "dilations", "components", "min_scale")
 
 
 class AutoregressiveNoise(NoiseModel):
@@ -81,6 +84,23 @@ class AutoregressiveNoise(NoiseModel):
     def _turned(self, x: Tensor) -> Tensor:
         """Columns as rows and back: inside, the context is always a row or the image."""
         return x.transpose(-1, -2) if self.context == "column" else x
+
+    @classmethod
+    def read(cls, path: npz.NoiseFile) -> AutoregressiveNoise:
+        """The model in an .npz file that `write` wrote; ValueError where it is not one."""
+        stored = npz.read(path, ["context", "dilations"])
+        arguments = {key: stored.pop(key).tolist() for key in _ARGUMENTS if key in stored}
+        model = cls(**arguments)
+        try:
+            model.load_state_dict({key: torch.from_numpy(value) for key, value in stored.items()})
+        except RuntimeError as error:
+            raise ValueError(f"{path}: its weights do not fit {arguments} ({error})") from None
+        return model
+
+    def write(self, path: npz.NoiseFile) -> None:
+        """Write the .npz file that `read` reads: the constructor's arguments and the weights."""
+        weights = {key: value.cpu().numpy() for key, value in self.state_dict().items()}
+        npz.write(path, **{key: getattr(self, key) for key in _ARGUMENTS}, **weights)
 
     @classmethod
     def fit(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from os import PathLike
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from samplers.noise import npz
 from samplers.noise.base import NoiseModel
 from samplers.noise.pairs import draw_pairs
 from samplers.noise.quantised import checked, log_bin_probability, quantise
@@ -85,19 +85,16 @@ class GaussianNoise(NoiseModel):
         return quantise(noisy, self.step, self.clip)
 
     @classmethod
-    def read(cls, path: str | PathLike) -> GaussianNoise:
+    def read(cls, path: npz.NoiseFile) -> GaussianNoise:
         """The model in an .npz file that `write` wrote; ValueError where it is not one."""
         try:
-            with np.load(path, allow_pickle=False) as file:
-                return cls(**{key: file[key].tolist() for key in file})
-        except (OSError, ValueError, EOFError, AttributeError, TypeError) as error:
+            return cls(**{key: value.tolist() for key, value in npz.read(path).items()})
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: not a readable Gaussian noise model ({error})") from error
 
-    def write(self, path: str | PathLike) -> None:
+    def write(self, path: npz.NoiseFile) -> None:
         """Write the .npz file that `read` reads: one key per argument that is not None."""
-        values = {k: v for k in _ARGUMENTS if (v := getattr(self, k)) is not None}
-        with open(path, "wb") as file:  # a file object, else numpy appends .npz to the name
-            np.savez(file, **values)
+        npz.write(path, **{k: v for k in _ARGUMENTS if (v := getattr(self, k)) is not None})
 
     @classmethod
     def fit(

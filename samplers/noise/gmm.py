@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from os import PathLike
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from samplers.noise import npz
 from samplers.noise.base import NoiseModel
 from samplers.noise.pairs import draw_pairs
 from samplers.noise.quantised import checked, log_bin_probability, quantise
@@ -28,62 +28,45 @@ class GaussianMixtureNoise(NoiseModel):
 
     With `step` (1 for integers) the likelihood is that of quantised data, see `NoiseModel`; the
     weights are then those of the camera before rounding, which dequantised fits come close to.
-
-    `path` reads all from a file instead; the attributes then hold what the file held and
-    `path` is None, so that a model rebuilt from them does not need the file.
     """
 
     def __init__(
         self,
-        weight: Sequence[Sequence[float]] | None = None,
-        min_signal: float | None = None,
-        max_signal: float | None = None,
-        min_sigma: float | None = None,
+        weight: Sequence[Sequence[float]],
+        min_signal: float,
+        max_signal: float,
+        min_sigma: float,
         *,
         step: float | None = None,
         clip: Sequence[float] | None = None,
-        path: str | PathLike | None = None,
     ):
         super().__init__()
-        given = (weight, min_signal, max_signal, min_sigma)
-        if path is not None:
-            if any(value is not None for value in given):
-                raise ValueError(
-                    f"GaussianMixtureNoise: got path={path} and parameters; pass one or the other"
-                )
-            given, stored = _load(path)
-            step, clip = step or stored.get("step"), clip or stored.get("clip")
-        elif any(value is None for value in given):
-            raise ValueError(
-                "GaussianMixtureNoise: pass path, or all of weight, min_signal, max_signal, min_sigma"
-            )
-        table = np.asarray(given[0], dtype=np.float64)
-        low, high, floor = (float(np.asarray(value).squeeze()) for value in given[1:])
-        _check(table, low, high, floor, path or "GaussianMixtureNoise")
+        table = np.asarray(weight, dtype=np.float64)
+        low, high, floor = (float(np.asarray(v).squeeze()) for v in (min_signal, max_signal, min_sigma))
+        _check(table, low, high, floor)
         self.weight: list[list[float]] = table.tolist()
         self.min_signal, self.max_signal, self.min_sigma = low, high, floor
         self.step, self.clip = step, checked("GaussianMixtureNoise", step, clip)
-        self.path = None
         # Rebuilt from the constructor's arguments, so a checkpoint need not hold it twice.
         coefficients = torch.tensor(table, dtype=torch.float32)
         self.register_buffer("_coefficients", coefficients, persistent=False)
 
     @classmethod
-    def read(cls, path: str | PathLike) -> GaussianMixtureNoise:
+    def read(cls, path: npz.NoiseFile) -> GaussianMixtureNoise:
         """The model in a PN2V, PPN2V or CAREamics .npz file; ValueError where it is not one."""
-        return cls(path=path)
+        stored = npz.read(path, _KEYS)
+        quantised = {key: stored[key].tolist() for key in _QUANTISED if key in stored}
+        try:
+            return cls(*(stored[key] for key in _KEYS), **quantised)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
 
-    def write(self, path: str | PathLike) -> None:
+    def write(self, path: npz.NoiseFile) -> None:
         """Write the .npz file that `read` and the PN2V-family tools read (they ignore step, clip)."""
-        values = (
-            np.asarray(self.weight, dtype=np.float32),
-            np.asarray([self.min_signal]),
-            np.asarray([self.max_signal]),
-            np.asarray(self.min_sigma),
-        )
-        with open(path, "wb") as file:  # a file object, else numpy appends .npz to the name
-            quantised = {k: v for k in _QUANTISED if (v := getattr(self, k)) is not None}
-            np.savez(file, **dict(zip(_KEYS, values, strict=True)), **quantised)
+        weight = np.asarray(self.weight, dtype=np.float32)
+        values = (weight, [self.min_signal], [self.max_signal], self.min_sigma)
+        quantised = {k: v for k in _QUANTISED if (v := getattr(self, k)) is not None}
+        npz.write(path, **dict(zip(_KEYS, values, strict=True)), **quantised)
 
     def _components(self, signal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return mixture(self._coefficients.float(), signal, self.min_signal, self.max_signal, self.min_sigma)
@@ -203,29 +186,14 @@ def mixture_log_density(residual: Tensor, log_alpha: Tensor, offset: Tensor, var
     return (log_alpha - 0.5 * (squared + (2 * math.pi * variance).log())).logsumexp(0)
 
 
-def _load(path: str | PathLike) -> tuple[tuple, dict]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            missing = [key for key in _KEYS if key not in file]
-            if not missing:
-                stored = {key: file[key].tolist() for key in _QUANTISED if key in file}
-                return tuple(file[key] for key in _KEYS), stored
-            found = ", ".join(file.keys()) or "nothing"
-    except (OSError, ValueError, EOFError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path}: not a readable noise-model .npz file ({error})") from error
-    raise ValueError(
-        f"{path}: holds {found} but not {', '.join(missing)}; pass a PN2V-family noise model (.npz)"
-    )
-
-
-def _check(table: np.ndarray, low: float, high: float, floor: float, source: object) -> None:
+def _check(table: np.ndarray, low: float, high: float, floor: float) -> None:
     if table.ndim != 2 or table.shape[0] % 3 or table.size == 0 or not np.isfinite(table).all():
         raise ValueError(
-            f"{source}: weight of shape {table.shape}; allowed is (3 * Gaussians, coefficients), all finite"
+            f"GaussianMixtureNoise: weight of shape {table.shape}; allowed is (3 * Gaussians, coefficients), all finite"
         )
     if not (math.isfinite(low) and low < high < math.inf and 0 < floor < math.inf):
         raise ValueError(
-            f"{source}: min_signal={low}, max_signal={high}, min_sigma={floor}; "
+            f"GaussianMixtureNoise: min_signal={low}, max_signal={high}, min_sigma={floor}; "
             "needs min_signal < max_signal and min_sigma > 0"
         )
 

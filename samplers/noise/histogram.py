@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from os import PathLike
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from samplers.noise import npz
 from samplers.noise.base import NoiseModel
 from samplers.noise.pairs import draw_pairs
 
@@ -29,27 +29,14 @@ class HistogramNoise(NoiseModel):
     outside it has a Gaussian with the edge row's moments.
 
     Bins must not be wider than the noise: 16-bit data may need `bins` in the thousands, or a GMM.
-    `path` reads a file instead; the attributes hold what it held, and `path` is None.
     """
 
-    def __init__(
-        self,
-        table: Sequence[Sequence[float]] | None = None,
-        low: float | None = None,
-        high: float | None = None,
-        *,
-        path: str | PathLike | None = None,
-    ):
+    def __init__(self, table: Sequence[Sequence[float]], low: float, high: float):
         super().__init__()
-        if (path is None) == any(value is None for value in (table, low, high)):
-            raise ValueError("HistogramNoise: pass either path, or all of table, low, high")
-        if path is not None:
-            table, low, high = _load(path)
         given = np.asarray(table)
         self.low, self.high = (float(np.asarray(value).squeeze()) for value in (low, high))
-        _check(given, self.low, self.high, path or "HistogramNoise")
+        _check(given, self.low, self.high)
         self.table: list[list[float]] = given.tolist()
-        self.path = None
         self._width = (self.high - self.low) / len(given)
         mass, offset, variance = _complete(given.astype(np.float64), self.low, self._width)
         # Rebuilt from the constructor's arguments, so a checkpoint need not hold them twice.
@@ -61,15 +48,17 @@ class HistogramNoise(NoiseModel):
         self._outlier_variance = _BROAD**2 * float(variance.mean())
 
     @classmethod
-    def read(cls, path: str | PathLike) -> HistogramNoise:
+    def read(cls, path: npz.NoiseFile) -> HistogramNoise:
         """The model in an .npz file that `write` wrote; ValueError where it is not one."""
-        return cls(path=path)
+        stored = npz.read(path, _KEYS)
+        try:
+            return cls(*(stored[key] for key in _KEYS))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
 
-    def write(self, path: str | PathLike) -> None:
+    def write(self, path: npz.NoiseFile) -> None:
         """Write the .npz file that `read` reads."""
-        values = (np.asarray(self.table), np.asarray(self.low), np.asarray(self.high))
-        with open(path, "wb") as file:  # a file object, else numpy appends .npz to the name
-            np.savez_compressed(file, **dict(zip(_KEYS, values, strict=True)))
+        npz.write(path, histogram=self.table, low=self.low, high=self.high)
 
     def _rows(self, signal: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Row below, weight of the row above, weight of the Gaussian beyond; its offset, variance."""
@@ -195,23 +184,12 @@ def _complete(table: np.ndarray, low: float, width: float) -> tuple[np.ndarray, 
     return mass / mass.sum(1, keepdims=True), offset, variance
 
 
-def _load(path: str | PathLike) -> tuple:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            missing = [key for key in _KEYS if key not in file]
-            if not missing:
-                return tuple(file[key] for key in _KEYS)
-    except (OSError, ValueError, EOFError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path}: not a readable noise-model .npz file ({error})") from error
-    raise ValueError(f"{path}: lacks {', '.join(missing)}; pass a histogram noise model (.npz)")
-
-
-def _check(table: np.ndarray, low: float, high: float, source: object) -> None:
+def _check(table: np.ndarray, low: float, high: float) -> None:
     square = table.ndim == 2 and table.shape[0] == table.shape[1] >= 2
     if not square or not np.isfinite(table).all() or (table < 0).any() or not table.any():
         raise ValueError(
-            f"{source}: table of shape {table.shape}; allowed is (bins, bins), at least 2 bins, "
+            f"HistogramNoise: table of shape {table.shape}; allowed is (bins, bins), at least 2 bins, "
             "finite, no negative and not only zeros"
         )
     if not (math.isfinite(low) and low < high < math.inf):
-        raise ValueError(f"{source}: low={low}, high={high}; needs finite low < high")
+        raise ValueError(f"HistogramNoise: low={low}, high={high}; needs finite low < high")

@@ -4,11 +4,18 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from scipy.signal import lfilter
 
 from distill import UserError
 from distill.blind_spot import blind_spot_pairs
-from distill.noise_fitting import fit_noise_model, load_noise_model
-from samplers import GaussianMixtureNoise, GaussianNoise, HistogramNoise
+from distill.noise_fitting import fit_noise_model
+from samplers import (
+    AutoregressiveNoise,
+    GaussianMixtureNoise,
+    GaussianNoise,
+    HistogramNoise,
+    load_noise_model,
+)
 
 GAIN, READ = 2.0, 25.0
 QUICK = {"kind": "gaussian"}
@@ -74,6 +81,26 @@ def test_the_blind_spot_is_blind():
     assert np.isclose((observation - signal).std(), 10, rtol=0.03)
 
 
+@pytest.mark.parametrize("method", ["repeats", "dark", "bootstrap"])
+def test_line_noise_is_fitted_as_an_autoregressive_model(tmp_path, capsys, method):
+    rng = np.random.default_rng(0)
+    lines = lfilter([1.0], [1.0, -0.9], rng.normal(0, 4, (8, 96, 96)), axis=2)
+    clean = np.full((96, 96), 100) if method == "dark" else scene()
+    options = {"signal": clean} if method == "bootstrap" else {}
+    model = fit_noise_model(
+        (clean + lines).astype("f4"), tmp_path / "noise.npz", kind="autoregressive", context="row",
+        method=method, steps=120, **options,
+    )  # fmt: skip
+    ideal = 0.5 * np.log(2 * np.pi * np.e * 4**2)  # the entropy of an innovation
+    assert ideal - 0.02 < model.held_out_nll < ideal + 0.15
+    assert "white Gaussian noise: 3.6" in capsys.readouterr().out
+    again = load_noise_model(tmp_path / "noise.npz")
+    noise, signal = torch.from_numpy(lines[:, None]).float(), torch.zeros(8, 1, 96, 96)
+    assert isinstance(again, AutoregressiveNoise)
+    assert torch.allclose(model.log_likelihood(noise, signal), again.log_likelihood(noise, signal))
+    assert (tmp_path / "noise.png").read_bytes()[:4] == b"\x89PNG"
+
+
 def test_signal_given_as_tiff(tmp_path):
     frames = observe(scene(), 4)
     tifffile.imwrite(tmp_path / "noisy.tif", frames, photometric="minisblack")
@@ -109,6 +136,10 @@ def test_same_seed_same_model(tmp_path):
     [
         ({"kind": "poisson"}, "kind: got 'poisson', allowed"),
         ({"method": "magic"}, "method: got 'magic', allowed"),
+        ({"method": "dark"}, "dark frames tell nothing of other signals"),
+        ({"kind": "autoregressive", "method": "bootstrap"}, "signal: got none"),
+        ({"kind": "autoregressive", "images": np.ones((96, 96))}, "needs 2 frames or more"),
+        ({"kind": "autoregressive", "images": np.ones((5, 24, 24))}, "larger frames"),
         ({"signal": np.ones((96, 96))}, "drop signal, or pass method bootstrap"),
         ({"signal": np.ones((9, 9)), "method": "bootstrap"}, "does not fit images"),
         ({"percentiles": (60, 40)}, "percentiles: got"),
@@ -138,14 +169,14 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, arguments, message):
 def test_overwrite_and_bad_files(tmp_path):
     frames, out = observe(scene(), 3), tmp_path / "noise.npz"
     out.write_text("no")
-    with pytest.raises(UserError, match="not a readable"):
+    with pytest.raises(ValueError, match="not a readable"):
         load_noise_model(out)
     fit_noise_model(frames, out, overwrite=True, **QUICK)
     assert isinstance(load_noise_model(out), GaussianNoise)
     np.savez(out, something=1)
-    with pytest.raises(UserError, match="holds something, none of"):
+    with pytest.raises(ValueError, match="holds something, none of"):
         load_noise_model(out)
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(ValueError, match="no such file"):
         load_noise_model(tmp_path / "absent.npz")
 
 

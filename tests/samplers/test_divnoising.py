@@ -35,13 +35,13 @@ def test_training_step_is_the_negative_elbo_in_raw_counts():
 
 
 def test_the_kl_warms_up_with_the_training_steps_and_goes_on_after_loading():
-    sampler, kl = small(kl_warmup=4).train(), torch.tensor([2.0, 6.0])
-    assert [sampler.kl_cost(kl).item() for _ in range(2)] == [1, 2]
-    assert sampler.eval().kl_cost(kl) == 4
+    sampler, kl = small(kl_warmup=4).train(), torch.tensor(4.0)
+    assert [sampler.warmed_up(kl).item() for _ in range(2)] == [1, 2]
+    assert sampler.eval().warmed_up(kl) == 4
     resumed = small(kl_warmup=4).train()
     resumed.load_state_dict(sampler.state_dict())
-    assert [resumed.kl_cost(kl).item() for _ in range(3)] == [3, 4, 4]
-    assert small(kl_warmup=0).train().kl_cost(kl) == 4
+    assert [resumed.warmed_up(kl).item() for _ in range(3)] == [3, 4, 4]
+    assert small(kl_warmup=0).train().warmed_up(kl) == 4
 
 
 def test_draws_encode_once_and_decode_in_bounded_batches(monkeypatch):

@@ -1,0 +1,32 @@
+"""Any noise model from its file."""
+
+from samplers.noise import npz
+from samplers.noise.autoregressive import AutoregressiveNoise
+from samplers.noise.base import NoiseModel
+from samplers.noise.gaussian import GaussianNoise
+from samplers.noise.gmm import GaussianMixtureNoise
+from samplers.noise.histogram import HistogramNoise
+
+# A key that only files of this kind hold.
+KINDS: dict[str, type[NoiseModel]] = {
+    "context": AutoregressiveNoise,  # before std, which it holds as well
+    "trained_weight": GaussianMixtureNoise,
+    "gain": GaussianNoise,
+    "std": GaussianNoise,
+    "histogram": HistogramNoise,
+}
+
+
+def load_noise_model(path: npz.NoiseFile) -> NoiseModel:
+    """The noise model in an .npz file, of whichever kind (PN2V tools' GMM files as well).
+
+    Raises ValueError where there is none.
+    """
+    keys = npz.read(path).keys()
+    kind = next((kind for key, kind in KINDS.items() if key in keys), None)
+    if kind is None:
+        raise ValueError(
+            f"{path}: holds {', '.join(keys) or 'nothing'}, none of {', '.join(KINDS)};"
+            " pass a noise model that distill or a PN2V-family tool wrote"
+        )
+    return kind.read(path)
