@@ -139,7 +139,7 @@ def test_same_seed_same_model(tmp_path):
         ({"method": "dark"}, "dark frames tell nothing of other signals"),
         ({"kind": "autoregressive", "method": "bootstrap"}, "signal: got none"),
         ({"kind": "autoregressive", "images": np.ones((96, 96))}, "needs 2 frames or more"),
-        ({"kind": "autoregressive", "images": np.ones((5, 24, 24))}, "larger frames"),
+        ({"kind": "autoregressive", "images": observe(scene(24), 5)}, "larger frames"),
         ({"signal": np.ones((96, 96))}, "drop signal, or pass method bootstrap"),
         ({"signal": np.ones((9, 9)), "method": "bootstrap"}, "does not fit images"),
         ({"percentiles": (60, 40)}, "percentiles: got"),
