@@ -20,7 +20,9 @@ def main(out: str, noisy: str | None = None, clean: str | None = None, steps: in
         noisy, clean = cells.noisy, cells.clean
         noise_model = GaussianNoise(gain=cells.gain, offset=cells.offset)
 
-    sampler = HDN(noise_model, active_levels=range(3, 7), latents=16, filters=32, blocks=2, dropout=0.0)
+    # Without the warm-up of the KL, networks of this size end with a constant image.
+    sizes = {"latents": 16, "filters": 32, "blocks": 2, "dropout": 0.0}
+    sampler = HDN(noise_model, active_levels=range(3, 7), kl_warmup=steps // 2, **sizes)
     student = UNet(filters=16)
     run = train(noisy, sampler, student, L2(), out, steps=steps, refine_steps=steps // 3, batch_size=4)
 

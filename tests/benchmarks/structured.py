@@ -27,7 +27,7 @@ from students import UNet
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("kind", choices=["lines", "g", "r"])
-parser.add_argument("--steps", type=int, default=400)
+parser.add_argument("--steps", type=int, default=300)
 parser.add_argument("--draws", type=int, nargs="+", default=[1, 10, 100])
 parser.add_argument("--samplers", nargs="+")
 options = parser.parse_args()
@@ -49,7 +49,7 @@ else:
 sizes = dict(levels=6, latents=16, filters=32, blocks=2, dropout=0.0)
 samplers = {
     "HDN": lambda: HDN(white, **sizes),
-    "HDN3-6": lambda: HDN(white, active_levels=range(3, 7), **sizes),
+    "HDN3-6": lambda: HDN(white, active_levels=range(3, 7), kl_warmup=options.steps // 2, **sizes),
     "StructuredNoiseVAE": lambda: StructuredNoiseVAE(
         AutoregressiveNoise.fit(noise, context, steps=500), **sizes
     ),
@@ -64,7 +64,7 @@ for name in options.samplers or samplers:
     torch.manual_seed(0)
     folder = f"runs/structured/{options.kind}/{name}"
     run = train(noisy, samplers[name](), UNet(filters=16), L2(), folder, steps=options.steps,
-                refine_steps=options.steps // 3, batch_size=4)  # fmt: skip
+                refine_steps=2 * options.steps // 3, batch_size=4)  # fmt: skip
     scores = [row["psnr_mean"] for row in evaluate(run.path, noisy, clean, frames=1, draws=options.draws)]
     denoised = predict(run.path, noisy[index : index + 1])[0]
     error = denoised - clean[index]
