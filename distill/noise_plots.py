@@ -62,8 +62,8 @@ def noise_autocorrelation(path: Path, model: AutoregressiveNoise, noise: np.ndar
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         drawn = model.sample(torch.zeros(16, side, side))
-    maps = {"real": autocorrelation(noise, lags), "sampled": autocorrelation(drawn, lags)}
-    figure, axes = plt.subplots(1, 3, figsize=(11, 3.6))
+    maps = {"real": autocorrelation(noise, lags).numpy(), "sampled": autocorrelation(drawn, lags).numpy()}
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
     for axis, (name, values) in zip(axes, maps.items(), strict=False):
         picture = axis.imshow(values, cmap="RdBu_r", vmin=-1, vmax=1, extent=[-lags - 0.5, lags + 0.5] * 2)
         axis.set(title=f"{name} noise", xlabel="columns apart")
@@ -76,7 +76,6 @@ def noise_autocorrelation(path: Path, model: AutoregressiveNoise, noise: np.ndar
     axes[2].set(xlabel="pixels apart", title="correlation", ylim=(None, 1.05))
     axes[2].axhline(0, color="grey", linewidth=0.5)
     axes[2].legend(fontsize=8)
-    figure.colorbar(picture, ax=axes[1])
-    figure.tight_layout()
+    figure.colorbar(picture, ax=axes[:2])
     figure.savefig(path, format="png", dpi=110)
     plt.close(figure)

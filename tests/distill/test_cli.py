@@ -52,6 +52,29 @@ def test_config_files_and_their_printing(stack, capsys):
     assert "stepz" in capsys.readouterr().err and not Path("c").exists()
 
 
+def test_a_fitted_noise_model_goes_into_training_by_its_file(stack, capsys):
+    assert main(["noise-model", "fit", "noisy.tif", "--kind", "gaussian", "--out", "noise.npz"]) == 0
+    assert "nats/pixel" in capsys.readouterr().out and Path("noise.png").exists()
+    for name, given in {
+        "file": ["noise.npz"],
+        "class": ["GaussianNoise", "--sampler.noise_model.std", "9"],
+    }.items():
+        options = [*QUICK, "--sampler.noise_model", *given]
+        assert main(["train", "noisy.tif", "--out", name, *options]) == 0
+        Path("noise.npz").unlink(missing_ok=True)  # a run keeps its own copy
+        assert main(["info", name]) == 0
+        assert "GaussianNoise(" in capsys.readouterr().out
+        assert main(["predict", name, "noisy.tif", "--out", f"{name}.tif", "--draws", "2"]) == 0
+
+
+def test_structured_noise_from_the_command_line(stack, capsys):
+    fit = ["noise-model", "fit", "noisy.tif", "--kind", "autoregressive", "--context", "row"]
+    assert main([*fit, "--steps", "2", "--out", "noise.npz"]) == 0
+    options = [*QUICK, "--sampler", "StructuredNoiseVAE", "--sampler.noise_model", "noise.npz"]
+    assert main(["train", "noisy.tif", "--out", "run", *options]) == 0
+    assert main(["predict", "run", "noisy.tif", "--out", "denoised.tif", "--draws", "1"]) == 0
+
+
 def test_classes_of_ones_own_by_dotted_path(stack, capsys):
     Path("mine.py").write_text(
         "from losses import L2\n"
@@ -85,6 +108,10 @@ def test_classes_of_ones_own_by_dotted_path(stack, capsys):
         (["train", "noisy.tif", "--loss=L3"], "allowed are L1, L2, Huber"),
         (["train", "noisy.tif", "--sampler", "VDN"], "allowed are"),
         (["train", "noisy.tif", "--sampler.layers", "3"], "layers"),
+        (["train", "noisy.tif", "--sampler.noise_model", "absent.npz"], "absent.npz: no such file"),
+        (["train", "noisy.tif", "--sampler.noise_model", "GausianNoise"], "GausianNoise: no such file"),
+        (["noise-model", "noisy.tif"], "noise-model fit"),
+        (["noise-model", "fit", "noisy.tif", "--out", "noise.txt"], "not an .npz file"),
         (["train", "noisy.tif", "--stepz", "3"], "stepz"),
         (["train", "noisy.tif", "--steps", "many"], "steps"),
         (["train", "noisy.tif", "--device", "cuda:11"], "device"),
@@ -116,9 +143,9 @@ def test_help_and_version_do_not_import_torch():
         assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("command", ["train", "predict", "evaluate", "info"])
+@pytest.mark.parametrize("command", ["train", "predict", "evaluate", "info", "noise-model fit"])
 def test_every_command_explains_itself(command, capsys):
-    assert main([command, "--help"]) == 0
+    assert main([*command.split(), "--help"]) == 0
     assert "usage: distill " + command in capsys.readouterr().out
 
 
