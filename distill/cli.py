@@ -11,7 +11,7 @@ from torch import nn
 import losses
 import samplers
 import students
-from distill import checkpoint, engine, evaluation, images, noise_fitting, prediction
+from distill import checkpoint, engine, evaluation, images, noise_fitting, prediction, teacher
 from distill.errors import UserError
 
 ROLES = {
@@ -23,7 +23,7 @@ ROLES = {
 
 def run(command: str, arguments: list[str]) -> None:
     sys.path.append("")  # dotted paths may name files in the working folder
-    commands = {"train": _train, "predict": _predict, "evaluate": _evaluate, "info": _info}
+    commands = {"train": _train, "predict": _predict, "evaluate": _evaluate, "info": _info, "cache": _cache}
     (commands | {"noise-model": _noise_model})[command](arguments)
 
 
@@ -82,6 +82,18 @@ def _evaluate(arguments: list[str]) -> None:
     parser.add_function_arguments(evaluation.evaluate, skip={"run", "noisy", "clean", "draws"})
     chosen = parser.parse_args(arguments)
     print(evaluation.format_table(evaluation.evaluate(**_without_config(chosen))))
+
+
+def _cache(arguments: list[str]) -> None:
+    parser = _parser("cache", "Write a sampler's draws to disk, for training students without running it.")
+    parser.add_argument("run", type=str, help="folder of a run")
+    parser.add_argument("images", type=str, help="noisy TIFF, the one to train on")
+    parser.add_argument("--out", type=str, required=True, help="folder to write")
+    parser.add_function_arguments(teacher.cache_draws, skip={"run", "images", "out"})
+    chosen = parser.parse_args(arguments)
+    teacher.cache_draws(**_without_config(chosen))
+    print(f"{chosen.out}: done. Now: distill train {chosen.images} --sampler CachedDraws "
+          f"--sampler.path {chosen.out} --out runs/student")  # fmt: skip
 
 
 def _noise_model(arguments: list[str]) -> None:

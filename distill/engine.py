@@ -1,8 +1,7 @@
 """Co-training of a posterior sampler and the student that learns from its draws (paper, section 4)."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from tqdm import tqdm
 
 from distill import checkpoint
 from distill.denoiser import DirectDenoiser
-from distill.errors import UserError
+from distill.errors import UserError, checks_of
 from distill.hardware import Precision, autocast, choose_device
 from distill.images import Images, as_stack, spread, statistics
 from distill.optimise import Optimiser, Schedule
@@ -79,8 +78,8 @@ def train(
         loss: which functional of the posterior to learn; L2, the mean, unless told.
         out: folder of the run; a run that was stopped there goes on from its last checkpoint.
         batch_size: patches per update, computed `micro_batch` at a time.
-        draws: draws per patch that the student learns from; as few as the loss can do with, mostly
-            one, unless told.
+        draws: draws per patch that the student learns from; unless told, one, or what the loss
+            needs, or what the sampler has for free.
         optimiser: name of a class in torch.optim, one for each network.
         clip: largest gradient norm; None for no clipping.
         ema: decay of the average of the student's weights, which is what is kept; 0 for none.
@@ -95,7 +94,7 @@ def train(
         UserError: what cannot work, before anything is written; or a loss that is not finite.
     """
     loss = loss or L2()
-    draws = loss.min_draws if draws is None else draws
+    draws = max(loss.min_draws, sampler.free_draws) if draws is None else draws
     settings = {k: v for k, v in locals().items() if k not in _NOT_SETTINGS}
     _check_arguments(settings, loss)
     device, total, out = choose_device(device), steps + refine_steps, Path(out)
@@ -105,22 +104,24 @@ def train(
     stack = as_stack(images, axes)
     mean, std = (torch.from_numpy(v) for v in statistics(stack))
     regions, held_out = split(stack.frames, val_fraction, patch_size, seed)
-    patches = Patches(stack.frames, regions, patch_size)
+    with checks_of(stack.name):
+        seen = sampler.beside(stack.frames)
+    patches = Patches(seen, regions, patch_size)
     some = torch.from_numpy(stack.frames[spread(len(stack.frames), 8)].astype(np.float32))
     validation = None
     if len(held_out):
-        validation = Patches(stack.frames, held_out, patch_size).grid(64).to(device)
+        validation = Patches(seen, held_out, patch_size).grid(64).to(device)
 
     # Networks: the sampler, the student, and the running average of the student.
     torch.manual_seed(seed)
     generator = np.random.default_rng(seed)
     co_steps = steps if sampler.trainable else 0
     if co_steps:
-        with _its_own_check(stack.name):
+        with checks_of(stack.name):
             sampler.prepare(some, mean, std)  # a sampler that is already trained keeps its statistics
     denoiser = DirectDenoiser(student, loss, channels=len(mean))
     denoiser.prepare(mean, std)
-    with _its_own_check(stack.name):
+    with checks_of(stack.name):
         loss.prepare(denoiser.standardise(some))
     for module in (sampler, denoiser):
         module.to(device, memory_format=torch.channels_last)
@@ -166,7 +167,7 @@ def train(
                     optimise_sampler.backward(sampler_loss, share)
                 # 3. Pass the same images to the student.
                 with autocast(device, precision):
-                    prediction = student_pass(noisy)
+                    prediction = student_pass(noisy[:, : len(mean)])
                 # 4. Update the student towards minimising its distance to the draws.
                 optimise_student.backward(loss(prediction, denoiser.standardise(targets)), share)
             row: dict[str, Any] = {"step": step}
@@ -206,15 +207,6 @@ def train(
 _NOT_SETTINGS = ("images", "sampler", "student", "loss", "out", "device", "precision", "compile")
 
 
-@contextmanager
-def _its_own_check(name: str) -> Iterator[None]:
-    """What a sampler or a loss finds wrong is the user's to read."""
-    try:
-        yield
-    except ValueError as error:
-        raise UserError(f"{name}: {error}") from error
-
-
 def _warm_ema(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
     """An average that spans a tenth of the steps so far until it reaches its decay: no start bias."""
 
@@ -230,7 +222,7 @@ def _validate(
     sampler: PosteriorSampler, denoiser: DirectDenoiser, noisy: Tensor, seed: int, preview: Path
 ) -> dict[str, float]:
     """Losses on held-out patches, with the same random draws each time so that they compare, and
-    the student's PSNR against the mean of 8 draws of the first 16 patches."""
+    the student's PSNR against the mean of 8 draws (or the free ones) of the first 16 patches."""
     row = {}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -238,8 +230,9 @@ def _validate(
             with evaluating(sampler):
                 row["val_sampler_loss"] = float(sampler.training_step(noisy)[0])
         draws = denoiser.standardise(sampler.sample(noisy, denoiser.loss.min_draws))
-        few = noisy[:16]
-        drawn = sampler.sample(few, 8)
+        drawn = sampler.sample(noisy[:16], sampler.free_draws if sampler.free_draws > 1 else 8)
+    noisy = noisy[:, : len(denoiser.mean)]
+    few = noisy[:16]
     with evaluating(denoiser):
         row["val_student_loss"] = float(denoiser.loss(denoiser.predict(noisy), draws))
         denoised, mean = denoiser(few), drawn.mean(dim=0)
@@ -276,7 +269,9 @@ def _check_arguments(settings: dict[str, Any], loss: Loss) -> None:
 def _check_networks(sampler: PosteriorSampler, denoiser: DirectDenoiser, noisy: Tensor, draws: int) -> None:
     """Runs both networks and the loss once, so that a misfit is found before anything is written."""
     with torch.random.fork_rng(), evaluating(denoiser):
-        draw = sampler.sample(noisy, draws)
+        with checks_of(type(sampler).__name__):
+            draw = sampler.sample(noisy, draws)
+        noisy = noisy[:, : len(denoiser.mean)]
         try:
             prediction = denoiser.predict(noisy)
         except RuntimeError as error:
@@ -296,5 +291,5 @@ def _check_networks(sampler: PosteriorSampler, denoiser: DirectDenoiser, noisy: 
             f"{type(denoiser.backbone).__name__}: gives shape {tuple(prediction.shape)}, but "
             f"{type(denoiser.loss).__name__} needs {wanted}; set its out_channels to {wanted[1]}"
         )
-    with evaluating(denoiser), _its_own_check(type(denoiser.loss).__name__):
+    with evaluating(denoiser), checks_of(type(denoiser.loss).__name__):
         denoiser.loss(prediction, denoiser.standardise(draw))

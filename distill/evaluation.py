@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from distill import checkpoint
 from distill.denoiser import DirectDenoiser
-from distill.errors import UserError
+from distill.errors import UserError, checks_of
 from distill.hardware import Precision, autocast, choose_device
 from distill.images import Images, as_stack, spread
 from distill.pictures import comparison
@@ -84,7 +84,7 @@ def compare(
     scores: dict[str, list[tuple[float, float, float]]] = {}
     pictures: dict[str, np.ndarray] = {}
     for index, (noisy, clean) in enumerate(tqdm(pairs, desc="evaluate", unit="image")):
-        with torch.inference_mode(), autocast(device, precision):
+        with checks_of(type(sampler).__name__), torch.inference_mode(), autocast(device, precision):
             results = list(_answers(sampler, denoiser, noisy.to(device)[None], counts))
         for name, mean, middle, seconds in results:
             figures = (psnr(mean.cpu(), clean), psnr(middle.cpu(), clean), seconds)

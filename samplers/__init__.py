@@ -3,6 +3,7 @@
 from samplers.adapters import DiffusionSampler, Ensemble, MonteCarloDropout
 from samplers.analytic import BimodalPixels, LinearGaussianField, SkewedPixels
 from samplers.base import PosteriorSampler, posterior_mean, posterior_median, posterior_std
+from samplers.cached import CachedDraws
 from samplers.divnoising import DivNoising
 from samplers.function import FunctionSampler
 from samplers.hdn import HDN
@@ -20,6 +21,7 @@ __all__ = [
     "HDN",
     "AutoregressiveNoise",
     "BimodalPixels",
+    "CachedDraws",
     "DiffusionSampler",
     "DivNoising",
     "Ensemble",

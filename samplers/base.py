@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +13,11 @@ class PosteriorSampler(nn.Module, ABC):
     """Draws clean images from q(signal | noisy). Raw counts in, raw counts out.
 
     isotropic: whether the noise looks the same turned and mirrored, so that training may do both.
+    free_draws: how many draws cost no more than one; a student then learns from so many at once.
     """
 
     isotropic: bool = True
+    free_draws: int = 1
 
     @abstractmethod
     def sample(self, noisy: Tensor, n: int = 1) -> Tensor:
@@ -24,6 +27,11 @@ class PosteriorSampler(nn.Module, ABC):
         """The same n draws one at a time, each (B, C', *S). Override to share work between them."""
         for _ in range(n):
             yield self.sample(noisy)[0]
+
+    def beside(self, frames: Any) -> Any:
+        """Training images (N, C, Y, X), raw counts, memory-mapped or not -> what `sample` is given
+        patches of, which may have more channels. Default: the images themselves."""
+        return frames
 
     def prepare(self, noisy: Tensor, mean: Tensor, std: Tensor) -> None:
         """Told once, before co-training: some training frames (N, C, *S), and the training data's

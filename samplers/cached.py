@@ -1,0 +1,87 @@
+"""Draws that a finished sampler made once, read back for any number of students."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from samplers.base import PosteriorSampler
+
+
+class CachedDraws(PosteriorSampler):
+    """The draws in a folder that `distill.cache_draws` wrote, of the images they were made of.
+
+    Training gives it patches of the images with their draws as further channels, so the sampler
+    itself is never run: a student learns from all of them at the cost of one. It knows no other
+    images.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.path = str(path)
+        try:
+            self._header = json.loads((Path(path) / "draws.json").read_text())
+            self._draws = np.load(Path(path) / "draws.npy", mmap_mode="r")  # (N, K, C, Y, X)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"CachedDraws: {path}: not a finished cache ({error}); write one with distill cache"
+            ) from None
+        self.free_draws = self._draws.shape[1]
+
+    def beside(self, frames: Any) -> "FramesAndDraws":
+        """Frames (N, C, Y, X) -> (N, C + K * C, Y, X). ValueError for other images."""
+        if fingerprint(frames) != self._header["images"]:
+            raise ValueError(
+                f"CachedDraws: {self.path}: its draws are of {self._header['name']}, not of these "
+                "images; pass those, or cache the draws of these"
+            )
+        return FramesAndDraws(frames, self._draws, self._header["mean"], self._header["std"])
+
+    def sample(self, noisy: Tensor, n: int = 1) -> Tensor:
+        """(B, C + K * C, *S), cut from what `beside` gives -> n <= K different draws."""
+        k, channels = self._draws.shape[1:3]
+        if noisy.shape[1] != channels * (1 + k) or n > k:
+            raise ValueError(
+                f"CachedDraws: got {noisy.shape[1]} channels and n={n}, has {k} draws of its own "
+                f"images ({channels * (1 + k)} channels); for others, use the sampler itself"
+            )
+        draws = noisy[:, channels:].unflatten(1, (k, channels)).transpose(0, 1)
+        return draws if n == k else draws[torch.randperm(k)[:n]]
+
+    def draws(self, noisy: Tensor, n: int) -> Iterator[Tensor]:
+        yield from self.sample(noisy, n)
+
+
+class FramesAndDraws:
+    """Frames (N, C, Y, X) and their draws (N, K, C, Y, X) as one (N, C + K * C, Y, X), raw counts.
+
+    Index it with [frame, :, rows, columns]; only what is indexed is read.
+    """
+
+    def __init__(self, frames: Any, draws: np.ndarray, mean: list[float], std: list[float]) -> None:
+        self.frames, self._draws = frames, draws
+        self.mean, self.std = (np.array(v, np.float32)[None, :, None, None] for v in (mean, std))
+        n, channels, *size = frames.shape
+        self.shape = (n, channels * (1 + draws.shape[1]), *size)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, key: tuple) -> np.ndarray:
+        frame, _, rows, columns = key
+        draws = self._draws[frame, :, :, rows, columns].astype(np.float32) * self.std + self.mean
+        noisy = np.asarray(self.frames[key], np.float32)
+        return np.concatenate([noisy, draws.reshape(-1, *noisy.shape[1:])])
+
+
+def fingerprint(frames: Any) -> str:
+    """Of images (N, C, Y, X): their shape, and the pixels of the first, middle and last frame."""
+    digest = hashlib.sha256(repr(tuple(frames.shape)).encode())
+    for i in sorted({0, len(frames) // 2, len(frames) - 1}):
+        digest.update(np.ascontiguousarray(frames[i], np.float32).data)
+    return digest.hexdigest()
