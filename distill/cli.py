@@ -11,7 +11,7 @@ from torch import nn
 import losses
 import samplers
 import students
-from distill import checkpoint, engine, evaluation, images, noise_fitting, prediction, teacher
+from distill import calibration, checkpoint, engine, evaluation, images, noise_fitting, prediction, teacher
 from distill.errors import UserError
 
 ROLES = {
@@ -23,8 +23,9 @@ ROLES = {
 
 def run(command: str, arguments: list[str]) -> None:
     sys.path.append("")  # dotted paths may name files in the working folder
-    commands = {"train": _train, "predict": _predict, "evaluate": _evaluate, "info": _info, "cache": _cache}
-    (commands | {"noise-model": _noise_model})[command](arguments)
+    commands = {"train": _train, "predict": _predict, "evaluate": _evaluate, "calibrate": _calibrate}
+    commands |= {"cache": _cache, "noise-model": _noise_model, "info": _info}
+    commands[command](arguments)
 
 
 class Parser(jsonargparse.ArgumentParser):
@@ -82,6 +83,22 @@ def _evaluate(arguments: list[str]) -> None:
     parser.add_function_arguments(evaluation.evaluate, skip={"run", "noisy", "clean", "draws"})
     chosen = parser.parse_args(arguments)
     print(evaluation.format_table(evaluation.evaluate(**_without_config(chosen))))
+
+
+def _calibrate(arguments: list[str]) -> None:
+    parser = _parser("calibrate", "Scale a student's intervals to the ground truth of images like yours.")
+    parser.add_argument("run", type=str, help="folder of a run whose loss is Quantiles or MeanVariance")
+    parser.add_argument("noisy", type=str, help="noisy TIFF, not trained on")
+    parser.add_argument("clean", type=str, help="TIFF with the ground truth, one frame or as many")
+    for name in ("test_noisy", "test_clean"):
+        parser.add_argument(f"--{name}", type=str, help="TIFF to report the coverage of")
+    parser.add_function_arguments(
+        calibration.calibrate, skip={"run", "noisy", "clean", "test_noisy", "test_clean"}
+    )
+    chosen = parser.parse_args(arguments)
+    found = calibration.calibrate(**_without_config(chosen))
+    print(f"{chosen.run}: intervals scaled by {found.factor:.3g}; {found.level:.0%} wanted, "
+          f"{found.before:.1%} of the true pixels inside before, {found.after:.1%} now")  # fmt: skip
 
 
 def _cache(arguments: list[str]) -> None:

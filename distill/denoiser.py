@@ -15,9 +15,10 @@ class DirectDenoiser(nn.Module):
 
     def __init__(self, backbone: nn.Module, loss: Loss, channels: int = 1) -> None:
         super().__init__()
-        self.backbone, self.loss = backbone, loss
+        self.backbone, self.loss, self.channels = backbone, loss, channels
         self.register_buffer("mean", torch.zeros(channels, 1, 1))
         self.register_buffer("std", torch.ones(channels, 1, 1))
+        self.register_buffer("spread", torch.ones(()))  # what `calibrate` found
 
     def prepare(self, mean: Tensor, std: Tensor) -> None:
         """The training data's mean and std in raw counts, each (C, 1, 1)."""
@@ -39,8 +40,11 @@ class DirectDenoiser(nn.Module):
     def maps(self, noisy: Tensor) -> dict[str, Tensor]:
         """Raw counts (B, C, *S) -> every named output image (B, C, *S) in raw counts."""
         maps = self.loss.maps(self.predict(noisy))
+        centre = next(iter(maps.values()))
         return {
-            name: value * self.std if name == "std" else value * self.std + self.mean
+            name: value * self.std * self.spread
+            if name == "std"
+            else (centre + (value - centre) * self.spread) * self.std + self.mean
             for name, value in maps.items()
         }
 

@@ -273,7 +273,8 @@ def _check_networks(sampler: PosteriorSampler, denoiser: DirectDenoiser, noisy: 
             draw = sampler.sample(noisy, draws)
         noisy = noisy[:, : len(denoiser.mean)]
         try:
-            prediction = denoiser.predict(noisy)
+            with checks_of(type(denoiser.backbone).__name__):
+                prediction = denoiser.predict(noisy)
         except RuntimeError as error:
             raise UserError(
                 f"{type(denoiser.backbone).__name__}: cannot take images of shape "

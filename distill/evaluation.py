@@ -20,6 +20,7 @@ from samplers import PosteriorSampler
 from samplers.base import median
 
 Row = dict[str, str | float]
+Pairs = list[tuple[Tensor, Tensor]]
 
 
 def psnr(image: Tensor, clean: Tensor) -> float:
@@ -51,6 +52,17 @@ def evaluate(
         frames: only so many noisy frames, spread evenly; all unless told.
     """
     sampler, denoiser = checkpoint.load_sampler(run), checkpoint.load_denoiser(run)
+    pairs = paired(noisy, clean, axes, frames)
+    out = Path(run if out is None else out)
+    out.mkdir(parents=True, exist_ok=True)
+    rows, pictures = compare(sampler, denoiser, pairs, draws, choose_device(device), precision)
+    write_table(out / "evaluation.csv", rows)
+    comparison(out / "evaluation.png", pictures)
+    return rows
+
+
+def paired(noisy: Images, clean: Images, axes: str | None = None, frames: int | None = None) -> Pairs:
+    """(noisy, clean) of each frame, or of `frames` of them, spread evenly; each (C, H, W) float32."""
     noisy_stack, clean_stack = as_stack(noisy, axes), as_stack(clean, axes)
     n_noisy, n_clean = len(noisy_stack.frames), len(clean_stack.frames)
     if clean_stack.frames.shape[1:] != noisy_stack.frames.shape[1:] or n_clean not in (1, n_noisy):
@@ -58,22 +70,16 @@ def evaluate(
             f"clean: got frames {tuple(clean_stack.frames.shape)} for noisy {noisy_stack.frames.shape} "
             "(N, C, Y, X); pass one frame, or as many, of the same size"
         )
-    out = Path(run if out is None else out)
-    out.mkdir(parents=True, exist_ok=True)
-    chosen = spread(n_noisy, frames or n_noisy)
-    pairs = [
-        (_tensor(noisy_stack.frames[i]), _tensor(clean_stack.frames[i if n_clean > 1 else 0])) for i in chosen
+    return [
+        (_tensor(noisy_stack.frames[i]), _tensor(clean_stack.frames[i if n_clean > 1 else 0]))
+        for i in spread(n_noisy, frames or n_noisy)
     ]
-    rows, pictures = compare(sampler, denoiser, pairs, draws, choose_device(device), precision)
-    write_table(out / "evaluation.csv", rows)
-    comparison(out / "evaluation.png", pictures)
-    return rows
 
 
 def compare(
     sampler: PosteriorSampler,
     denoiser: DirectDenoiser,
-    pairs: list[tuple[Tensor, Tensor]],
+    pairs: Pairs,
     draws: Iterable[int],
     device: torch.device,
     precision: Precision = "auto",

@@ -15,6 +15,7 @@ from samplers.noise import (
     NoiseModel,
     load_noise_model,
 )
+from samplers.one_pass import OnePassSampler
 from samplers.structured import JointNoiseVAE, StructuredNoiseVAE
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "LinearGaussianField",
     "MonteCarloDropout",
     "NoiseModel",
+    "OnePassSampler",
     "PosteriorSampler",
     "SkewedPixels",
     "StructuredNoiseVAE",

@@ -2,18 +2,20 @@ import pytest
 import torch
 from torch import nn
 
-import samplers
 from samplers import (
     HDN,
+    AutoregressiveNoise,
     BimodalPixels,
     DivNoising,
     Ensemble,
     FunctionSampler,
     GaussianNoise,
+    JointNoiseVAE,
     LinearGaussianField,
     MonteCarloDropout,
     PosteriorSampler,
     SkewedPixels,
+    StructuredNoiseVAE,
 )
 from samplers.testing import check_sampler
 
@@ -42,9 +44,9 @@ OURS = {
     "bimodal": BimodalPixels,
     "Ensemble": lambda: Ensemble([Smoothed(1), Smoothed(3), Smoothed(5)]),
     "dropout": lambda: MonteCarloDropout(TINY_NETWORK, mean=100.0, std=20.0),
+    "structured": lambda: StructuredNoiseVAE(AutoregressiveNoise("row", filters=4), levels=2, **SMALL),
+    "joint": lambda: JointNoiseVAE(levels=2, code=4, **SMALL),
 }
-if hasattr(samplers, "StructuredNoiseVAE"):
-    OURS["structured"] = lambda: samplers.StructuredNoiseVAE(GaussianNoise(9.0), levels=2, **SMALL)
 
 
 @pytest.mark.parametrize("name", OURS)

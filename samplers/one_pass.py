@@ -1,0 +1,28 @@
+"""A trained network that draws in one pass, as a posterior sampler."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from samplers.base import PosteriorSampler, evaluating
+
+
+class OnePassSampler(PosteriorSampler):
+    """denoiser: maps(noisy (B, C, *S)) -> {name: draw (B, C, *S)}, independent draws in raw counts,
+    fresh ones on every call: a DirectDenoiser trained with EnergyScore, from load_denoiser."""
+
+    def __init__(self, denoiser: nn.Module) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+
+    def draws(self, noisy: Tensor, n: int) -> Iterator[Tensor]:
+        left = n
+        while left > 0:
+            with evaluating(self):
+                some = list(self.denoiser.maps(noisy).values())[:left]
+            yield from some
+            left -= len(some)
+
+    def sample(self, noisy: Tensor, n: int = 1) -> Tensor:
+        return torch.stack(list(self.draws(noisy, n)))

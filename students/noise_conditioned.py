@@ -1,0 +1,44 @@
+"""A student that draws: the same network with noise beside the image gives another sample each time."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class NoiseConditioned(nn.Module):
+    """(B, C, H, W) -> (B, samples * C, H, W): independent draws, fresh ones on every call.
+
+    backbone: takes more channels than the image has (in_channels=7 for one channel leaves 6) and
+    gives C; standard normal noise fills the rest. Trained with EnergyScore of as many samples.
+    scales: the noise channels take turns at these block sizes in pixels, so that a few layers
+    suffice for coarse variation, to which white noise hardly contributes.
+    """
+
+    def __init__(self, backbone: nn.Module, samples: int = 2, scales: Sequence[int] = (1, 4, 16)) -> None:
+        super().__init__()
+        if samples < 2 or min(scales, default=0) < 1:
+            raise ValueError(
+                f"NoiseConditioned: got samples={samples}, scales={scales}; needs at least 2 samples "
+                "and scales of at least 1 pixel"
+            )
+        self.backbone, self.samples, self.scales = backbone, samples, list(scales)
+        self.multiple = getattr(backbone, "multiple", 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        room = self.backbone.in_channels - x.shape[1]
+        if room < 1:
+            raise ValueError(
+                f"NoiseConditioned: the backbone takes {self.backbone.in_channels} channels, the image "
+                f"has {x.shape[1]}, which leaves none for noise; raise the backbone's in_channels"
+            )
+        repeated = x.repeat(self.samples, 1, 1, 1)
+        noise = [self._noise(repeated, self.scales[i % len(self.scales)]) for i in range(room)]
+        draws = self.backbone(torch.cat([repeated, *noise], dim=1))  # (samples * B, C, H, W)
+        return draws.unflatten(0, (self.samples, -1)).transpose(0, 1).flatten(1, 2)
+
+    def _noise(self, like: Tensor, scale: int) -> Tensor:
+        """(B, 1, H, W), constant in blocks of scale x scale pixels."""
+        batch, _, height, width = like.shape
+        noise = like.new_empty(batch, 1, -(-height // scale), -(-width // scale)).normal_()
+        return noise.repeat_interleave(scale, 2).repeat_interleave(scale, 3)[..., :height, :width]
