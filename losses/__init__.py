@@ -2,5 +2,7 @@
 
 from losses.base import Loss
 from losses.pointwise import L1, L2, Huber
+from losses.tukey import Tukey
+from losses.uncertainty import MeanVariance, Quantiles
 
-__all__ = ["L1", "L2", "Huber", "Loss"]
+__all__ = ["L1", "L2", "Huber", "Loss", "MeanVariance", "Quantiles", "Tukey"]
