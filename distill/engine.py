@@ -296,5 +296,5 @@ def _check_networks(sampler: PosteriorSampler, denoiser: DirectDenoiser, noisy: 
             f"{type(denoiser.backbone).__name__}: gives shape {tuple(prediction.shape)}, but "
             f"{type(denoiser.loss).__name__} needs {wanted}; set its out_channels to {wanted[1]}"
         )
-    with evaluating(denoiser), _its_own_check(type(denoiser.loss).__name__):
+    with evaluating(denoiser), _its_own_check("loss"):
         denoiser.loss(prediction, denoiser.standardise(draw))

@@ -1,8 +1,21 @@
 """Losses for distillation: each elicits a different functional of the posterior."""
 
 from losses.base import Loss
+from losses.perceptual import LPIPS, Features
 from losses.pointwise import L1, L2, Huber
 from losses.tukey import Tukey
 from losses.uncertainty import MeanVariance, Quantiles
+from losses.weighted import WeightedSum
 
-__all__ = ["L1", "L2", "Huber", "Loss", "MeanVariance", "Quantiles", "Tukey"]
+__all__ = [
+    "L1",
+    "L2",
+    "LPIPS",
+    "Features",
+    "Huber",
+    "Loss",
+    "MeanVariance",
+    "Quantiles",
+    "Tukey",
+    "WeightedSum",
+]
