@@ -62,22 +62,26 @@ def describe(module: nn.Module) -> dict[str, Any] | None:
     """
     kind, arguments = type(module), {}
     takes_nothing = kind.__init__ is nn.Module.__init__
-    for p in () if takes_nothing else inspect.signature(kind).parameters.values():
-        if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) or not hasattr(module, p.name):
-            return None
-        value = getattr(module, p.name)
-        if isinstance(value, nn.Module):
-            value = describe(value)
-            if value is None:
-                return None
-        elif isinstance(value, Tensor):
-            value = value.tolist()
-        arguments[p.name] = value
     try:
+        for p in () if takes_nothing else inspect.signature(kind).parameters.values():
+            if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) or not hasattr(module, p.name):
+                return None
+            arguments[p.name] = _plain(getattr(module, p.name))
         json.dumps(arguments)
     except TypeError:
         return None
     return {"class": f"{kind.__module__}.{kind.__qualname__}", "arguments": arguments}
+
+
+def _plain(value: Any) -> Any:
+    """An argument as JSON has it; TypeError for a module that cannot be described."""
+    if isinstance(value, nn.ModuleList | list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, nn.Module):
+        if (description := describe(value)) is None:
+            raise TypeError(f"{type(value).__name__} cannot be described")
+        return description
+    return value.tolist() if isinstance(value, Tensor) else value
 
 
 def rebuild(description: dict[str, Any]) -> nn.Module:
@@ -93,6 +97,8 @@ def rebuild(description: dict[str, Any]) -> nn.Module:
 
 
 def _rebuild_argument(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_rebuild_argument(each) for each in value]
     is_module = isinstance(value, dict) and value.keys() == {"class", "arguments"}
     return rebuild(value) if is_module else value
 

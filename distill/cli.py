@@ -1,6 +1,7 @@
 """Command-line arguments from the signatures of train, predict, evaluate; class names or dotted paths
 for sampler, student and loss."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,8 @@ def _train(arguments: list[str]) -> None:
             f"--{role}",
             type=base,
             default={"class_path": f"{package.__name__}.{default}"},
-            help=f"one of {names}, or a dotted path of your own; `--{role}.help NAME` for its options",
+            help=f"one of {names}, or a dotted path of your own; `--{role}.help NAME` for its options"
+            + ("; or a sum: '1*L1 + 0.1*LPIPS'" if role == "loss" else ""),
         )
     parser.add_function_arguments(engine.train, skip={"images", *ROLES})
     arguments = [_full_name(arguments, i) for i in range(len(arguments))]
@@ -175,13 +177,15 @@ def _noise(stack: images.Stack) -> str:
 def _call(description: dict[str, Any] | None) -> str:
     if description is None:
         return "an object that cannot be rebuilt by name"
-    arguments = {
-        k: _call(v) if isinstance(v, dict) else v
-        for k, v in description["arguments"].items()
-        if v is not None
-    }
+    given = {k: _value(v) for k, v in description["arguments"].items() if v is not None}
     name = description["class"].rpartition(".")[2]
-    return f"{name}({', '.join(f'{k}={v}' for k, v in arguments.items())})"
+    return f"{name}({', '.join(f'{k}={v}' for k, v in given.items())})"
+
+
+def _value(argument: Any) -> str:
+    if isinstance(argument, list):
+        return f"[{', '.join(_value(each) for each in argument)}]"
+    return _call(argument) if isinstance(argument, dict) else str(argument)
 
 
 def _without_config(chosen: jsonargparse.Namespace) -> dict[str, Any]:
@@ -199,16 +203,36 @@ def _public_classes(package: Any, base: type) -> list[str]:
 
 
 def _full_name(arguments: list[str], i: int) -> str:
-    """`--loss L1` means losses.L1; a name that is neither ours nor dotted is an error that lists ours."""
+    """`--loss L1` means losses.L1, and `--loss '1*L1 + 0.1*LPIPS'` their weighted sum."""
     before, name = (arguments[i - 1] if i else ""), arguments[i]
     flag, equals, value = name.partition("=")
     if equals and flag.removeprefix("--") in ROLES:
         before, name = flag, value
     role = before.removeprefix("--").removesuffix(".help")
-    if not before.startswith("--") or role not in ROLES or "." in name or name.startswith("-"):
+    if not before.startswith("--") or role not in ROLES or name.startswith(("-", "{")):
         return arguments[i]
+    is_sum = role == "loss" and any(sign in name for sign in "+*")
+    return (flag + "=" if equals else "") + (_weighted_sum(name) if is_sum else _class_path(role, name))
+
+
+def _class_path(role: str, name: str) -> str:
+    """A name that is neither ours nor dotted is an error that lists ours."""
     package, base, _ = ROLES[role]
     ours = _public_classes(package, base)
+    if "." in name:
+        return name
     if name not in ours:
         raise UserError(f"{role}: got '{name}', allowed are {', '.join(ours)} or a dotted path of your own")
-    return (flag + "=" if equals else "") + f"{package.__name__}.{name}"
+    return f"{package.__name__}.{name}"
+
+
+def _weighted_sum(text: str) -> str:
+    terms = [term.rpartition("*") for term in text.split("+")]
+    try:
+        weights = [float(weight or 1) for weight, _, _ in terms]
+    except ValueError:
+        raise UserError(f"loss: got '{text}', allowed is a sum such as '1*L1 + 0.1*LPIPS'") from None
+    summed = [{"class_path": _class_path("loss", name.strip())} for _, _, name in terms]
+    return json.dumps(
+        {"class_path": "losses.WeightedSum", "init_args": {"losses": summed, "weights": weights}}
+    )

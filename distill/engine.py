@@ -292,5 +292,5 @@ def _check_networks(sampler: PosteriorSampler, denoiser: DirectDenoiser, noisy: 
             f"{type(denoiser.backbone).__name__}: gives shape {tuple(prediction.shape)}, but "
             f"{type(denoiser.loss).__name__} needs {wanted}; set its out_channels to {wanted[1]}"
         )
-    with evaluating(denoiser), checks_of(type(denoiser.loss).__name__):
+    with evaluating(denoiser), checks_of("loss"):
         denoiser.loss(prediction, denoiser.standardise(draw))

@@ -39,3 +39,13 @@ def tiny_hdn() -> HDN:
 @pytest.fixture
 def tiny_unet() -> UNet:
     return UNet(depth=2, filters=4)
+
+
+@pytest.fixture(scope="session")
+def squeezenet(tmp_path_factory) -> str:
+    """A file with random weights of LPIPS's smallest network: its distances mean nothing."""
+    models = pytest.importorskip("torchvision.models")
+    pytest.importorskip("lpips")
+    path = tmp_path_factory.mktemp("weights") / "squeezenet.pth"
+    torch.save(models.squeezenet1_1(weights=None).state_dict(), path)
+    return str(path)

@@ -32,7 +32,9 @@ parser.add_argument("--steps", type=int, default=500)
 parser.add_argument("--frames", type=int, default=8, help="of FOV 1, whose draws are cached")
 options = parser.parse_args()
 data, out = Path(os.environ["DISTILL_TEST_DATA"]), Path("runs/losses")
-fov1, fov19 = ([data / f"confocal_bpae_{fov}_{kind}.tif" for kind in ("noisy", "mean50")] for fov in ("fov1", "fov19"))
+fov1, fov19 = (
+    [data / f"confocal_bpae_{fov}_{kind}.tif" for kind in ("noisy", "mean50")] for fov in ("fov1", "fov19")
+)
 
 stack = read(fov1[0]).frames
 some = np.ascontiguousarray(stack[spread(len(stack), options.frames)])
@@ -85,7 +87,10 @@ drawn = [f(draws, noisy[None], 100)[0, 0].numpy() for f in (posterior_mean, post
 report("one-pass sampler", drawn[0])
 
 print("\nstd maps against the sampler's own of 100 draws: correlation, slope")
-maps = {"MeanVariance": tifffile.imread(out / "MeanVariance" / "denoised_std.tif"), "one-pass sampler": drawn[1]}
+maps = {
+    "MeanVariance": tifffile.imread(out / "MeanVariance" / "denoised_std.tif"),
+    "one-pass sampler": drawn[1],
+}
 for name, image in maps.items():
     correlation, slope = np.corrcoef(image.ravel(), std.ravel())[0, 1], (image * std).sum() / (std**2).sum()
     print(f"{name:20}{correlation:9.3f}{slope:9.3f}")

