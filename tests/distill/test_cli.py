@@ -115,7 +115,7 @@ def test_sums_of_losses_as_json_as_yaml_and_as_a_sum(stack, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nonsense"], "allowed are train, predict, evaluate, info"),
+        (["nonsense"], "allowed are train, predict, evaluate"),
         (["train", "missing.tif"], "missing.tif: no such file"),
         (["train", "noisy.tif", "--axes", "YX"], "do not fit"),
         (["train", "noisy.tif", "--axes", "QQQ"], "axes"),
@@ -170,7 +170,7 @@ def test_help_and_version_do_not_import_torch():
         assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("command", ["train", "predict", "evaluate", "info", "noise-model fit"])
+@pytest.mark.parametrize("command", ["train", "predict", "evaluate", "calibrate", "cache", "info", "noise-model fit"])
 def test_every_command_explains_itself(command, capsys):
     assert main([*command.split(), "--help"]) == 0
     assert "usage: distill " + command in capsys.readouterr().out
