@@ -112,7 +112,7 @@ def _answers(
     """(name, mean, median, seconds) of the input, of each number of draws, and of the student."""
     yield "noisy input", noisy[0], noisy[0], 0.0
     drawn, seconds, started = [], 0.0, time.perf_counter()
-    for draw in sampler.draws(noisy, counts[-1] if counts else 0):
+    for draw in sampler.draws(noisy, counts[-1]) if counts else ():
         drawn.append(draw[0].float())
         if len(drawn) in counts:
             seconds += _elapsed(started, noisy.device)

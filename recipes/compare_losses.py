@@ -1,0 +1,62 @@
+"""One sampler, one student per loss, side by side: which central tendency suits your images?
+
+python recipes/compare_losses.py                        the built-in specimen
+python recipes/compare_losses.py noisy.tif [clean.tif]  your images
+
+The sampler is trained once and draws once; every student learns from the same draws. Look at
+runs/compare_losses/students.png.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from distill import cache_draws, predict, psnr, read, specimen, train
+from distill.pictures import comparison
+from losses import L1, L2, Features, MeanVariance, Quantiles, Tukey, WeightedSum
+from samplers import HDN, GaussianNoise
+from students import UNet
+
+LOSSES = {
+    "mean (L2)": L2(),
+    "median (L1)": L1(),
+    "mode (Tukey)": Tukey(),
+    "quantiles": Quantiles(),
+    "mean and std": MeanVariance(),
+    "perceptual": WeightedSum([L1(), Features()], [1.0, 0.1]),
+}
+
+
+def main(out: str, noisy: str | None = None, clean: str | None = None, steps: int = 350) -> None:
+    noise_model = None  # estimated from the noisy images
+    if noisy is None:
+        cells = specimen()
+        images, truth = cells.noisy[:, None], cells.clean[:, None]
+        noise_model = GaussianNoise(gain=cells.gain, offset=cells.offset)
+    else:
+        images, truth = read(noisy).frames, None if clean is None else read(clean).frames
+
+    options = {"steps": steps, "refine_steps": 0, "batch_size": 4}
+    sampler = HDN(noise_model, levels=4, latents=16, filters=32, blocks=2, dropout=0.0)
+    teacher = train(images, sampler, UNet(filters=16), L2(), f"{out}/sampler", **options)
+    draws = cache_draws(teacher.path, images, f"{out}/draws", draws=16)
+
+    pictures = {"noisy": images[0, 0]}
+    for name, loss in LOSSES.items():
+        torch.manual_seed(0)  # the same student for each
+        student = UNet(out_channels=len(loss.outputs), filters=16)
+        run = train(images, draws, student, loss, f"{out}/{name}", **options)
+        denoised = predict(run.path, images, f"{out}/{name}/denoised.tif", overwrite=True)
+        if truth is not None:
+            score = psnr(torch.tensor(denoised[0]), torch.tensor(truth[0]))
+            print(f"{name:14}{score:8.2f} dB", flush=True)
+        pictures[name] = denoised[0, 0]
+    if truth is not None:
+        pictures["ground truth"] = truth[0, 0]
+    comparison(Path(out) / "students.png", pictures)
+    print(f"students, denoised images and students.png: {out}")
+
+
+if __name__ == "__main__":
+    main("runs/compare_losses", *sys.argv[1:])

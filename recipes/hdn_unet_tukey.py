@@ -1,0 +1,41 @@
+"""The mode of every pixel's posterior: a student under Tukey's biweight, from draws on disk.
+
+python recipes/hdn_unet_tukey.py                        the built-in specimen
+python recipes/hdn_unet_tukey.py noisy.tif [clean.tif]  your images
+
+Tukey's loss needs several draws of each patch to tell how far they spread, so the sampler is trained
+first, with an L1 student, and draws once for all.
+"""
+
+import sys
+
+from distill import cache_draws, evaluate, predict, specimen, train
+from distill.evaluation import format_table
+from losses import L1, Tukey
+from samplers import HDN, GaussianNoise
+from students import UNet
+
+
+def main(out: str, noisy: str | None = None, clean: str | None = None, steps: int = 350) -> None:
+    noise_model = None  # estimated from the noisy images
+    if noisy is None:
+        cells = specimen()
+        noisy, clean = cells.noisy, cells.clean
+        noise_model = GaussianNoise(gain=cells.gain, offset=cells.offset)
+
+    sampler = HDN(noise_model, levels=4, latents=16, filters=32, blocks=2, dropout=0.0)
+    student = UNet(filters=16)
+    run = train(noisy, sampler, student, L1(), f"{out}/l1", steps=steps, refine_steps=0, batch_size=4)
+
+    cached = cache_draws(run.path, noisy, f"{out}/draws", draws=16)
+    train(noisy, cached, student, Tukey(), out, steps=steps, refine_steps=0, batch_size=4)
+
+    predict(out, noisy, f"{out}/denoised.tif", overwrite=True)
+    if clean is not None:
+        print(format_table(evaluate(run.path, noisy, clean, frames=2)))
+        print(format_table(evaluate(out, noisy, clean, frames=2, draws=[])))
+    print(f"student, denoised images and pictures: {out}")
+
+
+if __name__ == "__main__":
+    main("runs/hdn_unet_tukey", *sys.argv[1:])
