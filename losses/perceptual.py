@@ -86,7 +86,7 @@ class LPIPS(FeatureDistance):
         super().__init__()
         if net not in TORCHVISION:
             raise ValueError(f"LPIPS: got net='{net}', allowed are {', '.join(TORCHVISION)}")
-        self.net, self.weights = net, weights
+        self.net, self.weights = net, weights and str(weights)
 
     def trunk(self, device: torch.device) -> Trunk:
         return lpips_trunk(self.net, self.weights, device)
@@ -107,7 +107,7 @@ class Features(FeatureDistance):
 
     def __init__(self, backbone: str = "tf_efficientnet_lite0", weights: str | None = None) -> None:
         super().__init__()
-        self.backbone, self.weights = backbone, weights
+        self.backbone, self.weights = backbone, weights and str(weights)
 
     def trunk(self, device: torch.device) -> Trunk:
         return timm_trunk(self.backbone, self.weights, device)
