@@ -1,7 +1,8 @@
 """Distances in the features of a frozen network: what looks alike, rather than what is close in counts.
 
 Under sampling they match the mean of the draws' features, not a draw: sharper than L2, but biased in
-intensity and able to invent detail. Combine them: WeightedSum([L1(), LPIPS()], [1, 0.1]).
+intensity and able to invent detail. Combine them: WeightedSum([L1(), LPIPS()], [1, 0.1]). At a weight of
+0.1 the gradient of Features is about as large as that of L1.
 """
 
 from abc import abstractmethod
@@ -85,7 +86,7 @@ class LPIPS(FeatureDistance):
         super().__init__()
         if net not in TORCHVISION:
             raise ValueError(f"LPIPS: got net='{net}', allowed are {', '.join(TORCHVISION)}")
-        self.net, self.weights = net, weights
+        self.net, self.weights = net, weights and str(weights)
 
     def trunk(self, device: torch.device) -> Trunk:
         return lpips_trunk(self.net, self.weights, device)
@@ -106,7 +107,7 @@ class Features(FeatureDistance):
 
     def __init__(self, backbone: str = "tf_efficientnet_lite0", weights: str | None = None) -> None:
         super().__init__()
-        self.backbone, self.weights = backbone, weights
+        self.backbone, self.weights = backbone, weights and str(weights)
 
     def trunk(self, device: torch.device) -> Trunk:
         return timm_trunk(self.backbone, self.weights, device)
