@@ -76,6 +76,14 @@ def test_structured_noise_from_the_command_line(stack, capsys):
     assert main(["predict", "run", "noisy.tif", "--out", "denoised.tif", "--draws", "1"]) == 0
 
 
+def test_channels_follow_the_image_and_the_loss(stack, noisy):
+    tifffile.imwrite("two.tif", np.stack([noisy, 2 * noisy], 1), imagej=True, metadata={"axes": "TCYX"})
+    assert main(["train", "two.tif", "--loss", "Quantiles", "--out", "run", *QUICK]) == 0
+    assert main(["predict", "run", "two.tif", "--out", "denoised.tif"]) == 0
+    for name in ("denoised.tif", "denoised_q05.tif", "denoised_q95.tif"):
+        assert tifffile.imread(name).shape == (4, 2, 48, 40)
+
+
 def test_classes_of_ones_own_by_dotted_path(stack, capsys):
     Path("mine.py").write_text(
         "from losses import L2\n"
@@ -130,7 +138,10 @@ def test_sums_of_losses_as_json_as_yaml_and_as_a_sum(stack, capsys):
         (["train", "noisy.tif", "--loss", "L1 + x*L2"], "allowed is a sum such as"),
         (["train", "noisy.tif", "--loss", "L1 + 0*L2"], "a positive weight"),
         (["train", "noisy.tif", "--loss", "L1 + Quantiles"], "equally many outputs"),
-        (["train", "noisy.tif", *QUICK, "--loss", "Quantiles"], "set its out_channels to 3"),
+        (
+            ["train", "noisy.tif", *QUICK, "--loss", "Quantiles", "--student.out_channels", "2"],
+            "set its out_channels to 3",
+        ),
         (["train", "noisy.tif", "--loss", "Tukey", "--draws", "2"], "draws: got 2, must be at least 8"),
         (["train", "noisy.tif", "--loss=L3"], "allowed are L1, L2"),
         (["train", "noisy.tif", "--sampler", "VDN"], "allowed are"),
