@@ -1,5 +1,6 @@
 """Networks that answer in one pass: any nn.Module (B, C, *S) -> (B, K, *S)."""
 
+from students.light import LightUNet
 from students.unet import UNet
 
-__all__ = ["UNet"]
+__all__ = ["LightUNet", "UNet"]
