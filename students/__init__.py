@@ -1,6 +1,7 @@
 """Networks that answer in one pass: any nn.Module (B, C, *S) -> (B, K, *S)."""
 
+from students.encoder_decoder import EncoderDecoder
 from students.light import LightUNet
 from students.unet import UNet
 
-__all__ = ["LightUNet", "UNet"]
+__all__ = ["EncoderDecoder", "LightUNet", "UNet"]
