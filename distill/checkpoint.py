@@ -93,7 +93,11 @@ def rebuild(description: dict[str, Any]) -> nn.Module:
         raise UserError(f"{description['class']}: cannot be imported ({error}); install it") from None
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
         raise UserError(f"{description['class']}: not an nn.Module; is this file trustworthy?")
-    return kind(**{k: _rebuild_argument(v) for k, v in description["arguments"].items()})
+    arguments = {k: _rebuild_argument(v) for k, v in description["arguments"].items()}
+    try:
+        return kind(**arguments)
+    except ValueError as error:  # a constructor's own check, as for a library that is missing
+        raise UserError(str(error)) from error
 
 
 def _rebuild_argument(value: Any) -> Any:

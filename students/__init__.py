@@ -1,6 +1,8 @@
 """Networks that answer in one pass: any nn.Module (B, C, *S) -> (B, K, *S)."""
 
+from students.encoder_decoder import EncoderDecoder
+from students.light import LightUNet
 from students.noise_conditioned import NoiseConditioned
 from students.unet import UNet
 
-__all__ = ["NoiseConditioned", "UNet"]
+__all__ = ["EncoderDecoder", "LightUNet", "NoiseConditioned", "UNet"]

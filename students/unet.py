@@ -21,6 +21,8 @@ class UNet(nn.Module):
         shared_convs: bool = False,
     ) -> None:
         super().__init__()
+        if depth < 1 or filters < 1:
+            raise ValueError(f"UNet: got depth={depth}, filters={filters}; both must be at least 1")
         self.in_channels, self.out_channels = in_channels, out_channels
         self.depth, self.filters, self.shared_convs = depth, filters, shared_convs
         self.multiple = 2**depth

@@ -10,6 +10,8 @@ import torch
 from samplers import HDN, GaussianNoise
 from students import UNet
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # tests ask for no download, and one that did would wait for minutes
+
 
 @pytest.fixture(autouse=True)
 def _seed():

