@@ -58,26 +58,28 @@ def _train(arguments: list[str]) -> None:
     arguments = [_full_name(arguments, i) for i in range(len(arguments))]
     config = parser.parse_args(arguments)
     try:
-        loss = parser.instantiate(config).loss
-        _set_channels(config, len(loss.outputs))
         chosen = parser.instantiate(config)
+        if _set_channels(config, len(chosen.loss.outputs)):
+            chosen = parser.instantiate(config)
     except ValueError as error:  # a constructor's own check
         raise UserError(str(error)) from None
     finished = engine.train(**_without_config(chosen))
     print(f"{finished.path}: done. Now: distill predict {finished.path} {config.images} --out clean.tif")
 
 
-def _set_channels(config: jsonargparse.Namespace, outputs: int) -> None:
-    """Networks made for 1 channel, as they are unless told, take and give those of image and loss."""
-    channels = images.as_stack(config.images, config.axes).frames.shape[1]
+def _set_channels(config: jsonargparse.Namespace, outputs: int) -> bool:
+    """Networks made for 1 channel, as they are unless told, take and give those of image and loss.
+    True where that changed anything."""
+    channels, changed = images.as_stack(config.images, config.axes).frames.shape[1], False
     for role, needed in {
         "sampler": {"channels": channels},
         "student": {"in_channels": channels, "out_channels": channels * outputs},
     }.items():
         given = config[role].get("init_args") or {}
         for name, value in needed.items():
-            if given.get(name) == 1:
-                given[name] = value
+            if given.get(name) == 1 and value != 1:
+                given[name], changed = value, True
+    return changed
 
 
 def _predict(arguments: list[str]) -> None:
