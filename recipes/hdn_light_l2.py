@@ -1,0 +1,35 @@
+"""As hdn_unet_l2.py, with a student that is five times faster on a CPU than that U-Net of 16 filters.
+
+Its steps are cheap, so it learns for longer from the finished sampler.
+
+python recipes/hdn_light_l2.py                        the built-in specimen
+python recipes/hdn_light_l2.py noisy.tif [clean.tif]  your images
+"""
+
+import sys
+
+from distill import evaluate, predict, specimen, train
+from distill.evaluation import format_table
+from losses import L2
+from samplers import HDN, GaussianNoise
+from students import LightUNet
+
+
+def main(out: str, noisy: str | None = None, clean: str | None = None, steps: int = 350) -> None:
+    noise_model = None  # estimated from the noisy images
+    if noisy is None:
+        cells = specimen()
+        noisy, clean = cells.noisy, cells.clean
+        noise_model = GaussianNoise(gain=cells.gain, offset=cells.offset)
+
+    sampler = HDN(noise_model, levels=4, latents=16, filters=32, blocks=2, dropout=0.0)
+    run = train(noisy, sampler, LightUNet(), L2(), out, steps=steps, refine_steps=steps, batch_size=4)
+
+    predict(run.path, noisy, f"{out}/denoised.tif", overwrite=True)
+    if clean is not None:
+        print(format_table(evaluate(run.path, noisy, clean, frames=2)))
+    print(f"student, denoised images and pictures: {out}")
+
+
+if __name__ == "__main__":
+    main("runs/hdn_light_l2", *sys.argv[1:])
