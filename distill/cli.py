@@ -12,7 +12,17 @@ from torch import nn
 import losses
 import samplers
 import students
-from distill import calibration, checkpoint, engine, evaluation, images, noise_fitting, prediction, teacher
+from distill import (
+    calibration,
+    checkpoint,
+    engine,
+    evaluation,
+    images,
+    noise_fitting,
+    prediction,
+    tables,
+    teacher,
+)
 from distill.errors import UserError
 
 ROLES = {
@@ -94,14 +104,27 @@ def _predict(arguments: list[str]) -> None:
 
 
 def _evaluate(arguments: list[str]) -> None:
-    parser = _parser("evaluate", "Compare draws and student with ground truth: PSNR and time.")
-    parser.add_argument("run", type=str, help="folder of a run")
-    parser.add_argument("noisy", type=str, help="noisy TIFF")
-    parser.add_argument("clean", type=str, help="TIFF with the ground truth, one frame or as many")
+    parser = _parser("evaluate", "Compare draws and student with ground truth: PSNR, SSIM, time, memory.")
+    parser.add_argument("paths", type=str, nargs="+", help="folders of runs, then TIFFs: a noisy one alone "
+                        "(what its residuals tell), or pairs of noisy and ground truth")  # fmt: skip
+    parser.add_argument("--out", type=str, help="folder; that of the run unless told, where there is one")
     parser.add_argument("--draws", type=int, nargs="+", default=[1, 10, 100], help="draws to average")
-    parser.add_function_arguments(evaluation.evaluate, skip={"run", "noisy", "clean", "draws"})
-    chosen = parser.parse_args(arguments)
-    print(evaluation.format_table(evaluation.evaluate(**_without_config(chosen))))
+    parser.add_function_arguments(evaluation.evaluate, skip={"run", "noisy", "clean", "out", "draws"})
+    chosen = _without_config(parser.parse_args(arguments))
+    paths, out = chosen.pop("paths"), chosen.pop("out")
+    runs = [path for path in paths if (Path(path) / "student.safetensors").exists()]
+    files = paths[len(runs) :]
+    if not runs or runs != paths[: len(runs)] or not files or (len(files) > 1 and len(files) % 2):
+        raise UserError(
+            f"evaluate: got {len(runs)} runs and {len(paths) - len(runs)} images in {' '.join(paths)}; pass "
+            "folders of finished runs first, then a noisy TIFF, or pairs of noisy and ground truth"
+        )
+    data = list(zip(files[::2], files[1::2] or [None], strict=True))
+    if len(runs) == len(data) == 1:
+        print(tables.format_table(evaluation.evaluate(runs[0], *data[0], out, **chosen)))
+        return
+    rows = evaluation.evaluate_all(runs, data, out or "runs/table1", **chosen)
+    print(tables.table1(rows))
 
 
 def _calibrate(arguments: list[str]) -> None:

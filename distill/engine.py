@@ -20,14 +20,14 @@ from distill.images import Images, as_stack, spread, statistics
 from distill.optimise import Optimiser, Schedule
 from distill.patches import Patches, split
 from distill.pictures import mosaic
-from distill.progress import Progress, stop_signals
+from distill.progress import Log, Progress, stop_signals, tensorboard_log
 from losses import L2, Loss
 from samplers import PosteriorSampler
 from samplers.base import evaluating
 
 PUBLISHED: dict[str, Any] = dict(
-    refine_steps=0, batch_size=64, micro_batch=8, optimiser="Adamax", lr=3e-4, schedule="plateau",
-    clip=None, ema=0.0, validate_every=400,
+    refine_steps=0, batch_size=64, micro_batch=8, optimiser="Adamax", lr=3e-4, student_lr=3e-4,
+    schedule="plateau", clip=None, ema=0.0, validate_every=400,
 )  # fmt: skip
 """What the paper trained with: train(..., steps=200_000, **PUBLISHED)."""
 
@@ -56,6 +56,7 @@ def train(
     draws: int | None = None,
     optimiser: str = "AdamW",
     lr: float = 2e-3,
+    student_lr: float | None = None,
     schedule: Schedule = "cosine",
     clip: float | None = 5.0,
     ema: float = 0.999,
@@ -66,6 +67,8 @@ def train(
     device: str | None = None,
     precision: Precision = "auto",
     compile: bool = False,
+    tensorboard: bool = False,
+    on_log: Log | None = None,
     axes: str | None = None,
 ) -> Run:
     """Trains `student` to predict, in one pass, what averaging draws of `sampler` would give.
@@ -81,6 +84,8 @@ def train(
         draws: draws per patch that the student learns from; unless told, one, or what the loss
             needs, or what the sampler has for free.
         optimiser: name of a class in torch.optim, one for each network.
+        lr: of the sampler.
+        student_lr: half of lr unless told: a student without normalisation bears no more.
         clip: largest gradient norm; None for no clipping.
         ema: decay of the average of the student's weights, which is what is kept; 0 for none.
         val_fraction: share of the frames (of one frame: its area) that is held out.
@@ -88,6 +93,8 @@ def train(
         patience: stop after so many validations without a better student; None never does.
         precision: "auto" (bf16 where the hardware has it), "bf16" or "fp32".
         compile: torch.compile both networks: minutes at first, faster afterwards.
+        tensorboard: event files in `out` too, of what metrics.jsonl has.
+        on_log: called with every row of metrics.jsonl, a dictionary of numbers.
         axes: the letters of the images' dimensions, of STCZYX, where the file does not say.
 
     Raises:
@@ -95,6 +102,7 @@ def train(
     """
     loss = loss or L2()
     draws = max(loss.min_draws, sampler.free_draws) if draws is None else draws
+    student_lr = lr / 2 if student_lr is None else student_lr
     settings = {k: v for k, v in locals().items() if k not in _NOT_SETTINGS}
     _check_arguments(settings, loss)
     device, total, out = choose_device(device), steps + refine_steps, Path(out)
@@ -129,7 +137,7 @@ def train(
     average = AveragedModel(denoiser, avg_fn=_warm_ema(ema))
 
     # One optimiser for each network; the sampler has none where it is frozen from the start.
-    optimise_student = Optimiser("student", denoiser, optimiser, lr, schedule, total, clip)
+    optimise_student = Optimiser("student", denoiser, optimiser, student_lr, schedule, total, clip)
     optimisers = [optimise_student]
     if co_steps:
         optimise_sampler = Optimiser("sampler", sampler, optimiser, lr, schedule, steps, clip)
@@ -137,7 +145,8 @@ def train(
     settings["data"] = [*stack.frames.shape, *mean.flatten().tolist(), *std.flatten().tolist()]
     settings["networks"] = [checkpoint.describe(m) for m in (sampler, student, loss)]
     modules = {"sampler": sampler, "student": denoiser, "average": average}
-    progress = Progress(out, settings, modules, optimisers, generator)
+    logs = ([tensorboard_log(out)] if tensorboard else []) + ([on_log] if on_log else [])
+    progress = Progress(out, settings, modules, optimisers, generator, logs)
     progress.resume()
     sampler_step, student_pass = sampler.training_step, denoiser.predict
     if compile:
@@ -204,7 +213,18 @@ def train(
     return run
 
 
-_NOT_SETTINGS = ("images", "sampler", "student", "loss", "out", "device", "precision", "compile")
+_NOT_SETTINGS = (
+    "images",
+    "sampler",
+    "student",
+    "loss",
+    "out",
+    "device",
+    "precision",
+    "compile",
+    "tensorboard",
+    "on_log",
+)
 
 
 def _warm_ema(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
@@ -248,7 +268,7 @@ def _shown(key: str) -> bool:
 
 def _check_arguments(settings: dict[str, Any], loss: Loss) -> None:
     at_least = dict(steps=0, refine_steps=0, batch_size=1, micro_batch=1, patch_size=1, draws=loss.min_draws,
-                    validate_every=1, lr=0.0, ema=0.0, val_fraction=0.0)  # fmt: skip
+                    validate_every=1, lr=0.0, student_lr=0.0, ema=0.0, val_fraction=0.0)  # fmt: skip
     for name, least in at_least.items():
         if settings[name] < least:
             raise UserError(f"{name}: got {settings[name]}, must be at least {least}")

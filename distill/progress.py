@@ -3,8 +3,9 @@
 import json
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,35 @@ from distill import checkpoint
 from distill.errors import UserError
 from distill.optimise import Optimiser
 
+Log = Callable[[dict[str, Any]], object]
+
+
+def tensorboard_log(out: Path) -> Log:
+    """Writes each row's numbers to event files in the run's folder."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError(
+            "tensorboard: not installed; pip install tensorboard, or leave it out: metrics.jsonl has it all"
+        ) from None
+    writer = cache(partial(SummaryWriter, str(out)))  # makes its file when there is something to write
+
+    def log(row: dict[str, Any]) -> None:
+        for key in row.keys() - {"step"}:
+            writer().add_scalar(key, row[key], row["step"])
+        writer().flush()
+
+    return log
+
 
 class Progress:
     """Everything that a stopped run needs to go on exactly as if it had not stopped."""
 
     def __init__(
         self, out: Path, settings: dict[str, Any], modules: dict[str, nn.Module],
-        optimisers: list[Optimiser], generator: np.random.Generator,
+        optimisers: list[Optimiser], generator: np.random.Generator, log: list[Log] | None = None,
     ) -> None:  # fmt: skip
+        self.logs = log or []
         self.out, self.settings, self.modules = out, settings, modules
         self.optimisers, self.generator = optimisers, generator
         self.step, self.seconds, self.best, self.stale = 0, 0.0, float("inf"), 0
@@ -89,6 +111,8 @@ class Progress:
     def log(self, row: dict[str, Any]) -> None:
         with open(self.out / "metrics.jsonl", "a") as file:
             file.write(json.dumps(row) + "\n")
+        for log in self.logs:
+            log(row)
 
     def validated(self, student_loss: float) -> None:
         """Counts the validations since the best student."""

@@ -6,7 +6,7 @@ python recipes/divnoising_unet_l2.py [noisy.tif [clean.tif]]
 import sys
 
 from distill import evaluate, predict, specimen, train
-from distill.evaluation import format_table
+from distill.tables import format_table
 from losses import L2
 from samplers import DivNoising, GaussianNoise
 from students import UNet

@@ -9,7 +9,7 @@ python recipes/hdn_light_l2.py noisy.tif [clean.tif]  your images
 import sys
 
 from distill import evaluate, predict, specimen, train
-from distill.evaluation import format_table
+from distill.tables import format_table
 from losses import L2
 from samplers import HDN, GaussianNoise
 from students import LightUNet

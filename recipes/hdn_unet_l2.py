@@ -8,7 +8,7 @@ python recipes/hdn_unet_l2.py noisy.tif clean.tif    your images, and how good t
 import sys
 
 from distill import evaluate, predict, specimen, train
-from distill.evaluation import format_table
+from distill.tables import format_table
 from losses import L2, Loss
 from samplers import HDN, GaussianNoise
 from students import UNet

@@ -10,7 +10,7 @@ first, with an L1 student, and draws once for all.
 import sys
 
 from distill import cache_draws, evaluate, predict, specimen, train
-from distill.evaluation import format_table
+from distill.tables import format_table
 from losses import L1, Tukey
 from samplers import HDN, GaussianNoise
 from students import UNet

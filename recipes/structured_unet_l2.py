@@ -10,7 +10,7 @@ StructuredNoiseVAE(AutoregressiveNoise.fit(noise, context="row")).
 import sys
 
 from distill import evaluate, predict, specimen, train
-from distill.evaluation import format_table
+from distill.tables import format_table
 from losses import L2
 from samplers import JointNoiseVAE
 from students import UNet

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from distill import evaluate, train
-from distill.evaluation import format_table
+from distill.tables import format_table
 from losses import L2
 from samplers import HDN
 from students import UNet

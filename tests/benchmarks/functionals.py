@@ -58,7 +58,9 @@ def pixels(name: str, loss: Loss) -> None:
     torch.manual_seed(0)
     sampler, noisy = POSTERIORS[name], 100 + 30 * torch.randn(8, 64, 64)
     backbone = Pixelwise(len(loss.outputs))
-    student = distil(sampler, noisy, backbone, loss, 600, batch_size=2, micro_batch=2, draws=8, lr=1e-2)
+    student = distil(
+        sampler, noisy, backbone, loss, 600, batch_size=2, micro_batch=2, draws=8, student_lr=1e-2
+    )
     x = 100 + 30 * torch.special.ndtri((torch.arange(128) + 0.5) / 128)[:, None, None, None]
     exact, std = functionals(sampler, x, student.std.item()), sampler.variance(x).sqrt()
     with torch.no_grad():

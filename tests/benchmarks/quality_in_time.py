@@ -15,7 +15,8 @@ import torch
 
 from distill.datasets import specimen
 from distill.engine import PUBLISHED, train
-from distill.evaluation import compare, format_table
+from distill.evaluation import compare
+from distill.tables import format_table
 from losses import L2
 from samplers import GaussianNoise
 from samplers.hdn import HDN

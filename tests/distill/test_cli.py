@@ -157,7 +157,7 @@ def test_sums_of_losses_as_json_as_yaml_and_as_a_sum(stack, capsys):
         (["train", "noisy.tif", "--loss", "Huber", "--loss.delta", "-1"], "delta"),
         (["predict", "no_run", "noisy.tif", "--out", "x.tif"], "no such file"),
         (["predict", "no_run", "noisy.tif"], "out"),
-        (["evaluate", "no_run", "noisy.tif", "noisy.tif"], "no such file"),
+        (["evaluate", "no_run", "noisy.tif", "noisy.tif"], "evaluate: got 0 runs and 3 images"),
         (["info", "nothing"], "nothing: no such file"),
     ],
 )

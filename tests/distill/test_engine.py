@@ -305,7 +305,7 @@ def test_l2_finds_the_mean_and_l1_the_median(sampler, tmp_path):
     error = {}
     for loss in (L2(), L1()):
         denoiser = distilled(sampler, noisy, Pixelwise(), loss, tmp_path / loss.outputs[0], 400,
-                             lr=1e-2, patch_size=64, batch_size=4)  # fmt: skip
+                             student_lr=1e-2, patch_size=64, batch_size=4)  # fmt: skip
         with torch.no_grad():
             for name, exact in [("mean", sampler.mean(x)), ("median", sampler.median(x))]:
                 error[loss.outputs[0], name] = (denoiser(x) - exact).square().mean().sqrt().item()
@@ -325,3 +325,17 @@ def test_the_student_of_a_gaussian_field_comes_near_the_wiener_filter(tmp_path):
     with torch.no_grad():
         gap = psnr(field.posterior_mean(noisy), clean) - psnr(denoiser(noisy), clean)
     assert gap < 0.5  # with the steps of tests/benchmarks/functionals.py below 0.1
+
+
+def test_rows_of_metrics_go_to_tensorboard_and_to_a_hook(noisy, tiny_hdn, tiny_unet, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    rows = []
+    train(noisy, tiny_hdn, tiny_unet, out=tmp_path, steps=2, refine_steps=1, tensorboard=True,
+          on_log=rows.append, **(QUICK | dict(validate_every=1)))  # fmt: skip
+    assert rows == [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("val_student_loss")] == [
+        (row["step"], pytest.approx(row["val_student_loss"])) for row in rows
+    ]

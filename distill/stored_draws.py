@@ -1,0 +1,67 @@
+"""Any number of draws of one image in a file: memory holds one, and a stop loses none."""
+
+import json
+import time
+from pathlib import Path
+from zlib import crc32
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distill.hardware import synchronise
+from samplers import PosteriorSampler
+from samplers.base import median
+
+BAND_BYTES = 2**27  # of all draws, read at once for the median
+
+
+class StoredDraws:
+    """Draws of `noisy` (1, C, H, W) by a sampler in eval mode, at most `total`, in the two files
+    `path`.json and .f32, which have to be of the same sampler and image if they are there."""
+
+    def __init__(self, path: Path, sampler: PosteriorSampler, noisy: Tensor, total: int) -> None:
+        self._header, self._pixels = path.with_suffix(".json"), path.with_suffix(".f32")
+        self._noisy, self._shape = noisy, None
+        self.seconds: list[float] = []
+        if self._header.exists():
+            stored = json.loads(self._header.read_text())
+            self.seconds, self._shape = stored["seconds"], stored["shape"]
+        self._draws = sampler.draws(noisy, total - len(self.seconds))  # encodes once
+
+    def take(self, n: int) -> tuple[Tensor, Tensor, float]:
+        """Mean and median of the first n draws, each (C, H, W), and the seconds that they took."""
+        device = self._noisy.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(crc32(f"from draw {len(self.seconds)}".encode()))  # none twice after a stop
+            while len(self.seconds) < n:
+                started = time.perf_counter()
+                draw = next(self._draws)[0].float().cpu()
+                synchronise(device)
+                self._append(draw.numpy(), time.perf_counter() - started)
+        mean, middle = self._consensus(n)
+        return mean, middle, sum(self.seconds[:n])
+
+    def _append(self, draw: np.ndarray, seconds: float) -> None:
+        self._shape = list(draw.shape)
+        with open(self._pixels, "r+b" if self.seconds else "wb") as file:
+            file.seek(len(self.seconds) * draw.nbytes)  # over what a stop may have left half-written
+            file.write(draw.tobytes())
+        self.seconds.append(seconds)
+        self._header.write_text(json.dumps({"shape": self._shape, "seconds": self.seconds}))
+
+    def _consensus(self, n: int) -> tuple[Tensor, Tensor]:
+        """(mean, median), a band of rows at a time."""
+        draws = np.memmap(self._pixels, np.float32, "r", shape=(len(self.seconds), *self._shape))
+        channels, height, width = self._shape
+        rows = max(1, BAND_BYTES // (4 * n * channels * width))
+        means, medians = [], []
+        for start in range(0, height, rows):
+            band = torch.from_numpy(np.array(draws[:n, :, start : start + rows]))
+            means.append(band.mean(dim=0, dtype=torch.float64).float())
+            medians.append(median(band))
+        return torch.cat(means, dim=1), torch.cat(medians, dim=1)
+
+    def delete(self) -> None:
+        self._pixels.unlink(missing_ok=True)
+        self._header.unlink(missing_ok=True)

@@ -1,0 +1,69 @@
+"""Tables of results: on screen, as CSV and as Markdown, and the paper's Table 1."""
+
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+Row = dict[str, str | float]
+
+HEADINGS = {  # column: (title, digits)
+    "psnr_mean": ("PSNR of mean, dB", 2), "psnr_median": ("of median, dB", 2),
+    "ssim_mean": ("SSIM of mean", 4), "ssim_median": ("of median", 4),
+    "lpips_mean": ("LPIPS of mean", 4), "lpips_median": ("of median", 4),
+    "psnr_to_draws": ("PSNR to draws, dB", 2),
+    "residual_std": ("residual std", 3), "expected_std": ("noise model's", 3),
+    "correlation_x": ("correlation along x", 3), "correlation_y": ("along y", 3),
+    "nll": ("NLL, nats/px", 4), "expected_nll": ("of its own noise", 4),
+    "seconds_per_image": ("s / image", 3), "memory_mb": ("memory, MB", 0),
+}  # fmt: skip
+
+
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def format_table(rows: Sequence[Row]) -> str:
+    """The rows in Markdown, aligned for the screen; columns without a number are left out."""
+    shown = [key for key in HEADINGS if any(not math.isnan(row.get(key, math.nan)) for row in rows)]
+    lines = [["image", *(HEADINGS[key][0] for key in shown)]]
+    for row in rows:
+        lines.append([str(row["image"]), *(_number(row.get(key), HEADINGS[key][1]) for key in shown)])
+    return markdown(lines)
+
+
+def table1(rows: Sequence[Row]) -> str:
+    """The paper's Table 1 in Markdown: a line for each data set and run, PSNR in dB of the mean (and
+    of the median) of n draws, and of the student. Rows need `data` and `run` beside their scores."""
+    images = list(dict.fromkeys(str(row["image"]) for row in rows))
+    images.sort(key=lambda name: name.startswith("student"))  # stable: n draws come before
+    lines = [["data", "run", *images]]
+    for data, run in dict.fromkeys((row["data"], row["run"]) for row in rows):
+        own = {row["image"]: row for row in rows if (row["data"], row["run"]) == (data, run)}
+        lines.append([str(data), str(run), *(_score(own.get(image)) for image in images)])
+    return markdown(lines)
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """Cells, headings first -> a Markdown table; all columns but the first to the right."""
+    widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(lines[0]))]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    aligned = []
+    for first, *others in (lines[0], rule, *lines[1:]):
+        cells = [first.ljust(widths[0]), *map(str.rjust, others, widths[1:])]
+        aligned.append(f"| {' | '.join(cells)} |")
+    return "\n".join(aligned)
+
+
+def _score(row: Row | None) -> str:
+    if row is None:
+        return ""
+    mean, middle = row["psnr_mean"], row["psnr_median"]
+    return f"{mean:.2f}" if mean == middle else f"{mean:.2f} ({middle:.2f})"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None or math.isnan(value) else f"{value:.{digits}f}"
