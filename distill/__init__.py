@@ -9,7 +9,7 @@ from distill.errors import UserError
 
 _HOMES = {
     "train": "engine", "PUBLISHED": "engine", "Run": "engine", "predict": "prediction",
-    "cache_draws": "teacher", "calibrate": "calibration", "evaluate": "evaluation", "psnr": "metrics", "DirectDenoiser": "denoiser",
+    "cache_draws": "teacher", "calibrate": "calibration", "evaluate": "evaluation", "evaluate_all": "evaluation", "report": "reporting", "training_cost": "cost", "psnr": "metrics", "DirectDenoiser": "denoiser",
     "load_sampler": "checkpoint", "load_denoiser": "checkpoint", "specimen": "datasets",
     "read": "tiff", "write": "tiff", "Stack": "images",
 }  # fmt: skip

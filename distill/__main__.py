@@ -8,6 +8,7 @@ COMMANDS = {
     "train": "co-train a sampler and a student on noisy images",
     "predict": "denoise images with a trained run",
     "evaluate": "compare draws and student with ground truth",
+    "report": "one HTML page of runs: tables, pictures, curves",
     "calibrate": "make a student's intervals hold the truth as often as they say",
     "cache": "a sampler's draws on disk, for training many students without running it again",
     "info": "what is in a run or an image",

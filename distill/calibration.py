@@ -1,6 +1,7 @@
 """Conformal calibration: intervals that hold the truth as often as they say, on images with ground truth."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import NormalDist
 
@@ -17,6 +18,7 @@ from distill.hardware import Precision, autocast, choose_device
 from distill.images import Images
 
 MAX_PIXELS = 4_000_000
+LEVELS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99]
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,22 @@ def calibrate(
     rank = min(len(scores), int(np.ceil((len(scores) + 1) * level)))
     factor = float(np.partition(scores, rank - 1)[rank - 1])
     tested = scores if tests is pairs else _scores(denoiser, tests, level, device, precision)
+    inside = lambda reach: float((tested <= reach).mean())
+    found = Calibration(factor, level, inside(1), inside(factor))
     denoiser.spread *= factor
     checkpoint.save_denoiser(Path(run) / "student.safetensors", denoiser)
-    return Calibration(factor, level, float((tested <= 1).mean()), float((tested <= factor).mean()))
+    # A std gives intervals of every level, quantiles those of their own.
+    curve = {p: _z(p) / _z(level) for p in LEVELS} if "std" in denoiser.loss.outputs else {level: 1.0}
+    stored = asdict(found) | {"levels": list(curve)}
+    stored |= {"coverage_before": [inside(reach) for reach in curve.values()]}
+    stored |= {"coverage_after": [inside(factor * reach) for reach in curve.values()]}
+    (Path(run) / "calibration.json").write_text(json.dumps(stored))
+    return found
+
+
+def _z(level: float) -> float:
+    """Half the width of a Gaussian's central interval, in its std."""
+    return NormalDist().inv_cdf(0.5 + level / 2)
 
 
 @torch.no_grad()
@@ -96,7 +111,7 @@ def interval(maps: dict[str, Tensor], level: float) -> tuple[Tensor, Tensor, Ten
     """(low, centre, high): the outermost quantile maps, or the mean -+ z std of a Gaussian."""
     centre, *others = maps.values()
     if "std" in maps:
-        reach = NormalDist().inv_cdf(0.5 + level / 2) * maps["std"]
+        reach = _z(level) * maps["std"]
         return centre - reach, centre, centre + reach
     stacked = torch.stack([centre, *others])
     return stacked.amin(0), centre, stacked.amax(0)

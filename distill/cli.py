@@ -14,12 +14,13 @@ import samplers
 import students
 from distill import (
     calibration,
-    checkpoint,
     engine,
     evaluation,
     images,
+    info,
     noise_fitting,
     prediction,
+    reporting,
     tables,
     teacher,
 )
@@ -35,7 +36,7 @@ ROLES = {
 def run(command: str, arguments: list[str]) -> None:
     sys.path.append("")  # dotted paths may name files in the working folder
     commands = {"train": _train, "predict": _predict, "evaluate": _evaluate, "calibrate": _calibrate}
-    commands |= {"cache": _cache, "noise-model": _noise_model, "info": _info}
+    commands |= {"cache": _cache, "noise-model": _noise_model, "info": _info, "report": _report}
     commands[command](arguments)
 
 
@@ -127,6 +128,13 @@ def _evaluate(arguments: list[str]) -> None:
     print(tables.table1(rows))
 
 
+def _report(arguments: list[str]) -> None:
+    parser = _parser("report", "One HTML page of one or several runs: tables, pictures, curves, settings.")
+    parser.add_argument("runs", type=str, nargs="+", help="folders of runs")
+    parser.add_argument("--out", type=str, help="HTML to write; report.html in the first run unless told")
+    print(f"{reporting.report(**_without_config(parser.parse_args(arguments)))}: written")
+
+
 def _calibrate(arguments: list[str]) -> None:
     parser = _parser("calibrate", "Scale a student's intervals to the ground truth of images like yours.")
     parser.add_argument("run", type=str, help="folder of a run whose loss is Quantiles or MeanVariance")
@@ -170,62 +178,7 @@ def _info(arguments: list[str]) -> None:
     parser = _parser("info", "What is in a run or an image.")
     parser.add_argument("path", type=str, help="folder of a run, or a TIFF")
     path = Path(parser.parse_args(arguments).path)
-    print(_describe_run(path) if path.is_dir() else _describe_image(path))
-
-
-def _describe_run(path: Path) -> str:
-    _, header = checkpoint.load(path / "student.safetensors")
-    _, sampler_header = checkpoint.load(path / "sampler.safetensors")
-    denoiser = checkpoint.load_denoiser(path)
-    weights = sum(p.numel() for p in denoiser.backbone.parameters())
-    lines = [
-        f"{path}: a finished run",
-        f"sampler   {_call(sampler_header['sampler'])}",
-        f"student   {_call(header['backbone'])}, {weights:,} parameters",
-        f"loss      {_call(header['loss'])}: its output is the {', '.join(denoiser.loss.outputs)}",
-        f"data      mean {denoiser.mean.flatten().tolist()}, std {denoiser.std.flatten().tolist()} counts",
-    ]
-    metrics = path / "metrics.jsonl"
-    if metrics.exists():
-        lines.append(f"last      {metrics.read_text().splitlines()[-1]}")
-    return "\n".join(lines)
-
-
-def _describe_image(path: Path) -> str:
-    stack = images.as_stack(path)
-    mean, std = images.statistics(stack)
-    size = ", ".join(f"{axis} {value:g} {stack.unit}" for axis, value in stack.pixel_size.items())
-    return "\n".join(
-        [
-            f"{path}: {stack.pixels.dtype} image, axes {stack.axes}, shape {stack.pixels.shape}",
-            f"frames    {stack.frames.shape} (N, C, Y, X)",
-            f"pixel     {size or 'size unknown'}",
-            f"counts    mean {mean.flatten().tolist()}, std {std.flatten().tolist()}",
-            f"noise     {_noise(stack)}",
-        ]
-    )
-
-
-def _noise(stack: images.Stack) -> str:
-    try:
-        estimate = samplers.GaussianNoise.estimate(stack.frames)
-    except ValueError as error:
-        return str(error)
-    return f"variance = {estimate.gain:.4g} * signal + {estimate.offset:.4g}, estimated"
-
-
-def _call(description: dict[str, Any] | None) -> str:
-    if description is None:
-        return "an object that cannot be rebuilt by name"
-    given = {k: _value(v) for k, v in description["arguments"].items() if v is not None}
-    name = description["class"].rpartition(".")[2]
-    return f"{name}({', '.join(f'{k}={v}' for k, v in given.items())})"
-
-
-def _value(argument: Any) -> str:
-    if isinstance(argument, list):
-        return f"[{', '.join(_value(each) for each in argument)}]"
-    return _call(argument) if isinstance(argument, dict) else str(argument)
+    print(info.describe_run(path) if path.is_dir() else info.describe_image(path))
 
 
 def _without_config(chosen: jsonargparse.Namespace) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from distill import checkpoint
+from distill.cost import training_cost
 from distill.denoiser import DirectDenoiser
 from distill.errors import UserError, checks_of
 from distill.hardware import Precision, autocast, choose_device, synchronise, working_memory
@@ -42,6 +43,7 @@ def evaluate(
     draws: Iterable[int] = (1, 10, 100),
     frames: int | None = None,
     perceptual: bool = False,
+    cost: bool = False,
     device: str | None = None,
     precision: Precision = "auto",
     axes: str | None = None,
@@ -60,6 +62,7 @@ def evaluate(
         draws: how many draws to average.
         frames: only so many noisy frames, spread evenly; all unless told.
         perceptual: LPIPS too; its network must be there or be downloaded.
+        cost: measure what training takes too, into the run's cost.txt (`training_cost`).
     """
     sampler, denoiser = checkpoint.load_sampler(run), checkpoint.load_denoiser(run)
     pairs = paired(noisy, clean, axes, frames)
@@ -78,6 +81,9 @@ def evaluate(
         shown = {name: torch.from_numpy(v)[None] for name, v in images.items() if name not in others}
         residual_picture(out / "residuals.png", pairs[0][0], shown, _noise_model(sampler))
     shutil.rmtree(out / "unfinished")
+    if cost:
+        found = training_cost(run, noisy, device=str(device), precision=precision, axes=axes)
+        (Path(run) / "cost.txt").write_text(f"{found}\n")
     return rows
 
 

@@ -35,7 +35,7 @@ def comparison(path: Path, images: dict[str, np.ndarray], zoom: int = 96) -> Non
     reference = list(images.values())[-1]
     low, high = np.percentile(reference, (0.5, 99.8))
     zoom = min(zoom, *reference.shape)
-    y, x = _busiest(reference, zoom)
+    y, x = busiest(reference, zoom)
     figure, axes = plt.subplots(2, len(images), figsize=(3 * len(images), 6.4), squeeze=False)
     for (title, image), (whole, detail) in zip(images.items(), axes.T, strict=True):
         for axis, shown in ((whole, image), (detail, image[y : y + zoom, x : x + zoom])):
@@ -48,7 +48,7 @@ def comparison(path: Path, images: dict[str, np.ndarray], zoom: int = 96) -> Non
     plt.close(figure)
 
 
-def _busiest(image: np.ndarray, size: int) -> tuple[int, int]:
+def busiest(image: np.ndarray, size: int) -> tuple[int, int]:
     """Corner (y, x) of the size x size block with the highest standard deviation."""
     corners = [
         (y, x)

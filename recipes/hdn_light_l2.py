@@ -8,7 +8,7 @@ python recipes/hdn_light_l2.py noisy.tif [clean.tif]  your images
 
 import sys
 
-from distill import evaluate, predict, specimen, train
+from distill import evaluate, predict, report, specimen, train
 from distill.tables import format_table
 from losses import L2
 from samplers import HDN, GaussianNoise
@@ -26,9 +26,8 @@ def main(out: str, noisy: str | None = None, clean: str | None = None, steps: in
     run = train(noisy, sampler, LightUNet(), L2(), out, steps=steps, refine_steps=steps, batch_size=4)
 
     predict(run.path, noisy, f"{out}/denoised.tif", overwrite=True)
-    if clean is not None:
-        print(format_table(evaluate(run.path, noisy, clean, frames=2)))
-    print(f"student, denoised images and pictures: {out}")
+    print(format_table(evaluate(run.path, noisy, clean, frames=2)))
+    print(f"student, denoised images, pictures and tables: {report(run.path)}")
 
 
 if __name__ == "__main__":

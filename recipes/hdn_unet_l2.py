@@ -7,7 +7,7 @@ python recipes/hdn_unet_l2.py noisy.tif clean.tif    your images, and how good t
 
 import sys
 
-from distill import evaluate, predict, specimen, train
+from distill import evaluate, predict, report, specimen, train
 from distill.tables import format_table
 from losses import L2, Loss
 from samplers import HDN, GaussianNoise
@@ -27,9 +27,8 @@ def main(loss: Loss, out: str, noisy: str | None = None, clean: str | None = Non
     run = train(noisy, sampler, student, loss, out, steps=steps, refine_steps=steps // 3, batch_size=4)
 
     predict(run.path, noisy, f"{out}/denoised.tif", overwrite=True)
-    if clean is not None:
-        print(format_table(evaluate(run.path, noisy, clean, frames=2)))
-    print(f"student, denoised images and pictures: {out}")
+    print(format_table(evaluate(run.path, noisy, clean, frames=2)))
+    print(f"student, denoised images, pictures and tables: {report(run.path)}")
 
 
 if __name__ == "__main__":

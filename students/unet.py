@@ -10,7 +10,6 @@ class UNet(nn.Module):
 
     shared_convs applies one convolution twice in every residual block, as the published code does
     (11,764,577 parameters); without it there are two, as the paper words it (15,692,065).
-    negative_slope: of LeakyReLU; 0 is the published ReLU, of which half of the channels die.
     """
 
     def __init__(
@@ -20,31 +19,23 @@ class UNet(nn.Module):
         depth: int = 4,
         filters: int = 32,
         shared_convs: bool = False,
-        negative_slope: float = 0.1,
     ) -> None:
         super().__init__()
         if depth < 1 or filters < 1:
             raise ValueError(f"UNet: got depth={depth}, filters={filters}; both must be at least 1")
         self.in_channels, self.out_channels = in_channels, out_channels
-        self.depth, self.filters = depth, filters
-        self.shared_convs, self.negative_slope = shared_convs, negative_slope
+        self.depth, self.filters, self.shared_convs = depth, filters, shared_convs
         self.multiple = 2**depth
-
-        def unit(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-            return nn.Sequential(conv(inputs, outputs, stride), nn.LeakyReLU(negative_slope, inplace=True))
-
-        def residual(filters: int, convs: int = 2) -> Residual:
-            units = [unit(filters, filters) for _ in range(1 if shared_convs else convs)]
-            return Residual(*(units * convs if shared_convs else units))
-
-        widths = [filters * 2**i for i in range(depth)]
-        self.stem = unit(in_channels, filters)
-        self.encoders = nn.ModuleList(residual(w) for w in widths)
-        self.downs = nn.ModuleList(unit(w, 2 * w, stride=2) for w in widths)
-        self.decoders = nn.ModuleList(residual(2 * w) for w in widths)
-        self.ups = nn.ModuleList(unit(2 * w, w) for w in widths)
-        self.merges = nn.ModuleList(nn.Sequential(residual(2 * w, 1), unit(2 * w, w)) for w in widths)
-        self.head = nn.Sequential(residual(filters), conv(filters, out_channels))
+        widths = [filters * 2**i for i in range(depth + 1)]
+        self.stem = ConvReLU(in_channels, filters)
+        self.encoders = nn.ModuleList(Residual(w, 2, shared_convs) for w in widths[:-1])
+        self.downs = nn.ModuleList(ConvReLU(w, 2 * w, stride=2) for w in widths[:-1])
+        self.decoders = nn.ModuleList(Residual(2 * w, 2, shared_convs) for w in widths[:-1])
+        self.ups = nn.ModuleList(ConvReLU(2 * w, w) for w in widths[:-1])
+        self.merges = nn.ModuleList(
+            nn.Sequential(Residual(2 * w, 1, shared_convs), ConvReLU(2 * w, w)) for w in widths[:-1]
+        )
+        self.head = nn.Sequential(Residual(filters, 2, shared_convs), conv(filters, out_channels))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
@@ -63,8 +54,18 @@ def conv(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, padding_mode="reflect")
 
 
-class Residual(nn.Sequential):
-    """x + f(x), where f is all its units."""
+class ConvReLU(nn.Sequential):
+    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
+        super().__init__(conv(inputs, outputs, stride), nn.ReLU(inplace=True))
+
+
+class Residual(nn.Module):
+    """x + f(x), where f is `convs` convolutions, each with its ReLU."""
+
+    def __init__(self, filters: int, convs: int, shared: bool) -> None:
+        super().__init__()
+        units = [ConvReLU(filters, filters) for _ in range(1 if shared else convs)]
+        self.body = nn.Sequential(*(units * convs if shared else units))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + super().forward(x)
+        return x + self.body(x)

@@ -1,0 +1,66 @@
+"""The report is one file; a real browser shows it at desktop and phone width."""
+
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from distill import UserError, calibrate, evaluate, report, train
+from losses import MeanVariance
+from students import UNet
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture
+def run(noisy, tiny_hdn, tmp_path):
+    student = UNet(out_channels=2, depth=2, filters=4)
+    run = train(noisy, tiny_hdn, student, MeanVariance(), tmp_path / "a <run>", steps=2, refine_steps=1,
+                batch_size=2, micro_batch=2, patch_size=16, validate_every=1, device="cpu").path  # fmt: skip
+    evaluate(run, noisy, noisy.mean(0), draws=[1, 3], frames=1, cost=True, device="cpu")
+    evaluate(run, noisy, out=run / "no truth", draws=[2], frames=1, device="cpu")
+    calibrate(run, noisy, np.broadcast_to(noisy.mean(0), noisy.shape), device="cpu")
+    return run
+
+
+def test_one_page_with_everything_and_nothing_from_elsewhere(run, tmp_path):
+    page = report([run, run], tmp_path / "pages" / "two.html").read_text()
+    assert page.count("<svg") == 2 * 3 and page.count("data:image/png") > 20
+    for text in ("a &lt;run&gt;", "SSIM", "3 draws", "ground truth", "paid for itself", "HDN(", "torch 2"):
+        assert text in page, text
+    assert "calibrated at 90%" in page and "Residuals" in page
+    links = re.findall(r'(?:src|href)="(?!data:|#)([^"]*)', page)
+    assert not links and "@import" not in page and "$body" not in page
+    assert len(page) < 5e6
+
+
+def test_only_finished_runs_have_one(tmp_path):
+    with pytest.raises(UserError, match="not a finished run"):
+        report(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium, or another")
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_a_browser_shows_it(run, tmp_path, width, scheme):
+    """No sideways scrolling of the page, the wanted colours, and pictures that have a size."""
+    page, probe = report(run), tmp_path / "probe.html"
+    script = (
+        "<script>onload = () => document.title = JSON.stringify([document.documentElement.scrollWidth, "
+        "getComputedStyle(document.body).backgroundColor, "
+        "[...document.images].every(i => i.naturalWidth > 0)])</script>"
+    )
+    probe.write_text(page.read_text().replace("</head>", script + "</head>"))
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--dump-dom",
+             f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},2000"]  # fmt: skip
+    if scheme == "dark":
+        flags.append("--blink-settings=preferredColorScheme=0")
+    dom = subprocess.run(
+        [CHROMIUM, *flags, probe.as_uri()], check=True, capture_output=True, text=True, timeout=120
+    ).stdout
+    found = re.search(r"<title>\[(\d+),&quot;(.*?)&quot;,(\w+)\]|<title>\[(\d+),\"(.*?)\",(\w+)\]", dom)
+    wide, background, pictures = [group for group in found.groups() if group is not None]
+    assert int(wide) <= max(width, 500) and pictures == "true"
+    assert background == {"light": "rgb(255, 255, 255)", "dark": "rgb(21, 23, 26)"}[scheme]
