@@ -91,12 +91,18 @@ def write(out: Path, settings: dict, scale: str) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Reproduce the paper's Table 1.")
-    parser.add_argument("--only", nargs="+", choices=RECORDS, default=[*RECORDS], help="data sets; all six")
-    parser.add_argument("--data-root", help="folder that holds the data, or that they are downloaded to")
+    parser.add_argument(
+        "--only", nargs="+", choices=RECORDS, default=[*RECORDS], metavar="NAME", help=", ".join(RECORDS)
+    )
+    parser.add_argument(
+        "--data-root", metavar="DIR", help="folder that holds the data, or that they are downloaded to"
+    )
     parser.add_argument("--fraction", type=float, default=1.0, help="of the training steps and test frames")
     parser.add_argument("--small", action="store_true", help=f"for a CPU: {SMALL}")
-    parser.add_argument("--draws", nargs="+", type=int, default=[1, 10, 100, 1000], help="draws to average")
-    parser.add_argument("--out", type=Path, default=Path("runs/table1"))
+    parser.add_argument(
+        "--draws", nargs="+", type=int, metavar="N", default=[1, 10, 100, 1000], help="draws to average"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", default=Path("runs/table1"))
     options = parser.parse_args(arguments)
     if not 0 < options.fraction <= 1 or min(options.draws) < 1:
         parser.error(
