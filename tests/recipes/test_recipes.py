@@ -1,10 +1,14 @@
 """The recipes run as they stand, only for fewer steps."""
 
+from dataclasses import replace
+from functools import partial
+
 import numpy as np
 import pytest
 import tifffile
 
 from distill import specimen
+from distill.datasets import RECORDS, DataSet
 from losses import L1
 from recipes import (
     any_sampler,
@@ -15,8 +19,10 @@ from recipes import (
     hdn_unet_l2,
     hdn_unet_quantiles,
     hdn_unet_tukey,
+    reproduce_table1,
     structured_unet_l2,
 )
+from samplers import GaussianMixtureNoise, GaussianNoise
 
 
 def test_hdn_and_unet_on_a_users_tiff(tmp_path, monkeypatch, capsys):
@@ -69,3 +75,50 @@ def test_shifted_haar_shrinkage_removes_noise_and_keeps_what_is_smooth():
     draw = any_sampler.shrink_shifted_haar(noisy)
     assert (draw - clean).std() < 10 and not draw.equal(any_sampler.shrink_shifted_haar(noisy))
     torch.testing.assert_close(any_sampler.shrink_shifted_haar(clean), clean)
+
+
+def test_table1_is_of_the_paper_s_networks(tmp_path):
+    GaussianNoise(10.0).write(tmp_path / "noise.npz")
+    for name, record in RECORDS.items():
+        data = DataSet(name, record, *[np.zeros((1, 8, 8))] * 3, np.zeros((1, 1, 8, 8)))
+        sampler, student, options = reproduce_table1.networks(data, tmp_path / "noise.npz", 10, small=False)
+        sizes = [sum(p.numel() for p in net.parameters()) for net in (sampler.vae, student)]
+        assert sizes[1] == 11_764_577 and (sizes[0] == 7_301_697 or name == "struct-convallaria")
+        assert sampler.active_levels == ([3, 4, 5, 6] if name == "struct-convallaria" else None)
+        assert options["optimiser"] == "Adamax" and options["batch_size"] == 64
+
+
+@pytest.mark.slow
+def test_table1_of_fake_data_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "Struct_Convallaria").mkdir(parents=True)
+    noisy = specimen(4, 64, noise="lines").noisy.astype(np.uint16)
+    tifffile.imwrite("data/Struct_Convallaria/flower.tif", noisy, photometric="minisblack")
+    record = replace(RECORDS["struct-convallaria"], fit_noise=partial(GaussianMixtureNoise.fit, steps=10))
+    monkeypatch.setitem(RECORDS, "struct-convallaria", record)
+
+    command = ["--only", "struct-convallaria", "--data-root", "data", "--fraction", "1e-5", "--small"]
+    command += ["--draws", "1", "10"]
+    with monkeypatch.context() as stopped:
+        stopped.setattr(reproduce_table1, "evaluate", None)
+        with pytest.raises(TypeError):
+            reproduce_table1.main(command)
+    kept = [tmp_path / "runs/table1/struct-convallaria" / name for name in ("noise.npz", "l1/metrics.jsonl")]
+    before = [path.read_bytes() for path in kept]
+    reproduce_table1.main(command)
+    assert [path.read_bytes() for path in kept] == before
+    table = (tmp_path / "runs/table1/table1.md").read_text()
+    lines = table.splitlines()
+    assert lines[2] == "| data set | | noisy input | 1 draw | 10 draws | student |"
+    assert lines[4] == "| Struct. Convallaria | paper |  | 29.02 / 29.02 | 30.88 / 31.00 | 31.58 / 31.64 |"
+    assert lines[5].startswith("| Struct. Convallaria | ours | ") and lines[5].count(" / ") == 3
+    assert "U-Net of 16 filters" in lines[0] and table in capsys.readouterr().out
+    rows = (tmp_path / "runs/table1/table1.csv").read_text().splitlines()
+    assert rows[0] == "data set,source,image,median or L1,mean or L2" and len(rows) == 8
+
+    monkeypatch.setattr(reproduce_table1, "measure", None)  # all is measured already
+    reproduce_table1.main(command)
+    assert table in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        reproduce_table1.main(["--only", "mouse-actin", "--data-root", "data/Struct_Convallaria/flower.tif"])
+    assert "Mouse actin.zip: cannot be downloaded" in capsys.readouterr().err

@@ -1,0 +1,167 @@
+"""Archives of data sets: fetched once, checked against their first checksum, unpacked whole or not at all."""
+
+import hashlib
+import os
+import shutil
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Collection
+from pathlib import Path, PurePosixPath
+
+from distill.datasets.records import Record
+from distill.errors import UserError
+
+
+def fetch(record: Record, root: str | os.PathLike | None = None) -> list[Path]:
+    """The paths of `record.files`: from `root`, from the archive there, or downloaded to there.
+
+    root: the folder that holds the archive, or the folder unpacked from it, or that folder itself; unless
+        told, the one that the environment variable DISTILL_DATA names, or the user's cache folder.
+
+    Publishers give no checksum: an archive's SHA-256 is kept beside it when it first comes, and later uses
+    are checked against that. Raises UserError where it changed, or where there is nothing to download.
+    """
+    root = _root(root)
+    folder = root if root.name == Path(record.archive).stem else root / Path(record.archive).stem
+    archive = root / record.archive
+    missing = _missing(folder, record)
+    if not missing:
+        if archive.exists():
+            _verify(archive)
+    elif folder.exists():
+        raise UserError(
+            f"{folder}: lacks {missing}; complete it, or remove it to have {record.archive} unpacked again"
+        )
+    else:
+        if not archive.exists():
+            _download(record, archive)
+        _check_kind(archive, record)
+        _verify(archive)
+        _unpack(record, archive, folder)
+    return [_find(folder, name) for name in record.files]
+
+
+def _root(root: str | os.PathLike | None) -> Path:
+    root = root or os.environ.get("DISTILL_DATA") or _pooch().os_cache("posterior-distill")
+    return Path(root).resolve()
+
+
+def _pooch():
+    try:
+        import pooch
+    except ImportError as error:
+        raise UserError(
+            "pooch: not installed, and needed to download data; pip install 'posterior-distill[data]', or "
+            "pass the folder of data that is there already"
+        ) from error
+    pooch.get_logger().setLevel("WARNING")  # else it tells to write the checksum into the code
+    return pooch
+
+
+def _find(folder: Path, name: str) -> Path | None:
+    """Where a file or folder lies in `folder`, the shallowest of that name."""
+    return min(folder.rglob(name), key=lambda path: len(path.parts), default=None)
+
+
+def _missing(folder: Path, record: Record) -> str:
+    return " and ".join(name for name in record.files if _find(folder, name) is None)
+
+
+def _download(record: Record, archive: Path) -> None:
+    """It takes its name when it is whole and an archive: nothing less counts as there."""
+    pooch, part = _pooch(), archive.with_name(archive.name + ".part")
+    downloader = pooch.HTTPDownloader(progressbar=True, chunk_size=2**20)
+    try:
+        try:
+            pooch.retrieve(record.url, None, part.name, part.parent, downloader=downloader)
+            _check_kind(part, record)
+            os.replace(part, archive)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:  # those of the network are OSErrors as well
+        raise UserError(
+            f"{record.archive}: cannot be downloaded from {record.url} ({_reason(error)}); "
+            f"{_by_hand(record, archive.parent)}"
+        ) from error
+
+
+def _by_hand(record: Record, root: Path) -> str:
+    return (
+        f"fetch it by hand from {record.page} and put it, or its folder {Path(record.archive).stem}, "
+        f"into {root}"
+    )
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _check_kind(path: Path, record: Record) -> None:
+    """Google Drive answers with a web page, and no error, where it will not give a big file."""
+    is_archive = zipfile.is_zipfile if record.archive.endswith(".zip") else tarfile.is_tarfile
+    if is_archive(path):
+        return
+    with open(path, "rb") as file:
+        head = file.read(1024).lower()
+    what = "no zip or tar archive, or a part of one"
+    if b"<html" in head or b"<!doctype html" in head:
+        what = "a web page instead of the archive (Google Drive asks people to confirm a big file)"
+    raise UserError(f"{path}: {what}; {_by_hand(record, path.parent)}")
+
+
+def _checksum_file(archive: Path) -> Path:
+    return archive.with_name(archive.name + ".sha256")  # as `sha256sum --check` reads it
+
+
+def _sha256(archive: Path) -> str:
+    with open(archive, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _verify(archive: Path) -> None:
+    stored = _checksum_file(archive)
+    if stored.exists() and (found := _sha256(archive)) != (expected := stored.read_text().split()[0]):
+        raise UserError(
+            f"{archive}: its SHA-256 is {found}, but was {expected} when it first came: damaged or replaced; "
+            f"remove it to fetch it again, or {stored.name} and the folder {archive.stem} if it is meant"
+        )
+
+
+def _unpack(record: Record, archive: Path, folder: Path) -> None:
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    try:
+        _extract(archive, part, record.files)
+        if missing := _missing(part, record):
+            raise UserError(f"{archive}: lacks {missing}; {_by_hand(record, archive.parent)}")
+        stored = _checksum_file(archive)
+        if not stored.exists():
+            stored.write_text(f"{_sha256(archive)}  {archive.name}\n")
+        inner = part / folder.name  # most archives hold one folder of that name
+        os.replace(inner if inner.is_dir() else part, folder)
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, tarfile.TarError) as error:
+        raise UserError(
+            f"{archive}: cannot be unpacked ({_reason(error)}); check space and rights, and remove it to "
+            "fetch it again if it is damaged"
+        ) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _extract(archive: Path, out: Path, names: Collection[str]) -> None:
+    """Only what is needed: FMD's archives hold five times as much."""
+
+    def needed(member: str) -> bool:
+        return not set(names).isdisjoint(PurePosixPath(member).parts)
+
+    if archive.suffix == ".zip":
+        with zipfile.ZipFile(archive) as file:
+            file.extractall(out, filter(needed, file.namelist()))
+    else:
+        with tarfile.open(archive) as file:
+            # Refuses members that would lie outside of `out`; Pythons before 3.11.4 do not know it.
+            file.extraction_filter = getattr(tarfile, "data_filter", lambda member, path: member)
+            file.extractall(out, [member for member in file if needed(member.name)])
+            file.fileobj.seek(file.offset)  # where reading stopped, without an error if it was too early
+            if file.fileobj.read(512) != bytes(512):
+                raise tarfile.ReadError("it ends early")
