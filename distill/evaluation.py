@@ -142,7 +142,7 @@ def compare(
                 drawn.delete()
             frames.append(json.loads(finished.read_text()))
         rows = [_mean_row(same_image) for same_image in zip(*frames, strict=True)]
-        memory = _memory(sampler, denoiser, pairs[0][0].to(device)[None], device)
+        memory = _memory(sampler, denoiser, pairs[0][0].to(device)[None], counts, device)
         for row in rows:
             row["memory_mb"] = next((v for kind, v in memory.items() if kind in row["image"]), 0.0)
         with np.load(folder / "images.npz") as stored:
@@ -203,13 +203,17 @@ def _mean_row(frames: tuple[Row, ...]) -> Row:
 
 
 def _memory(
-    sampler: PosteriorSampler, denoiser: DirectDenoiser, noisy: Tensor, device: torch.device
+    sampler: PosteriorSampler,
+    denoiser: DirectDenoiser,
+    noisy: Tensor,
+    counts: list[int],
+    device: torch.device,
 ) -> dict[str, float]:
     """MB beyond the networks and the image; draws are streamed, so any number needs what one does."""
-    return {
-        "draw": working_memory(lambda: next(sampler.draws(noisy, 1)), device),
-        "student": working_memory(lambda: denoiser.maps(noisy), device),
-    }
+    memory = {"student": working_memory(lambda: denoiser.maps(noisy), device)}
+    if counts:
+        memory["draw"] = working_memory(lambda: next(sampler.draws(noisy, 1)), device)
+    return memory
 
 
 def _noise_model(sampler: PosteriorSampler) -> NoiseModel | None:

@@ -44,7 +44,7 @@ def table1(rows: Sequence[Row]) -> str:
     for data, run in dict.fromkeys((row["data"], row["run"]) for row in rows):
         own = {row["image"]: row for row in rows if (row["data"], row["run"]) == (data, run)}
         lines.append([str(data), str(run), *(_score(own.get(image)) for image in images)])
-    return markdown(lines)
+    return f"PSNR in dB, of draws: of their mean (and median)\n\n{markdown(lines)}"
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from distill import psnr, train
+from distill import psnr, report, train
 from losses import L2
 from samplers import FunctionSampler, LinearGaussianField, posterior_mean
 from students import UNet
@@ -51,6 +51,7 @@ def main(steps: int = 300) -> None:
             *(f"{what} {psnr(image, clean):.2f} dB" for what, image in images.items()),
             sep="  ",
         )
+        report(run.path)
     print(f"Wiener filter itself: {psnr(field.posterior_mean(noisy), clean):.2f} dB")
 
 

@@ -4,7 +4,7 @@ python recipes/compare_losses.py                        the built-in specimen
 python recipes/compare_losses.py noisy.tif [clean.tif]  your images
 
 The sampler is trained once and draws once; every student learns from the same draws. Look at
-runs/compare_losses/students.png.
+runs/compare_losses/students.png and report.html.
 """
 
 import sys
@@ -12,8 +12,9 @@ from pathlib import Path
 
 import torch
 
-from distill import cache_draws, predict, psnr, read, specimen, train
+from distill import cache_draws, evaluate_all, predict, read, report, specimen, train
 from distill.pictures import comparison
+from distill.tables import format_table, table1
 from losses import L1, L2, Features, MeanVariance, Quantiles, Tukey, WeightedSum
 from samplers import HDN, GaussianNoise
 from students import UNet
@@ -42,20 +43,19 @@ def main(out: str, noisy: str | None = None, clean: str | None = None, steps: in
     teacher = train(images, sampler, UNet(filters=16), L2(), f"{out}/sampler", **options)
     draws = cache_draws(teacher.path, images, f"{out}/draws", draws=16)
 
-    pictures = {"noisy": images[0, 0]}
+    pictures, runs = {"noisy": images[0, 0]}, []
     for name, loss in LOSSES.items():
         torch.manual_seed(0)  # the same student for each
         student = UNet(out_channels=len(loss.outputs), filters=16)
-        run = train(images, draws, student, loss, f"{out}/{name}", **options)
-        denoised = predict(run.path, images, f"{out}/{name}/denoised.tif", overwrite=True)
-        if truth is not None:
-            score = psnr(torch.tensor(denoised[0]), torch.tensor(truth[0]))
-            print(f"{name:14}{score:8.2f} dB", flush=True)
+        runs.append(train(images, draws, student, loss, f"{out}/{name}", **options).path)
+        denoised = predict(runs[-1], images, f"{out}/{name}/denoised.tif", overwrite=True)
         pictures[name] = denoised[0, 0]
+    rows = evaluate_all(runs, [(images, truth)], out, draws=[], frames=1)
+    print(format_table(rows) if truth is None else table1(rows))
     if truth is not None:
         pictures["ground truth"] = truth[0, 0]
     comparison(Path(out) / "students.png", pictures)
-    print(f"students, denoised images and students.png: {out}")
+    print(f"students.png, and tables and pictures of each: {report(runs, f'{out}/report.html')}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from distill import predict, read, specimen, train
+from distill import predict, read, report, specimen, train
 from distill.hardware import choose_device
 from losses import L2
 from samplers import DiffusionSampler, GaussianNoise
@@ -38,7 +38,7 @@ def main(out: str, noisy: str | None = None, denoiser: nn.Module | None = None, 
     options = {"steps": steps, "refine_steps": 0, "batch_size": 4, "micro_batch": 4}
     run = train(noisy or images, sampler, UNet(filters=16), L2(), out, **options)
     predict(run.path, noisy or images, f"{out}/denoised.tif", overwrite=True)
-    print(f"student, denoised images and pictures: {out}")
+    print(f"student, denoised images and curves: {report(run.path)}")
 
 
 if __name__ == "__main__":

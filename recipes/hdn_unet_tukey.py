@@ -9,7 +9,7 @@ first, with an L1 student, and draws once for all.
 
 import sys
 
-from distill import cache_draws, evaluate, predict, specimen, train
+from distill import cache_draws, evaluate, predict, report, specimen, train
 from distill.tables import format_table
 from losses import L1, Tukey
 from samplers import HDN, GaussianNoise
@@ -31,10 +31,9 @@ def main(out: str, noisy: str | None = None, clean: str | None = None, steps: in
     train(noisy, cached, student, Tukey(), out, steps=steps, refine_steps=0, batch_size=4)
 
     predict(out, noisy, f"{out}/denoised.tif", overwrite=True)
-    if clean is not None:
-        print(format_table(evaluate(run.path, noisy, clean, frames=2)))
-        print(format_table(evaluate(out, noisy, clean, frames=2, draws=[])))
-    print(f"student, denoised images and pictures: {out}")
+    print(format_table(evaluate(run.path, noisy, clean, frames=2)))
+    print(format_table(evaluate(out, noisy, clean, frames=2, draws=[])))
+    print(f"student, denoised images, pictures and tables: {report([out, run.path])}")
 
 
 if __name__ == "__main__":
