@@ -98,6 +98,8 @@ def rebuild(description: dict[str, Any]) -> nn.Module:
         return kind(**arguments)
     except ValueError as error:  # a constructor's own check, as for a library that is missing
         raise UserError(str(error)) from error
+    except TypeError as error:  # written by a version whose constructor took other arguments
+        raise UserError(f"{description['class']}: {error}; use the version that trained it") from error
 
 
 def _rebuild_argument(value: Any) -> Any:

@@ -38,29 +38,31 @@ def psnr_against_time(rows: list[dict[str, Any]]) -> tuple[str, str]:
         axis.plot(*at, "*", color=STUDENT, markersize=16, label="student, one pass")
         axis.set(xscale="log", xlabel="seconds per image", ylabel="PSNR (dB)")
         axis.legend(loc="lower right")
-    return _svg(figure), "PSNR against time per image; the numbers are draws."
+    return _svg(figure), "PSNR against seconds per image; numbers of draws beside their means."
 
 
-def training_curves(metrics: Path) -> tuple[str, str]:
-    """Losses of both networks on held-out patches, and how close the student is to the mean of draws."""
+def training_curves(metrics: Path) -> list[tuple[str, str]]:
+    """Losses of both networks, and how close the student is to the mean of draws on held-out patches."""
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
-        titles = {"sampler_loss": "sampler's loss", "student_loss": "student's loss",
-                  "psnr_to_draws": "student to mean of 8 draws, dB"}  # fmt: skip
-        for axis, (key, title) in zip(axes, titles.items(), strict=True):
-            for name, style in {key: "-", f"val_{key}": "o-"}.items():
+    captions = {"sampler_loss": "Sampler's loss.", "student_loss": "Student's loss.",
+                "psnr_to_draws": "Student against the mean of draws, dB."}  # fmt: skip
+    plots = []
+    for key, caption in captions.items():
+        curves = {"training": (key, "-", DRAWS), "held out": (f"val_{key}", "o-", STUDENT)}
+        if key == "psnr_to_draws":
+            curves = {"held out": (key, "o-", STUDENT)}
+        with plt.rc_context(STYLE):
+            figure, axis = plt.subplots(figsize=(6, 3.4), layout="constrained")
+            for label, (name, style, colour) in curves.items():
                 points = [(row["step"], row[name]) for row in rows if name in row]
                 if points:
-                    label = "held out" if name.startswith("val") or key == "psnr_to_draws" else "training"
-                    colour = STUDENT if label == "held out" else DRAWS
                     axis.plot(*zip(*points, strict=True), style, color=colour, markersize=4, label=label)
-            axis.set(title=title, xlabel="step")
-            axis.legend()
-        losses = [row["student_loss"] for row in rows]
-        if max(losses) > 20 * sorted(losses)[len(losses) // 2] and min(losses) > 0:
-            axes[1].set_yscale("log")
-    return _svg(figure), "Training."
+            axis.set(xlabel="step")
+            if axis.lines:
+                axis.legend()
+                plots.append((_svg(figure), caption))
+            plt.close(figure)
+    return plots
 
 
 def coverage(found: dict[str, Any]) -> tuple[str, str]:

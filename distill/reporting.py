@@ -64,7 +64,7 @@ def _sections(run: Path) -> Iterator[str]:
             plots.append((f'<img src="{_embedded(residuals.read_bytes())}" alt="residuals">', RESIDUALS))
         yield _figures(plots)
         yield _pictures(images, rows)
-    curves = [report_plots.training_curves(run / "metrics.jsonl")]
+    curves = report_plots.training_curves(run / "metrics.jsonl")
     if (run / "calibration.json").exists():
         curves.append(report_plots.coverage(json.loads((run / "calibration.json").read_text())))
     yield f"<h3>Training</h3>{_figures(curves)}"
@@ -93,7 +93,7 @@ def _table(rows: list[Row]) -> str:
 
 
 def _figures(plots: list[tuple[str, str]]) -> str:
-    figures = [f"<figure>{plot}<figcaption>{_text(caption)}</figcaption></figure>" for plot, caption in plots]
+    figures = [f"<figure><figcaption>{_text(caption)}</figcaption>{plot}</figure>" for plot, caption in plots]
     return f'<div class="plots">{"".join(figures)}</div>'
 
 
@@ -114,12 +114,12 @@ def _pictures(images: dict[str, np.ndarray], rows: list[Row]) -> str:
         shown = image[cut]
         parts = [_png(shown, low, high), _png(shown[y : y + size, x : x + size], low, high)]
         if reach and name != TRUTH:
-            parts.append(_png((shown - reference[cut]), -reach, reach, "RdBu_r"))
+            parts.append(_png(shown - reference[cut], -reach, reach, "RdBu_r"))
         pictures = "".join(f'<img src="{part}" alt="{_text(name)}">' for part in parts)
         score = f"<br>{scores[name]:.2f} dB" if isinstance(scores.get(name), float) and name != TRUTH else ""
-        figures.append(f"<figure>{pictures}<figcaption>{_text(name)}{score}</figcaption></figure>")
-    caption = f"One grey scale, {low:.4g} to {high:.4g} counts, in every picture; below each a zoom" + (
-        f" and its error, blue to red for -{reach:.3g} to {reach:.3g} counts." if reach else "."
+        figures.append(f"<figure><figcaption>{_text(name)}{score}</figcaption>{pictures}</figure>")
+    caption = f"One grey scale, {low:.4g} to {high:.4g} counts, in every picture, with a zoom" + (
+        f" and the error, blue to red for -{reach:.3g} to {reach:.3g} counts." if reach else "."
     )
     return f'<p>{caption}</p><div class="images">{"".join(figures)}</div>'
 

@@ -27,7 +27,7 @@ def run(noisy, tiny_hdn, tmp_path):
 
 def test_one_page_with_everything_and_nothing_from_elsewhere(run, tmp_path):
     page = report([run, run], tmp_path / "pages" / "two.html").read_text()
-    assert page.count("<svg") == 2 * 3 and page.count("data:image/png") > 20
+    assert page.count("<svg") == 2 * 5 and page.count("data:image/png") > 20
     for text in ("a &lt;run&gt;", "SSIM", "3 draws", "ground truth", "paid for itself", "HDN(", "torch 2"):
         assert text in page, text
     assert "calibrated at 90%" in page and "Residuals" in page
