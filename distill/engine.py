@@ -165,7 +165,8 @@ def train(
                 # 1. Pass the noisy images to the sampler and draw possible clean images.
                 with autocast(device, precision):
                     if co_training:
-                        sampler_loss, draw = sampler_step(noisy)  # the draw that the ELBO made
+                        with checks_of(type(sampler).__name__):
+                            sampler_loss, draw = sampler_step(noisy)  # the draw that the ELBO made
                         targets = draw.detach().unsqueeze(0)
                         if draws > 1:
                             targets = torch.cat([targets, sampler.sample(noisy, draws - 1)])
