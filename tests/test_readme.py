@@ -14,18 +14,7 @@ from distill.__main__ import main
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 COMMANDS = re.findall(r"^    (distill .*)$", README, re.MULTILINE)
-TINY = [
-    "--steps",
-    "1",
-    "--refine_steps",
-    "1",
-    "--batch_size",
-    "1",
-    "--micro_batch",
-    "1",
-    "--patch_size",
-    "32",
-]
+TINY = ["--steps", "1", "--refine_steps", "1", "--batch_size", "2", "--patch_size", "32"]
 
 
 @pytest.mark.slow
