@@ -11,7 +11,7 @@ _HOMES = {
     "train": "engine", "PUBLISHED": "engine", "Run": "engine", "predict": "prediction",
     "cache_draws": "teacher", "calibrate": "calibration", "evaluate": "evaluation", "evaluate_all": "evaluation", "report": "reporting", "training_cost": "cost", "psnr": "metrics", "DirectDenoiser": "denoiser",
     "load_sampler": "checkpoint", "load_denoiser": "checkpoint", "specimen": "datasets",
-    "read": "tiff", "write": "tiff", "Stack": "images",
+    "export": "exporting", "read": "tiff", "write": "tiff", "Stack": "images",
 }  # fmt: skip
 __all__ = ["UserError", *_HOMES]  # noqa: PLE0604
 

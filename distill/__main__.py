@@ -10,6 +10,7 @@ COMMANDS = {
     "evaluate": "compare draws and student with ground truth",
     "report": "one HTML page of runs: tables, pictures, curves",
     "calibrate": "make a student's intervals hold the truth as often as they say",
+    "export": "a student as ONNX, torch.export program or bioimage.io package",
     "cache": "a sampler's draws on disk, for training many students without running it again",
     "info": "what is in a run or an image",
     "noise-model": "`noise-model fit`: a noise model from calibration frames, repeats or the data",

@@ -16,6 +16,7 @@ from distill import (
     calibration,
     engine,
     evaluation,
+    exporting,
     images,
     info,
     noise_fitting,
@@ -37,6 +38,7 @@ def run(command: str, arguments: list[str]) -> None:
     sys.path.append("")  # dotted paths may name files in the working folder
     commands = {"train": _train, "predict": _predict, "evaluate": _evaluate, "calibrate": _calibrate}
     commands |= {"cache": _cache, "noise-model": _noise_model, "info": _info, "report": _report}
+    commands |= {"export": _export}
     commands[command](arguments)
 
 
@@ -149,6 +151,14 @@ def _calibrate(arguments: list[str]) -> None:
     found = calibration.calibrate(**_without_config(chosen))
     print(f"{chosen.run}: intervals scaled by {found.factor:.3g}; {found.level:.0%} wanted, "
           f"{found.before:.1%} of the true pixels inside before, {found.after:.1%} now")  # fmt: skip
+
+
+def _export(arguments: list[str]) -> None:
+    parser = _parser("export", "Write a run's student as a file that other programs open.")
+    parser.add_argument("run", type=str, help="folder of a run")
+    parser.add_function_arguments(exporting.export, skip={"run"})
+    chosen = parser.parse_args(arguments)
+    print(f"{exporting.export(**_without_config(chosen))}: written, gives what the student gives")
 
 
 def _cache(arguments: list[str]) -> None:

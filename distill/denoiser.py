@@ -1,5 +1,7 @@
 """The artefact that users keep: raw counts in, denoised raw counts out, one pass."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -34,8 +36,7 @@ class DirectDenoiser(nn.Module):
         padded = pad_to_multiple(self.standardise(noisy), getattr(self.backbone, "multiple", 1))
         if padded.ndim == 4:
             padded = padded.contiguous(memory_format=torch.channels_last)
-        prediction = self.backbone(padded).float()
-        return prediction[(..., *(slice(n) for n in size))]
+        return crop(self.backbone(padded).float(), size)
 
     def maps(self, noisy: Tensor) -> dict[str, Tensor]:
         """Raw counts (B, C, *S) -> every named output image (B, C, *S) in raw counts."""
@@ -60,10 +61,19 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
         return x
     for dim in range(2, x.ndim):
         size = x.shape[dim]
-        target = max(2, -(-size // multiple)) * multiple
-        if target > size:
+        target = torch.sym_max(2, (size + multiple - 1) // multiple) * multiple
+        if torch.compiler.is_exporting() or target > size:  # a graph for every size cannot branch on it
             # a triangle wave reflects as often as needed, where F.pad reflects once
-            period = max(2 * (size - 1), 1)
-            index = torch.arange(target, device=x.device) % period
+            period = torch.sym_max(2 * (size - 1), 1)
+            index = torch.arange(target, device=x.device) % torch.full((), period, device=x.device)
             x = x.index_select(dim, torch.where(index < size, index, period - index))
+    return x
+
+
+def crop(x: Tensor, size: Sequence[int]) -> Tensor:
+    """The first `size` pixels of (B, C, *S)."""
+    if not torch.compiler.is_exporting():
+        return x[(..., *(slice(n) for n in size))]
+    for dim, n in enumerate(size, start=2):  # whether a slice is the whole, the graph would fix for good
+        x = x.index_select(dim, torch.arange(n, device=x.device))
     return x

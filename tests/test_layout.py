@@ -15,7 +15,7 @@ FORBIDDEN = {
     "distill": {"recipes"},
 }
 EXTRAS = {"scipy", "matplotlib", "jsonargparse", "imagecodecs", "timm", "lpips", "torchvision"}
-EXTRAS |= {"segmentation_models_pytorch", "pooch"}
+EXTRAS |= {"segmentation_models_pytorch", "pooch", "onnx", "onnxscript", "onnxruntime", "bioimageio"}
 
 
 def imported(path: Path) -> set[str]:

@@ -158,6 +158,8 @@ def test_sums_of_losses_as_json_as_yaml_and_as_a_sum(stack, capsys):
         (["predict", "no_run", "noisy.tif", "--out", "x.tif"], "no such file"),
         (["predict", "no_run", "noisy.tif"], "out"),
         (["evaluate", "no_run", "noisy.tif", "noisy.tif"], "evaluate: got 0 runs and 3 images"),
+        (["export", "no_run"], "no such file"),
+        (["export", "no_run", "--format", "tensorflow"], "torch-export"),
         (["info", "nothing"], "nothing: no such file"),
     ],
 )
@@ -182,7 +184,7 @@ def test_help_and_version_do_not_import_torch():
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "predict", "evaluate", "calibrate", "cache", "info", "noise-model fit"]
+    "command", ["train", "predict", "evaluate", "calibrate", "export", "cache", "info", "noise-model fit"]
 )
 def test_every_command_explains_itself(command, capsys):
     assert main([*command.split(), "--help"]) == 0

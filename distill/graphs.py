@@ -1,0 +1,64 @@
+"""A student as a graph of its operators, for images of any size."""
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from distill.denoiser import DirectDenoiser
+
+Answer = Callable[[Tensor], Mapping[str, Tensor]]  # noisy (B, C, H, W) -> every map of it
+
+
+def program(denoiser: DirectDenoiser) -> torch.export.ExportedProgram:
+    """The student's graph, free in B, H and W, with its weights."""
+    m = max(8, getattr(denoiser.backbone, "multiple", 1))
+    noisy = torch.zeros(2, len(denoiser.mean), 2 * m + 3, 3 * m + 5)  # no size that a layer treats specially
+    any_size = {axis: torch.export.Dim.DYNAMIC for axis in (0, 2, 3)}
+    exported = torch.export.export(_Maps(denoiser), (noisy,), dynamic_shapes={"noisy": any_size})
+    for node in exported.graph.nodes:
+        node.meta.pop("stack_trace", None)  # else the file tells where this machine keeps its code
+    return exported
+
+
+def save_onnx(program: torch.export.ExportedProgram, names: Sequence[str], path: Path) -> None:
+    """One file, with the weights in it. names: of the outputs."""
+    made = torch.onnx.export(
+        program,
+        dynamo=True,
+        input_names=["noisy"],
+        output_names=names,
+        dynamic_shapes={"noisy": {0: "batch", 2: "height", 3: "width"}},
+        verbose=False,
+    )
+    graph = made.model.graph
+    for node in graph:
+        for value in node.outputs:
+            if value.name in names and value not in graph.outputs:  # an operator "mean" may hold the name
+                value.name = f"{value.name}_inside"
+    made.save(path, external_data=False)
+
+
+def open_onnx(path: Path) -> Answer:
+    """What the file computes, by onnxruntime on the CPU."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return lambda noisy: {
+        name: torch.from_numpy(found)
+        for name, found in zip(names, session.run(names, {"noisy": noisy.numpy()}), strict=True)
+    }
+
+
+class _Maps(nn.Module):
+    def __init__(self, denoiser: DirectDenoiser) -> None:
+        super().__init__()
+        self.denoiser = copy(denoiser)
+        self.denoiser._modules = {"backbone": denoiser.backbone}
+        self.denoiser.__dict__["loss"] = denoiser.loss  # no part: its networks, as LPIPS', are no use here
+
+    def forward(self, noisy: Tensor) -> dict[str, Tensor]:
+        return self.denoiser.maps(noisy)
