@@ -19,7 +19,7 @@ class LightUNet(nn.Module):
         width: channels of the finest level: 16 to 64, or 8 with unshuffle 1.
         growth: factor from one level's channels to the next's, kept to multiples of 8 (CPU vectors).
         separable: depthwise and pointwise convolutions in place of 3x3 ones: a quarter of the parameters
-            and FLOPs, but on a CPU half the time for a lower PSNR, where fewer channels do better.
+            and FLOPs; on a CPU about as good, for its time, as fewer channels.
     """
 
     def __init__(

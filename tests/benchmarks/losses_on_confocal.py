@@ -40,7 +40,7 @@ settings = dict(steps=options.steps, refine_steps=0, batch_size=4, micro_batch=4
 ((noisy, clean),) = paired(*fov19, frames=1)
 features = Features()
 features.prepare((torch.from_numpy(some.astype(np.float32)) - some.mean()) / some.std())
-pictures = {"noisy": noisy[0].numpy()}
+pictures = {}
 
 
 def standardised(image: np.ndarray) -> torch.Tensor:
