@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class NoiseConditioned(nn.Module):
@@ -11,8 +12,8 @@ class NoiseConditioned(nn.Module):
 
     backbone: takes more channels than the image has (in_channels=7 for one channel leaves 6) and
     gives C; standard normal noise fills the rest. Trained with EnergyScore of as many samples.
-    scales: the noise channels take turns at these block sizes in pixels, so that a few layers
-    suffice for coarse variation, to which white noise hardly contributes.
+    scales: the noise channels take turns at these lengths of correlation in pixels, so that a few
+    layers suffice for coarse variation, to which white noise hardly contributes.
     """
 
     def __init__(self, backbone: nn.Module, samples: int = 2, scales: Sequence[int] = (1, 4, 16)) -> None:
@@ -38,7 +39,9 @@ class NoiseConditioned(nn.Module):
         return draws.unflatten(0, (self.samples, -1)).transpose(0, 1).flatten(1, 2)
 
     def _noise(self, like: Tensor, scale: int) -> Tensor:
-        """(B, 1, H, W), constant in blocks of scale x scale pixels."""
+        """(B, 1, H, W) of variance 1, the sum of white noise over scale x scale pixels: blocks would
+        leave their grid in the draws' std."""
         batch, _, height, width = like.shape
-        noise = like.new_empty(batch, 1, -(-height // scale), -(-width // scale)).normal_()
-        return noise.repeat_interleave(scale, 2).repeat_interleave(scale, 3)[..., :height, :width]
+        white = like.new_empty(batch, 1, height + scale - 1, width + scale - 1).normal_()
+        along_y = F.avg_pool2d(white, (scale, 1), stride=1)
+        return scale * F.avg_pool2d(along_y, (1, scale), stride=1)

@@ -21,6 +21,16 @@ def test_draws_differ_and_depend_on_the_image():
     assert not torch.equal(draws[:, 0], draws[:, 1]) and not torch.equal(draws, network(x))
 
 
+@pytest.mark.parametrize("scale", [1, 4, 16])
+def test_noise_is_the_same_everywhere(scale):
+    """Variance 1 in every pixel, and no correlation from `scale` pixels on."""
+    noise = tiny()._noise(torch.zeros(4000, 1, 20, 24), scale)[:, 0]
+    assert noise.shape == (4000, 20, 24)
+    assert (noise.var(0) - 1).abs().max() < 0.15
+    correlation = (noise * noise[:, :1, :1]).mean(0)
+    assert correlation[scale:].abs().max() < 0.1 and correlation[:, scale:].abs().max() < 0.1
+
+
 def test_a_trained_one_is_a_sampler_in_its_own_right(noisy, tmp_path):
     teacher = FunctionSampler(lambda x: x + 10 * torch.randn_like(x))
     train(noisy, teacher, tiny(), EnergyScore(), tmp_path, steps=2, refine_steps=0, **QUICK)
