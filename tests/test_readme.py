@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ def test_commands(tmp_path, monkeypatch, capsys):
     tifffile.imwrite("dark.tif", dark, metadata={"axes": "TYX"})
     for code in re.findall(r"```python\n(# (\w+\.py)\n.*?)```", README, re.DOTALL):
         Path(code[1]).write_text(code[0])
+        monkeypatch.delitem(sys.modules, code[1].removesuffix(".py"), raising=False)  # another test's
     assert len(COMMANDS) > 15
     for command in COMMANDS:
         arguments = shlex.split(command)[1:]
