@@ -37,8 +37,8 @@ ROLES = {
 def run(command: str, arguments: list[str]) -> None:
     sys.path.append("")  # dotted paths may name files in the working folder
     commands = {"train": _train, "predict": _predict, "evaluate": _evaluate, "calibrate": _calibrate}
-    commands |= {"cache": _cache, "noise-model": _noise_model, "info": _info, "report": _report}
-    commands |= {"export": _export}
+    commands |= {"report": _report, "export": _export, "cache": _cache, "noise-model": _noise_model}
+    commands |= {"info": _info}
     commands[command](arguments)
 
 

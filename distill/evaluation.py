@@ -65,13 +65,13 @@ def evaluate(
         cost: measure what training takes too, into the run's cost.txt (`training_cost`).
     """
     sampler, denoiser = checkpoint.load_sampler(run), checkpoint.load_denoiser(run)
+    noisy = as_stack(noisy, axes)  # read once
     pairs = paired(noisy, clean, axes, frames)
     device, out = choose_device(device), Path(run if out is None else out)
     metrics: Metrics = {"psnr": psnr, "ssim": ssim} | ({"lpips": lpips()} if perceptual else {})
     out.mkdir(parents=True, exist_ok=True)
     rows, images = compare(sampler, denoiser, pairs, draws, device, precision, metrics, out / "unfinished")
-    data = as_stack(noisy, axes).name
-    rows = [{"data": data, "run": Path(run).name} | row for row in rows]
+    rows = [{"data": noisy.name, "run": Path(run).name} | row for row in rows]
     write_csv(out / "evaluation.csv", rows)
     (out / "evaluation.md").write_text(format_table(rows) + "\n")
     np.savez_compressed(out / "evaluation.npz", **images)
@@ -263,7 +263,8 @@ def evaluate_all(
 ) -> list[Row]:
     """`evaluate` of every run on every (noisy, clean), into a folder each, and table1.md and .csv."""
     out, rows = Path(out), []
-    names = _distinct([Path(as_stack(noisy).name).stem for noisy, _ in data])
+    data = [(as_stack(noisy, options.get("axes")), clean) for noisy, clean in data]
+    names = _distinct([Path(noisy.name).stem for noisy, _ in data])
     for run, label in zip(runs, _distinct([Path(run).name for run in runs]), strict=True):
         for (noisy, clean), name in zip(data, names, strict=True):
             found = evaluate(run, noisy, clean, out / label / name, **options)
