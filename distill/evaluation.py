@@ -24,6 +24,7 @@ from distill.hardware import Precision, autocast, choose_device, synchronise, wo
 from distill.images import Images, as_stack, spread
 from distill.metrics import lpips, psnr, ssim
 from distill.pictures import comparison
+from distill.report_plots import psnr_against_time
 from distill.residuals import residual_picture, residual_scores
 from distill.stored_draws import StoredDraws
 from distill.tables import Row, format_table, table1, write_csv
@@ -57,8 +58,8 @@ def evaluate(
     Args:
         run: folder of a run, with its sampler and its student.
         clean: the ground truth: one frame for all noisy frames, or one for each.
-        out: folder for evaluation.csv, .md, .npz (the first frame's images) and .png, and without
-            ground truth residuals.png; the run's own unless told.
+        out: folder for evaluation.csv, .md, .npz (the first frame's images) and .png, with ground truth
+            psnr_against_time.svg and without residuals.png; the run's own unless told.
         draws: how many draws to average.
         frames: only so many noisy frames, spread evenly; all unless told.
         perceptual: LPIPS too; its network must be there or be downloaded.
@@ -76,7 +77,9 @@ def evaluate(
     (out / "evaluation.md").write_text(format_table(rows) + "\n")
     np.savez_compressed(out / "evaluation.npz", **images)
     comparison(out / "evaluation.png", _titled(images, rows))
-    if clean is None:
+    if clean is not None:
+        (out / "psnr_against_time.svg").write_text(psnr_against_time(rows)[0])
+    else:
         others = (INPUT, *(name for name in images if name.startswith("student ")))
         shown = {name: torch.from_numpy(v)[None] for name, v in images.items() if name not in others}
         residual_picture(out / "residuals.png", pairs[0][0], shown, _noise_model(sampler))

@@ -10,7 +10,7 @@ from distill.images import spread
 from samplers import CachedDraws
 
 DATA = Path(os.environ.get("DISTILL_TEST_DATA", "."))
-TEACHER = "runs/confocal"  # of confocal.py
+TEACHER = "runs/confocal"  # of table1.py
 FRAMES, DRAWS = 8, 32
 
 

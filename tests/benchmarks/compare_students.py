@@ -1,7 +1,7 @@
 """Students side by side: parameters, work, time for an image of 512x512 and accuracy.
 
     python tests/benchmarks/compare_students.py                            speed alone, a minute
-    DISTILL_TEST_DATA=... python tests/benchmarks/confocal.py              trains a sampler, and then
+    DISTILL_TEST_DATA=... python tests/benchmarks/table1.py confocal       trains a sampler, and then
     DISTILL_TEST_DATA=... python tests/benchmarks/compare_students.py --steps 1000       an hour
 
 With --steps, each student learns from the same cached draws of that sampler under L2, and its PSNR is

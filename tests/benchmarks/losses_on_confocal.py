@@ -1,6 +1,6 @@
 """Every loss's student of one sampler trained on real noisy images, from the same cached draws.
 
-    DISTILL_TEST_DATA=... python tests/benchmarks/confocal.py            trains the sampler
+    DISTILL_TEST_DATA=... python tests/benchmarks/table1.py confocal      trains the sampler
     DISTILL_TEST_DATA=... python tests/benchmarks/losses_on_confocal.py [--steps N]
 
 Confocal BPAE, FOV 1 is trained on, FOV 19 is not. Prints PSNR, SSIM and the distance of pretrained

@@ -106,6 +106,7 @@ def test_a_run_against_ground_truth(noisy, run):
     assert float(stored[3]["psnr_mean"]) == rows[3]["psnr_mean"] and stored[3]["run"] == "run"
     assert (run / "evaluation.md").read_text() == table + "\n"
     assert (run / "evaluation.png").exists() and not (run / "unfinished").exists()
+    assert "student, one pass" in (run / "psnr_against_time.svg").read_text()
     with np.load(run / "evaluation.npz") as images:
         assert list(images)[-1] == "ground truth" and images["student"].shape == (48, 40)
     with pytest.raises(UserError, match="clean: got frames"):
