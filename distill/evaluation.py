@@ -130,6 +130,8 @@ def compare(
         _begin_or_go_on(folder, _fingerprint(sampler, denoiser, pairs, counts, metrics))
         stack.enter_context(torch.inference_mode())
         stack.enter_context(autocast(device, precision))
+        if counts:
+            next(sampler.draws(pairs[0][0].to(device)[None], 1))  # the first draw allocates
         for index, (noisy, clean) in enumerate(tqdm(pairs, desc="evaluate", unit="image")):
             finished = folder / f"{index}.rows.json"
             if not finished.exists():

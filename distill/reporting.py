@@ -17,6 +17,7 @@ import torch
 from distill import checkpoint, report_plots
 from distill.errors import UserError
 from distill.evaluation import TRUTH
+from distill.images import Stack
 from distill.info import describe_run
 from distill.pictures import busiest
 from distill.tables import HEADINGS, Row
@@ -54,7 +55,8 @@ def _sections(run: Path) -> Iterator[str]:
     for table in sorted(run.rglob("evaluation.csv")):
         with open(table) as file:
             rows = [{k: _value(v) for k, v in row.items()} for row in csv.DictReader(file)]
-        yield f"<h3>{_text(str(rows[0]['data']))}</h3>"
+        data = str(rows[0]["data"])
+        yield f"<h3>{'Images given as an array' if data == Stack.name else _text(data)}</h3>"
         yield _table(rows)
         with np.load(table.with_suffix(".npz")) as stored:
             images = dict(stored)

@@ -9,7 +9,7 @@ say, on images with ground truth that were not trained on: here, other fields of
 
 import sys
 
-from distill import calibrate, predict, specimen
+from distill import calibrate, predict, report, specimen
 from losses import Quantiles
 from recipes import hdn_unet_l2
 
@@ -21,6 +21,7 @@ def main(out: str, noisy: str | None = None, clean: str | None = None, steps: in
         found = calibrate(out, other.noisy, other.clean, test_noisy=test.noisy, test_clean=test.clean)
         print(f"{found.level:.0%} intervals held {found.before:.1%} of the truth, now {found.after:.1%}")
         predict(out, specimen().noisy, f"{out}/denoised.tif", overwrite=True)
+        report(out)  # again, with the coverage of the intervals
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from pathlib import Path
 from cached_confocal import TEACHER, stack
 
 from distill import evaluate_all, report, specimen, train
+from distill.images import Stack
 from losses import L2
 from recipes.hdn_unet_l2 import main as specimen_recipe
 from samplers import HDN
@@ -30,12 +31,12 @@ if options.images == "specimen":
     if not (run / "student.safetensors").exists():
         specimen_recipe(L2(), str(run))
     cells = specimen()
-    pairs = [(cells.noisy, cells.clean)]
+    pairs = [(Stack(cells.noisy, "TYX", "specimen"), cells.clean)]
 else:
     run, frames, pairs = Path(TEACHER), 1, [stack("fov1"), stack("fov19")]
     sampler = HDN(levels=4, latents=16, filters=32, blocks=2, dropout=0.0)
     train(pairs[0][0], sampler, UNet(filters=16), L2(), run, steps=1000, refine_steps=500, batch_size=4)
 
-evaluate_all([run], pairs, run / "table1", frames=frames, draws=options.draws)
+evaluate_all([run], pairs, run / "table1", frames=frames, draws=options.draws, cost=True)
 print((run / "table1" / "table1.md").read_text())
 print(report(run))
