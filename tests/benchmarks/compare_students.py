@@ -4,8 +4,8 @@
     DISTILL_TEST_DATA=... python tests/benchmarks/table1.py confocal       trains a sampler, and then
     DISTILL_TEST_DATA=... python tests/benchmarks/compare_students.py --steps 1000       an hour
 
-With --steps, each student learns from the same cached draws of that sampler under L2, and its PSNR is
-that of the middle frames of confocal BPAE, FOV 1 (trained on without ground truth) and FOV 19 (never
+With --steps, each student learns from the same cached draws of that sampler under L2; PSNR and SSIM
+are those of the middle frames of confocal BPAE, FOV 1 (trained on without ground truth) and FOV 19 (never
 seen); writes runs/students/students.png, accuracy against time. What is trained already is kept.
 Time as `predict` has it: channels last, eval mode, this machine's precision, all of torch's threads.
 """
@@ -26,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from distill import predict, psnr, train
 from distill.evaluation import paired
 from distill.hardware import autocast, choose_device
+from distill.metrics import ssim
 from losses import L2
 from samplers import CachedDraws
 from students import EncoderDecoder, LightUNet, UNet
@@ -83,18 +84,19 @@ def work(student: nn.Module, size: int = 512) -> float:
 
 def accuracy(
     name: str, student: nn.Module, steps: int, images: np.ndarray, draws: CachedDraws
-) -> list[float]:
-    """PSNR in dB on the middle frames of FOV 1 and FOV 19 after `steps` steps of 8 patches."""
+) -> list[tuple[float, float]]:
+    """(PSNR in dB, SSIM) on the middle frames of FOV 1 and FOV 19 after `steps` steps of 8 patches."""
     folder = f"runs/students/{name}"
     train(images, draws, student, L2(), folder, steps=steps, refine_steps=0, batch_size=8, micro_batch=8)
     scores = []
     for fov in ("fov1", "fov19"):
         ((noisy, clean),) = paired(*stack(fov), frames=1)
-        scores.append(psnr(torch.from_numpy(predict(folder, noisy.numpy())), clean))
+        denoised = torch.from_numpy(predict(folder, noisy.numpy()))
+        scores.append((psnr(denoised, clean), ssim(denoised, clean)))
     return scores
 
 
-def plot(rows: dict[str, tuple[float, list[float]]], path: Path) -> None:
+def plot(rows: dict[str, tuple[float, list[tuple[float, float]]]], path: Path) -> None:
     """Accuracy against time, a panel for each field of view."""
     import matplotlib
 
@@ -104,10 +106,9 @@ def plot(rows: dict[str, tuple[float, list[float]]], path: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(13, 5.5))
     for axis, title, i in zip(axes, ("FOV 1", "FOV 19, never seen"), (0, 1), strict=True):
         for name, (seconds, scores) in rows.items():
-            axis.plot(
-                1e3 * seconds, scores[i], "o", color="tab:orange" if name.startswith("U-Net") else "tab:blue"
-            )
-            axis.annotate(name, (1e3 * seconds, scores[i]), xytext=(5, 3), textcoords="offset points", size=8)
+            at = 1e3 * seconds, scores[i][0]
+            axis.plot(*at, "o", color="tab:orange" if name.startswith("U-Net") else "tab:blue")
+            axis.annotate(name, at, xytext=(5, 3), textcoords="offset points", size=8)
         axis.set(xscale="log", xlabel="ms for 512x512", ylabel="PSNR (dB)", title=title)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
@@ -123,8 +124,8 @@ def main() -> None:
     device = choose_device(options.device)
     images, draws = images_and_draws() if options.steps else (None, None)
     print(f"{options.size}x{options.size}, {device}, {torch.get_num_threads()} threads\n")
-    print("| student | parameters | GFLOP | time | against the first | FOV 1 | FOV 19 |")
-    print("|---|---|---|---|---|---|---|")
+    print("| student | parameters | GFLOP | time | against the first | FOV 1 | SSIM | FOV 19 | SSIM |")
+    print("|---" * 9 + "|")
     rows, first = {}, None
     for name in options.only:
         torch.manual_seed(0)
@@ -135,10 +136,10 @@ def main() -> None:
         first = first or seconds
         rows[name] = seconds, scores
         gflop = work(student, options.size) / 1e9
-        decibels = "".join(f" {score:.2f} dB |" for score in scores) or " | |"
+        figures = "".join(f" {decibel:.2f} dB | {other:.4f} |" for decibel, other in scores) or " | " * 4
         print(
             f"| {name} | {parameters:,} | {gflop:.1f} | {1e3 * seconds:.0f} ms | {first / seconds:.1f}x |"
-            f"{decibels}",
+            f"{figures}",
             flush=True,
         )
     if options.steps:

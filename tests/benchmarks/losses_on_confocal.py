@@ -16,10 +16,10 @@ import numpy as np
 import tifffile
 import torch
 from cached_confocal import TEACHER, images_and_draws, stack
-from skimage.metrics import structural_similarity
 
 from distill import calibrate, load_sampler, predict, psnr, train
 from distill.evaluation import paired
+from distill.metrics import ssim
 from distill.pictures import comparison
 from losses import L1, L2, EnergyScore, Features, Huber, MeanVariance, Quantiles, Tukey, WeightedSum
 from samplers import OnePassSampler, posterior_mean, posterior_std
@@ -48,11 +48,10 @@ def standardised(image: np.ndarray) -> torch.Tensor:
 
 
 def report(name: str, image: np.ndarray) -> None:
-    truth = clean[0].numpy()
-    score = psnr(torch.from_numpy(image), clean[0])
-    similarity = structural_similarity(image, truth, data_range=float(np.ptp(truth)))
+    found = torch.from_numpy(image)[None]
+    score, similarity = psnr(found, clean), ssim(found, clean)
     with torch.no_grad():
-        distance = float(features(standardised(image), standardised(truth)[None]))
+        distance = float(features(standardised(image), standardised(clean[0].numpy())[None]))
     print(f"{name:20}{score:9.2f} dB{similarity:9.4f}{distance:11.4f}", flush=True)
     pictures[f"{name}\n{score:.2f} dB"] = image
 
