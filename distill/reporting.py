@@ -20,7 +20,7 @@ from distill.evaluation import TRUTH
 from distill.images import Stack
 from distill.info import describe_run
 from distill.pictures import busiest
-from distill.tables import HEADINGS, Row
+from distill.tables import CAPTION1, HEADINGS, Row, table1_cells
 
 SHOWN, ZOOMED = 256, 64  # px of the first frame: pages stay below a few MB
 
@@ -43,18 +43,34 @@ def report(runs: str | Path | Sequence[str | Path], out: str | Path | None = Non
         title=_text("Distilled: " + ", ".join(run.name for run in runs)),
         subtitle=_text(f"posterior-distill {version('posterior-distill')}, torch {torch.__version__}, "
                        f"Python {platform.python_version()} on {platform.machine()}"),
-        body="\n".join(part for run in runs for part in _sections(run)),
+        body="\n".join([*_summary(runs), *(part for run in runs for part in _sections(run))]),
     )  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page)
     return out
 
 
+def _summary(runs: list[Path]) -> Iterator[str]:
+    """The paper's Table 1, where there is more than one line of it."""
+    rows = [row for run in runs for table in _tables(run) for row in _rows(table)]
+    lines = table1_cells([row for row in rows if row.get("psnr_mean") is not None])
+    if len(lines) > 2:
+        yield f"<h2>Table 1</h2><p>{CAPTION1}.</p>{_grid([[', '.join(line[:2]), *line[2:]] for line in lines])}"
+
+
+def _tables(run: Path) -> list[Path]:
+    return sorted(run.rglob("evaluation.csv"))
+
+
+def _rows(table: Path) -> list[Row]:
+    with open(table) as file:
+        return [{k: _value(v) for k, v in row.items()} for row in csv.DictReader(file)]
+
+
 def _sections(run: Path) -> Iterator[str]:
     yield f"<h2>{_text(run.name)}</h2>"
-    for table in sorted(run.rglob("evaluation.csv")):
-        with open(table) as file:
-            rows = [{k: _value(v) for k, v in row.items()} for row in csv.DictReader(file)]
+    for table in _tables(run):
+        rows = _rows(table)
         data = str(rows[0]["data"])
         yield f"<h3>{'Images given as an array' if data == Stack.name else _text(data)}</h3>"
         yield _table(rows)
@@ -85,13 +101,21 @@ RESIDUALS = (
 
 def _table(rows: list[Row]) -> str:
     shown = [key for key in HEADINGS if any(isinstance(row.get(key), float) for row in rows)]
-    head = "".join(f"<th>{_text(title)}</th>" for title in ["", *(HEADINGS[key][0] for key in shown)])
-    lines = []
+    lines = [["", *(HEADINGS[key][0] for key in shown)]]
     for row in rows:
         numbers = [f"{row[k]:.{HEADINGS[k][1]}f}" if isinstance(row[k], float) else "" for k in shown]
-        cells = "".join(f"<td>{_text(cell)}</td>" for cell in [str(row["image"]), *numbers])
-        lines.append(f"<tr{' class=student' * (row['image'] == 'student')}>{cells}</tr>")
-    return f'<div class="wide"><table><tr>{head}</tr>{"".join(lines)}</table></div>'
+        lines.append([str(row["image"]), *numbers])
+    return _grid(lines)
+
+
+def _grid(lines: list[list[str]]) -> str:
+    """Cells, headings first -> an HTML table."""
+    head, *others = lines
+    html_rows = [f"<tr>{''.join(f'<th>{_text(cell)}</th>' for cell in head)}</tr>"]
+    for line in others:
+        cells = "".join(f"<td>{_text(cell)}</td>" for cell in line)
+        html_rows.append(f"<tr{' class=student' * (line[0] == 'student')}>{cells}</tr>")
+    return f'<div class="wide"><table>{"".join(html_rows)}</table></div>'
 
 
 def _figures(plots: list[tuple[str, str]]) -> str:

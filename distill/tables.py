@@ -35,16 +35,24 @@ def format_table(rows: Sequence[Row]) -> str:
     return markdown(lines)
 
 
+CAPTION1 = "PSNR in dB, of draws: of their mean (and median)"
+
+
 def table1(rows: Sequence[Row]) -> str:
-    """The paper's Table 1 in Markdown: a line for each data set and run, PSNR in dB of the mean (and
-    of the median) of n draws, and of the student. Rows need `data` and `run` beside their scores."""
+    """The paper's Table 1 in Markdown."""
+    return f"{CAPTION1}\n\n{markdown(table1_cells(rows))}"
+
+
+def table1_cells(rows: Sequence[Row]) -> list[list[str]]:
+    """Headings, and a line for each data set and run: PSNR in dB of the mean (and of the median) of
+    n draws, and of the student. Rows need `data` and `run` beside their scores."""
     images = list(dict.fromkeys(str(row["image"]) for row in rows))
     images.sort(key=lambda name: name.startswith("student"))  # stable: n draws come before
     lines = [["data", "run", *images]]
     for data, run in dict.fromkeys((row["data"], row["run"]) for row in rows):
         own = {row["image"]: row for row in rows if (row["data"], row["run"]) == (data, run)}
         lines.append([str(data), str(run), *(_score(own.get(image)) for image in images)])
-    return f"PSNR in dB, of draws: of their mean (and median)\n\n{markdown(lines)}"
+    return lines
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:

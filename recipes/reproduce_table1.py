@@ -5,6 +5,7 @@ python recipes/reproduce_table1.py --only convallaria --data-root DIR  one data 
 python recipes/reproduce_table1.py --fraction 0.01 --small --draws 1 10 100             hours on a CPU
 
 Data are downloaded on first use (pip install '.[data]'). The same command again goes on where it stopped.
+Writes table1.md and .csv, and a report.html of each data set (there with the PSNR range of its test region).
 """
 
 import argparse
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from distill import PUBLISHED, UserError, evaluate, train
+from distill import PUBLISHED, UserError, evaluate, report, train
 from distill.datasets import RECORDS, DataSet, load
 from losses import L1, L2
 from samplers import HDN
@@ -62,6 +63,7 @@ def measure(data: DataSet, out: Path, fraction: float, small: bool, draws: list[
         for row in evaluate(run.path, data.test_noisy, data.test_clean, draws=counts, frames=frames):
             psnrs[row["image"]] = [row[key] + data.psnr_offset for key in ("psnr_median", "psnr_mean")]
         students.append(psnrs.pop("student")[0])
+    report([out / "l1", out / "l2"], out / "report.html")
     return psnrs | {"noisy input": psnrs["noisy input"][:1], "student": students}
 
 

@@ -15,7 +15,7 @@ from samplers import BimodalPixels, LinearGaussianField, PosteriorSampler, Skewe
 from students import UNet
 
 LOSSES = {
-    type(loss).__name__: loss for loss in (L2(), L1(), Huber(0.5), Tukey(0.8), Quantiles(), MeanVariance())
+    type(loss).__name__: loss for loss in (L2(), L1(), Huber(0.5), Tukey(), Quantiles(), MeanVariance())
 }
 POSTERIORS = {"skewed": SkewedPixels(), "bimodal": BimodalPixels()}
 HEADER = f"{'':24}elicited      mean    median      mode"

@@ -107,6 +107,7 @@ def test_table1_of_fake_data_goes_on_where_it_stopped(tmp_path, monkeypatch, cap
     before = [path.read_bytes() for path in kept]
     reproduce_table1.main(command)
     assert [path.read_bytes() for path in kept] == before
+    assert (tmp_path / "runs/table1/struct-convallaria/report.html").exists()
     table = (tmp_path / "runs/table1/table1.md").read_text()
     lines = table.splitlines()
     assert lines[2] == "| data set | | noisy input | 1 draw | 10 draws | student |"
