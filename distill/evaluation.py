@@ -27,7 +27,7 @@ from distill.pictures import comparison
 from distill.report_plots import psnr_against_time
 from distill.residuals import residual_picture, residual_scores
 from distill.stored_draws import StoredDraws
-from distill.tables import Row, format_table, table1, write_csv
+from distill.tables import Row, distinct, format_table, table1, write_csv
 from samplers import NoiseModel, PosteriorSampler
 
 Pairs = list[tuple[Tensor, Tensor | None]]
@@ -78,7 +78,8 @@ def evaluate(
     np.savez_compressed(out / "evaluation.npz", **images)
     comparison(out / "evaluation.png", _titled(images, rows))
     if clean is not None:
-        (out / "psnr_against_time.svg").write_text(psnr_against_time(rows)[0])
+        for svg, _ in psnr_against_time(rows):
+            (out / "psnr_against_time.svg").write_text(svg)
     else:
         others = (INPUT, *(name for name in images if name.startswith("student ")))
         shown = {name: torch.from_numpy(v)[None] for name, v in images.items() if name not in others}
@@ -269,8 +270,8 @@ def evaluate_all(
     """`evaluate` of every run on every (noisy, clean), into a folder each, and table1.md and .csv."""
     out, rows = Path(out), []
     data = [(as_stack(noisy, options.get("axes")), clean) for noisy, clean in data]
-    names = _distinct([Path(noisy.name).stem for noisy, _ in data])
-    for run, label in zip(runs, _distinct([Path(run).name for run in runs]), strict=True):
+    names = distinct([Path(noisy.name).stem for noisy, _ in data])
+    for run, label in zip(runs, distinct([Path(run).name for run in runs]), strict=True):
         for (noisy, clean), name in zip(data, names, strict=True):
             found = evaluate(run, noisy, clean, out / label / name, **options)
             rows += [row | {"data": name, "run": label} for row in found]
@@ -278,11 +279,3 @@ def evaluate_all(
     if all(clean is not None for _, clean in data):
         (out / "table1.md").write_text(table1(rows) + "\n")
     return rows
-
-
-def _distinct(names: list[str]) -> list[str]:
-    """Names that occur again get a number: a, b, a_2."""
-    return [
-        name if name not in names[:i] else f"{name}_{names[: i + 1].count(name)}"
-        for i, name in enumerate(names)
-    ]

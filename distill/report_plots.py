@@ -22,9 +22,11 @@ STYLE = {
 }  # fmt: skip
 
 
-def psnr_against_time(rows: list[dict[str, Any]]) -> tuple[str, str]:
+def psnr_against_time(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
     """The paper's Figure 1: PSNR of means and medians of draws, and of the student, against time."""
     draws = [row for row in rows if "draw" in row["image"]]
+    if not draws:
+        return []
     student = next(row for row in rows if row["image"] == "student")
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
@@ -38,7 +40,7 @@ def psnr_against_time(rows: list[dict[str, Any]]) -> tuple[str, str]:
         axis.plot(*at, "*", color=STUDENT, markersize=16, label="student, one pass")
         axis.set(xscale="log", xlabel="seconds per image", ylabel="PSNR (dB)")
         axis.legend(loc="lower right")
-    return _svg(figure), "PSNR against seconds per image; numbers of draws beside their means."
+    return [(_svg(figure), "PSNR against seconds per image; numbers of draws beside their means.")]
 
 
 def training_curves(metrics: Path) -> list[tuple[str, str]]:

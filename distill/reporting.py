@@ -20,7 +20,7 @@ from distill.evaluation import TRUTH
 from distill.images import Stack
 from distill.info import describe_run
 from distill.pictures import busiest
-from distill.tables import CAPTION1, HEADINGS, Row, table1_cells
+from distill.tables import CAPTION1, HEADINGS, Row, distinct, table1_cells
 
 SHOWN, ZOOMED = 256, 64  # px of the first frame: pages stay below a few MB
 
@@ -52,14 +52,23 @@ def report(runs: str | Path | Sequence[str | Path], out: str | Path | None = Non
 
 def _summary(runs: list[Path]) -> Iterator[str]:
     """The paper's Table 1, where there is more than one line of it."""
-    rows = [row for run in runs for table in _tables(run) for row in _rows(table)]
-    lines = table1_cells([row for row in rows if row.get("psnr_mean") is not None])
+    rows = []
+    for run, label in zip(runs, distinct([run.name for run in runs]), strict=True):
+        tables = [_rows(table) for table in _tables(run)]
+        tables = [table for table in tables if table[0].get("psnr_mean") is not None]
+        names = distinct([str(table[0]["data"]) for table in tables])
+        for name, table in zip(names, tables, strict=True):
+            rows += [row | {"data": name, "run": label} for row in table]
+    lines = table1_cells(rows)
     if len(lines) > 2:
         yield f"<h2>Table 1</h2><p>{CAPTION1}.</p>{_grid([[', '.join(line[:2]), *line[2:]] for line in lines])}"
 
 
 def _tables(run: Path) -> list[Path]:
-    return sorted(run.rglob("evaluation.csv"))
+    """What `evaluate` left in the run's folder or in folders within, except in other runs there."""
+    others = [student.parent for student in run.rglob("*/student.safetensors")]
+    found = sorted(run.rglob("evaluation.csv"))
+    return [table for table in found if not any(table.is_relative_to(other) for other in others)]
 
 
 def _rows(table: Path) -> list[Row]:
@@ -76,9 +85,10 @@ def _sections(run: Path) -> Iterator[str]:
         yield _table(rows)
         with np.load(table.with_suffix(".npz")) as stored:
             images = dict(stored)
-        plots = [report_plots.psnr_against_time(rows)] if TRUTH in images else []
-        residuals = table.with_name("residuals.png")
-        if residuals.exists() and not plots:
+        plots, residuals = [], table.with_name("residuals.png")
+        if TRUTH in images:
+            plots += report_plots.psnr_against_time(rows)
+        elif residuals.exists():
             plots.append((f'<img src="{_embedded(residuals.read_bytes())}" alt="residuals">', RESIDUALS))
         yield _figures(plots)
         yield _pictures(images, rows)

@@ -66,6 +66,14 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(aligned)
 
 
+def distinct(names: Sequence[str]) -> list[str]:
+    """Names that occur again get a number: a, b, a_2."""
+    return [
+        name if name not in names[:i] else f"{name}_{names[: i + 1].count(name)}"
+        for i, name in enumerate(names)
+    ]
+
+
 def _score(row: Row | None) -> str:
     if row is None:
         return ""

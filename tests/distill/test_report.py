@@ -36,6 +36,15 @@ def test_one_page_with_everything_and_nothing_from_elsewhere(run, tmp_path):
     assert len(page) < 5e6
 
 
+def test_a_run_inside_another_is_shown_once(run, tmp_path):
+    evaluate(run, np.zeros((8, 8)) + np.eye(8), np.eye(8), out=run / "more", draws=[], device="cpu")
+    inner = run / "inner"
+    shutil.copytree(run, inner, ignore=shutil.ignore_patterns("inner"))
+    page = report([run, inner], tmp_path / "nested.html").read_text()
+    assert page.count("<h3>Images given as an array</h3>") == 2 * 3 and page.count("<h2>Table 1</h2>") == 1
+    assert page.count("draws beside their means") == 2  # not where nothing was drawn
+
+
 def test_only_finished_runs_have_one(tmp_path):
     with pytest.raises(UserError, match="not a finished run"):
         report(tmp_path)
