@@ -138,10 +138,10 @@ def _pictures(images: dict[str, np.ndarray], rows: list[Row]) -> str:
     and its error (blue below, red above the truth), on one scale too."""
     reference = images.get(TRUTH, images["student"])
     images = {name: image for name, image in images.items() if name != "student std"}
-    low, high = np.percentile(reference, (0.5, 99.8))
     scores = {row["image"]: row.get("psnr_mean") for row in rows}
     y, x = busiest(reference, min(SHOWN, *reference.shape))
     cut = (slice(y, y + SHOWN), slice(x, x + SHOWN))
+    low, high = np.percentile(reference[cut], (0.1, 99.95))
     size = min(ZOOMED, *reference[cut].shape)
     y, x = busiest(reference[cut], size)
     reach = 3 * float(np.std(images["student"] - reference)) if TRUTH in images else 0.0
