@@ -24,7 +24,7 @@ def main(loss: Loss, out: str, noisy: str | None = None, clean: str | None = Non
     # Small networks, for a CPU. With a GPU and hours to spend, HDN() and UNet() are the paper's.
     sampler = HDN(noise_model, levels=4, latents=16, filters=32, blocks=2, dropout=0.0)
     student = UNet(out_channels=len(loss.outputs), filters=16)
-    run = train(noisy, sampler, student, loss, out, steps=steps, refine_steps=steps // 3, batch_size=4)
+    run = train(noisy, sampler, student, loss, out, steps=steps, refine_steps=2 * steps // 3, batch_size=4)
 
     predict(run.path, noisy, f"{out}/denoised.tif", overwrite=True)
     print(format_table(evaluate(run.path, noisy, clean, frames=2)))
