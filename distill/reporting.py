@@ -157,14 +157,19 @@ def _pictures(images: dict[str, np.ndarray], rows: list[Row]) -> str:
     caption = f"One grey scale, {low:.4g} to {high:.4g} counts, in every picture, with a zoom" + (
         f" and the error, blue to red for -{reach:.3g} to {reach:.3g} counts." if reach else "."
     )
-    return f'<p>{caption}</p><div class="images">{"".join(figures)}</div>'
+    return f'<p>{caption}</p><div class="images" style="--n:{len(figures)}">{"".join(figures)}</div>'
 
 
 def _png(image: np.ndarray, low: float, high: float, colours: str = "gray") -> str:
-    from matplotlib.image import imsave
+    """One byte for each pixel: a page holds many."""
+    from matplotlib import colormaps
+    from PIL import Image
 
+    levels = np.clip(256 * (image - low) / (high - low), 0, 255).astype(np.uint8)
+    picture = Image.fromarray(levels)
+    picture.putpalette(colormaps[colours](np.arange(256), bytes=True)[:, :3].tobytes())
     file = io.BytesIO()
-    imsave(file, image, cmap=colours, vmin=low, vmax=high, format="png")
+    picture.save(file, "PNG")
     return _embedded(file.getvalue())
 
 
