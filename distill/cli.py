@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonargparse
+import torch
 from torch import nn
 
 import losses
@@ -70,6 +71,7 @@ def _train(arguments: list[str]) -> None:
     parser.add_function_arguments(engine.train, skip={"images", *ROLES})
     arguments = [_full_name(arguments, i) for i in range(len(arguments))]
     config = parser.parse_args(arguments)
+    torch.manual_seed(config.seed)  # of the networks' initial weights
     try:
         chosen = parser.instantiate(config)
         if _set_channels(config, len(chosen.loss.outputs)):

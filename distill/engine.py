@@ -91,6 +91,8 @@ def train(
         val_fraction: share of the frames (of one frame: its area) that is held out.
         validate_every: steps between validations, each with a checkpoint and a preview picture.
         patience: stop after so many validations without a better student; None never does.
+        seed: of patches, draws and held-out regions; networks have their initial weights already, from
+            torch.manual_seed before they were made (the command line's seed is of these too).
         precision: "auto" (bf16 where the hardware has it), "bf16" or "fp32".
         compile: torch.compile both networks: minutes at first, faster afterwards.
         tensorboard: event files in `out` too, of what metrics.jsonl has.

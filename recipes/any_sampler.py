@@ -30,6 +30,7 @@ def shrink_shifted_haar(noisy: Tensor, sigma: float = 25.0) -> Tensor:
 
 
 def main(steps: int = 300) -> None:
+    torch.manual_seed(0)
     # Gaussian random fields in white noise: their posterior mean is the Wiener filter.
     field = LinearGaussianField(mean=100.0, std=40.0, correlation_length=6.0, noise_std=25.0)
     clean = field.prior(16, (128, 128))

@@ -39,6 +39,7 @@ def main(out: str, noisy: str | None = None, clean: str | None = None, steps: in
         images, truth = read(noisy).frames, None if clean is None else read(clean).frames
 
     options = {"steps": steps, "refine_steps": 0, "batch_size": 4}
+    torch.manual_seed(0)
     sampler = HDN(noise_model, levels=4, latents=16, filters=32, blocks=2, dropout=0.0)
     teacher = train(images, sampler, UNet(filters=16), L2(), f"{out}/sampler", **options)
     draws = cache_draws(teacher.path, images, f"{out}/draws", draws=16)

@@ -35,6 +35,7 @@ def main(out: str, noisy: str | None = None, denoiser: nn.Module | None = None, 
     diffusion = DiffPIR(denoiser, DataFidelity(), max_iter=30, device=device)
     sampler = DiffusionSampler(diffusion, black=black, white=white, noise_std=noise_std)
 
+    torch.manual_seed(0)
     options = {"steps": steps, "refine_steps": 0, "batch_size": 4, "micro_batch": 4}
     run = train(noisy or images, sampler, UNet(filters=16), L2(), out, **options)
     predict(run.path, noisy or images, f"{out}/denoised.tif", overwrite=True)

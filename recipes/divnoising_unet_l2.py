@@ -5,6 +5,8 @@ python recipes/divnoising_unet_l2.py [noisy.tif [clean.tif]]
 
 import sys
 
+import torch
+
 from distill import evaluate, predict, report, specimen, train
 from distill.tables import format_table
 from losses import L2
@@ -20,6 +22,7 @@ def main(out: str, noisy: str | None = None, clean: str | None = None, steps: in
         noise_model = GaussianNoise(gain=cells.gain, offset=cells.offset)
 
     # The published network. kl_warmup keeps its latents in use; it counts training steps.
+    torch.manual_seed(0)
     sampler = DivNoising(noise_model, kl_warmup=steps // 4)
     student = UNet(filters=16)
     run = train(noisy, sampler, student, L2(), out, steps=steps, refine_steps=steps // 3)

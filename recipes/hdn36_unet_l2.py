@@ -6,6 +6,8 @@ python recipes/hdn36_unet_l2.py noisy.tif [clean.tif]  your images
 
 import sys
 
+import torch
+
 from distill import evaluate, predict, report, specimen, train
 from distill.tables import format_table
 from losses import L2
@@ -22,6 +24,7 @@ def main(out: str, noisy: str | None = None, clean: str | None = None, steps: in
 
     # Without the warm-up of the KL, networks of this size end with a constant image.
     sizes = {"latents": 16, "filters": 32, "blocks": 2, "dropout": 0.0}
+    torch.manual_seed(0)
     sampler = HDN(noise_model, active_levels=range(3, 7), kl_warmup=steps // 2, **sizes)
     student = UNet(filters=16)
     run = train(noisy, sampler, student, L2(), out, steps=steps, refine_steps=steps // 3, batch_size=4)

@@ -8,6 +8,8 @@ python recipes/hdn_light_l2.py noisy.tif [clean.tif]  your images
 
 import sys
 
+import torch
+
 from distill import evaluate, predict, report, specimen, train
 from distill.tables import format_table
 from losses import L2
@@ -22,6 +24,7 @@ def main(out: str, noisy: str | None = None, clean: str | None = None, steps: in
         noisy, clean = cells.noisy, cells.clean
         noise_model = GaussianNoise(gain=cells.gain, offset=cells.offset)
 
+    torch.manual_seed(0)
     sampler = HDN(noise_model, levels=4, latents=16, filters=32, blocks=2, dropout=0.0)
     run = train(noisy, sampler, LightUNet(), L2(), out, steps=steps, refine_steps=steps, batch_size=4)
 

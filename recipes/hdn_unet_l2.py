@@ -7,6 +7,8 @@ python recipes/hdn_unet_l2.py noisy.tif clean.tif    your images, and how good t
 
 import sys
 
+import torch
+
 from distill import evaluate, predict, report, specimen, train
 from distill.tables import format_table
 from losses import L2, Loss
@@ -22,6 +24,7 @@ def main(loss: Loss, out: str, noisy: str | None = None, clean: str | None = Non
         noise_model = GaussianNoise(gain=cells.gain, offset=cells.offset)
 
     # Small networks, for a CPU. With a GPU and hours to spend, HDN() and UNet() are the paper's.
+    torch.manual_seed(0)
     sampler = HDN(noise_model, levels=4, latents=16, filters=32, blocks=2, dropout=0.0)
     student = UNet(out_channels=len(loss.outputs), filters=16)
     run = train(noisy, sampler, student, loss, out, steps=steps, refine_steps=2 * steps // 3, batch_size=4)

@@ -9,6 +9,8 @@ first, with an L1 student, and draws once for all.
 
 import sys
 
+import torch
+
 from distill import cache_draws, evaluate, predict, report, specimen, train
 from distill.tables import format_table
 from losses import L1, Tukey
@@ -23,6 +25,7 @@ def main(out: str, noisy: str | None = None, clean: str | None = None, steps: in
         noisy, clean = cells.noisy, cells.clean
         noise_model = GaussianNoise(gain=cells.gain, offset=cells.offset)
 
+    torch.manual_seed(0)
     sampler = HDN(noise_model, levels=4, latents=16, filters=32, blocks=2, dropout=0.0)
     student = UNet(filters=16)
     run = train(noisy, sampler, student, L1(), f"{out}/l1", steps=steps, refine_steps=0, batch_size=4)

@@ -9,6 +9,8 @@ StructuredNoiseVAE(AutoregressiveNoise.fit(noise, context="row")).
 
 import sys
 
+import torch
+
 from distill import evaluate, predict, report, specimen, train
 from distill.tables import format_table
 from losses import L2
@@ -21,6 +23,7 @@ def main(out: str, noisy: str | None = None, clean: str | None = None, steps: in
         cells = specimen(noise="lines")
         noisy, clean = cells.noisy, cells.clean
 
+    torch.manual_seed(0)
     sampler = JointNoiseVAE("x", levels=4, latents=16, filters=32, blocks=2, code=32)
     student = UNet(filters=16)
     run = train(noisy, sampler, student, L2(), out, steps=steps, refine_steps=steps // 3, batch_size=4)

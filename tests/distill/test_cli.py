@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from distill.__main__ import main
 from distill.engine import PUBLISHED
@@ -39,6 +41,17 @@ def test_train_info_predict_evaluate(stack, capsys):
     assert tifffile.imread("denoised.tif").shape == (4, 48, 40)
     assert main(["evaluate", "run", "noisy.tif", "clean.tif", "--draws", "1", "2"]) == 0
     assert "2 draws" in capsys.readouterr().out
+
+
+def test_the_seed_is_that_of_the_networks_too(stack):
+    for out, seed in {"a": 0, "b": 0, "c": 1}.items():
+        torch.manual_seed(len(out))  # whatever was drawn before
+        torch.rand(ord(out))
+        assert main(["train", "noisy.tif", "--out", out, "--seed", str(seed), *QUICK]) == 0
+    for name in ("sampler", "student"):
+        first, again, other = (load_file(f"{out}/{name}.safetensors") for out in "abc")
+        assert all(value.equal(again[key]) for key, value in first.items())
+        assert not all(value.equal(other[key]) for key, value in first.items())
 
 
 def test_config_files_and_their_printing(stack, capsys):
