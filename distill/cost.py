@@ -36,12 +36,12 @@ class Cost:
 
     def __str__(self) -> str:
         return (
-            f"a step takes {self.sampler_step:.3f} s for the sampler alone, {self.both_step:.3f} s with its "
+            f"A step takes {self.sampler_step:.3f} s for the sampler alone, {self.both_step:.3f} s with its "
             f"student ({self.both_step / self.sampler_step:.2f}x), {self.student_step:.3f} s for the student "
             f"on the finished sampler; memory {self.sampler_memory:.0f} MB alone, {self.both_memory:.0f} MB "
-            f"with the student\nthe student added {self.extra_training:.0f} s to this run; a draw of one "
+            f"with the student.\nThe student added {self.extra_training:.0f} s to this run; a draw of one "
             f"frame takes {self.seconds_per_draw:.3f} s, the student {self.seconds_per_pass:.3f} s: it has "
-            f"paid for itself after {self.break_even:.2g} frames, against {DRAWS} draws of each ({self.device})"
+            f"paid for itself after {self.break_even:.2g} frames, against {DRAWS} draws of each ({self.device})."
         )
 
 

@@ -97,7 +97,7 @@ def _sections(run: Path) -> Iterator[str]:
         curves.append(report_plots.coverage(json.loads((run / "calibration.json").read_text())))
     yield f"<h3>Training</h3>{_figures(curves)}"
     if (run / "cost.txt").exists():
-        yield f"<p>{_text((run / 'cost.txt').read_text())}</p>"
+        yield f"<p class=lines>{_text((run / 'cost.txt').read_text())}</p>"
     settings = checkpoint.load(run / "checkpoint.safetensors")[1]["settings"]
     lines = [f"{key}: {value}" for key, value in settings.items() if key not in ("data", "networks")]
     yield f"<pre>{_text(describe_run(run))}\n\n{_text(chr(10).join(lines))}</pre>"
