@@ -24,7 +24,6 @@ from distill.hardware import Precision, autocast, choose_device, synchronise, wo
 from distill.images import Images, as_stack, spread
 from distill.metrics import lpips, psnr, ssim
 from distill.pictures import comparison
-from distill.report_plots import psnr_against_time
 from distill.residuals import residual_picture, residual_scores
 from distill.stored_draws import StoredDraws
 from distill.tables import Row, distinct, format_table, table1, write_csv
@@ -78,6 +77,8 @@ def evaluate(
     np.savez_compressed(out / "evaluation.npz", **images)
     comparison(out / "evaluation.png", _titled(images, rows))
     if clean is not None:
+        from distill.report_plots import psnr_against_time
+
         for svg, _ in psnr_against_time(rows):
             (out / "psnr_against_time.svg").write_text(svg)
     else:
