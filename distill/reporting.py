@@ -65,9 +65,9 @@ def _summary(runs: list[Path]) -> Iterator[str]:
 
 
 def _tables(run: Path) -> list[Path]:
-    """What `evaluate` left in the run's folder or in folders within, except in other runs there."""
+    """What `evaluate` left in the run's folder or within, except in other runs there; oldest first."""
     others = [student.parent for student in run.rglob("*/student.safetensors")]
-    found = sorted(run.rglob("evaluation.csv"))
+    found = sorted(run.rglob("evaluation.csv"), key=lambda table: table.stat().st_mtime)
     return [table for table in found if not any(table.is_relative_to(other) for other in others)]
 
 
