@@ -84,8 +84,8 @@ def test_the_blind_spot_is_blind():
 @pytest.mark.parametrize("method", ["repeats", "dark", "bootstrap"])
 def test_line_noise_is_fitted_as_an_autoregressive_model(tmp_path, capsys, method):
     rng = np.random.default_rng(0)
-    lines = lfilter([1.0], [1.0, -0.9], rng.normal(0, 4, (8, 96, 96)), axis=2)
-    clean = np.full((96, 96), 100) if method == "dark" else scene()
+    lines = lfilter([1.0], [1.0, -0.9], rng.normal(0, 4, (16, 48, 48)), axis=2)
+    clean = np.full((48, 48), 100) if method == "dark" else scene(48)
     options = {"signal": clean} if method == "bootstrap" else {}
     model = fit_noise_model(
         (clean + lines).astype("f4"), tmp_path / "noise.npz", kind="autoregressive", context="row",
@@ -95,7 +95,7 @@ def test_line_noise_is_fitted_as_an_autoregressive_model(tmp_path, capsys, metho
     assert ideal - 0.02 < model.held_out_nll < ideal + 0.15
     assert "white Gaussian noise: 3.6" in capsys.readouterr().out
     again = load_noise_model(tmp_path / "noise.npz")
-    noise, signal = torch.from_numpy(lines[:, None]).float(), torch.zeros(8, 1, 96, 96)
+    noise, signal = torch.from_numpy(lines[:, None]).float(), torch.zeros(16, 1, 48, 48)
     assert isinstance(again, AutoregressiveNoise)
     assert torch.allclose(model.log_likelihood(noise, signal), again.log_likelihood(noise, signal))
     assert (tmp_path / "noise.png").read_bytes()[:4] == b"\x89PNG"
