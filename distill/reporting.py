@@ -165,7 +165,8 @@ def _png(image: np.ndarray, low: float, high: float, colours: str = "gray") -> s
     from matplotlib import colormaps
     from PIL import Image
 
-    levels = np.clip(256 * (image - low) / (high - low), 0, 255).astype(np.uint8)
+    span = max(high - low, 1e-12)  # of a flat image
+    levels = np.clip(256 * (image - low) / span, 0, 255).astype(np.uint8)
     picture = Image.fromarray(levels)
     picture.putpalette(colormaps[colours](np.arange(256), bytes=True)[:, :3].tobytes())
     file = io.BytesIO()
