@@ -8,10 +8,13 @@ from typing import Any
 from distill.errors import UserError
 
 _HOMES = {
-    "train": "engine", "PUBLISHED": "engine", "Run": "engine", "predict": "prediction",
-    "cache_draws": "teacher", "calibrate": "calibration", "evaluate": "evaluation", "evaluate_all": "evaluation", "report": "reporting", "training_cost": "cost", "psnr": "metrics", "DirectDenoiser": "denoiser",
-    "load_sampler": "checkpoint", "load_denoiser": "checkpoint", "specimen": "datasets",
-    "export": "exporting", "read": "tiff", "write": "tiff", "Stack": "images",
+    "train": "training.engine", "PUBLISHED": "training.engine", "Run": "training.engine",
+    "training_cost": "training.cost", "predict": "prediction.predict", "cache_draws": "prediction.cache",
+    "evaluate": "evaluation.evaluate", "evaluate_all": "evaluation.evaluate",
+    "calibrate": "evaluation.calibration", "psnr": "evaluation.metrics", "report": "reporting.page",
+    "export": "exporting.export", "DirectDenoiser": "denoiser", "load_sampler": "runs.checkpoint",
+    "load_denoiser": "runs.checkpoint", "specimen": "datasets", "read": "images.tiff",
+    "write": "images.tiff", "Stack": "images.stack",
 }  # fmt: skip
 __all__ = ["UserError", *_HOMES]  # noqa: PLE0604
 

@@ -13,20 +13,15 @@ from torch import nn
 import losses
 import samplers
 import students
-from distill import (
-    calibration,
-    engine,
-    evaluation,
-    exporting,
-    images,
-    info,
-    noise_fitting,
-    prediction,
-    reporting,
-    tables,
-    teacher,
-)
 from distill.errors import UserError
+from distill.evaluation import calibration, evaluate, tables
+from distill.exporting import export
+from distill.images import stack
+from distill.noise_fitting import fit
+from distill.prediction import cache, predict
+from distill.reporting import page
+from distill.runs import describe
+from distill.training import engine
 
 ROLES = {
     "sampler": (samplers, samplers.PosteriorSampler, "HDN"),
@@ -85,7 +80,7 @@ def _train(arguments: list[str]) -> None:
 def _set_channels(config: jsonargparse.Namespace, outputs: int) -> bool:
     """Networks made for 1 channel, as they are unless told, take and give those of image and loss.
     True where that changed anything."""
-    channels, changed = images.as_stack(config.images, config.axes).frames.shape[1], False
+    channels, changed = stack.as_stack(config.images, config.axes).frames.shape[1], False
     for role, needed in {
         "sampler": {"channels": channels},
         "student": {"in_channels": channels, "out_channels": channels * outputs},
@@ -102,9 +97,9 @@ def _predict(arguments: list[str]) -> None:
     parser.add_argument("run", type=str, help="folder of a run")
     parser.add_argument("noisy", type=str, help="noisy TIFF, in raw counts")
     parser.add_argument("--out", type=str, required=True, help="TIFF to write")
-    parser.add_function_arguments(prediction.predict, skip={"run", "noisy", "out"})
+    parser.add_function_arguments(predict.predict, skip={"run", "noisy", "out"})
     chosen = parser.parse_args(arguments)
-    prediction.predict(**_without_config(chosen))
+    predict.predict(**_without_config(chosen))
     print(f"{chosen.out}: written")
 
 
@@ -114,7 +109,7 @@ def _evaluate(arguments: list[str]) -> None:
                         "(what its residuals tell), or pairs of noisy and ground truth")  # fmt: skip
     parser.add_argument("--out", type=str, help="folder; that of the run unless told, where there is one")
     parser.add_argument("--draws", type=int, nargs="+", default=[1, 10, 100], help="draws to average")
-    parser.add_function_arguments(evaluation.evaluate, skip={"run", "noisy", "clean", "out", "draws"})
+    parser.add_function_arguments(evaluate.evaluate, skip={"run", "noisy", "clean", "out", "draws"})
     chosen = _without_config(parser.parse_args(arguments))
     paths, out = chosen.pop("paths"), chosen.pop("out")
     runs = [path for path in paths if (Path(path) / "student.safetensors").exists()]
@@ -126,9 +121,9 @@ def _evaluate(arguments: list[str]) -> None:
         )
     data = list(zip(files[::2], files[1::2] or [None], strict=True))
     if len(runs) == len(data) == 1:
-        print(tables.format_table(evaluation.evaluate(runs[0], *data[0], out, **chosen)))
+        print(tables.format_table(evaluate.evaluate(runs[0], *data[0], out, **chosen)))
         return
-    rows = evaluation.evaluate_all(runs, data, out or "runs/table1", **chosen)
+    rows = evaluate.evaluate_all(runs, data, out or "runs/table1", **chosen)
     print(tables.table1(rows))
 
 
@@ -136,7 +131,7 @@ def _report(arguments: list[str]) -> None:
     parser = _parser("report", "One HTML page of one or several runs: tables, pictures, curves, settings.")
     parser.add_argument("runs", type=str, nargs="+", help="folders of runs")
     parser.add_argument("--out", type=str, help="HTML to write; report.html in the first run unless told")
-    print(f"{reporting.report(**_without_config(parser.parse_args(arguments)))}: written")
+    print(f"{page.report(**_without_config(parser.parse_args(arguments)))}: written")
 
 
 def _calibrate(arguments: list[str]) -> None:
@@ -158,9 +153,9 @@ def _calibrate(arguments: list[str]) -> None:
 def _export(arguments: list[str]) -> None:
     parser = _parser("export", "Write a run's student as a file that other programs open.")
     parser.add_argument("run", type=str, help="folder of a run")
-    parser.add_function_arguments(exporting.export, skip={"run"})
+    parser.add_function_arguments(export.export, skip={"run"})
     chosen = parser.parse_args(arguments)
-    print(f"{exporting.export(**_without_config(chosen))}: written, gives what the student gives")
+    print(f"{export.export(**_without_config(chosen))}: written, gives what the student gives")
 
 
 def _cache(arguments: list[str]) -> None:
@@ -168,9 +163,9 @@ def _cache(arguments: list[str]) -> None:
     parser.add_argument("run", type=str, help="folder of a run")
     parser.add_argument("images", type=str, help="noisy TIFF, the one to train on")
     parser.add_argument("--out", type=str, required=True, help="folder to write")
-    parser.add_function_arguments(teacher.cache_draws, skip={"run", "images", "out"})
+    parser.add_function_arguments(cache.cache_draws, skip={"run", "images", "out"})
     chosen = parser.parse_args(arguments)
-    teacher.cache_draws(**_without_config(chosen))
+    cache.cache_draws(**_without_config(chosen))
     print(f"{chosen.out}: done. Now: distill train {chosen.images} --sampler CachedDraws "
           f"--sampler.path {chosen.out} --out runs/student")  # fmt: skip
 
@@ -181,16 +176,16 @@ def _noise_model(arguments: list[str]) -> None:
     parser = _parser("noise-model fit", "Fit p(noisy | signal) to frames, and judge it on held-out pixels.")
     parser.add_argument("images", type=str, help="TIFF: frames of a static scene, or any noisy stack")
     parser.add_argument("--out", type=str, required=True, help="noise model to write (.npz), plot beside it")
-    parser.add_function_arguments(noise_fitting.fit_noise_model, skip={"images", "out"})
+    parser.add_function_arguments(fit.fit_noise_model, skip={"images", "out"})
     chosen = parser.parse_args([a for a in arguments if a != "fit"])
-    noise_fitting.fit_noise_model(**_without_config(chosen))
+    fit.fit_noise_model(**_without_config(chosen))
 
 
 def _info(arguments: list[str]) -> None:
     parser = _parser("info", "What is in a run or an image.")
     parser.add_argument("path", type=str, help="folder of a run, or a TIFF")
     path = Path(parser.parse_args(arguments).path)
-    print(info.describe_run(path) if path.is_dir() else info.describe_image(path))
+    print(describe.describe_run(path) if path.is_dir() else describe.describe_image(path))
 
 
 def _without_config(chosen: jsonargparse.Namespace) -> dict[str, Any]:

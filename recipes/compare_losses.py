@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from distill import cache_draws, evaluate_all, predict, read, report, specimen, train
-from distill.pictures import comparison
-from distill.tables import format_table, table1
+from distill.evaluation.tables import format_table, table1
+from distill.plots.pictures import comparison
 from losses import L1, L2, Features, MeanVariance, Quantiles, Tukey, WeightedSum
 from samplers import HDN, GaussianNoise
 from students import UNet

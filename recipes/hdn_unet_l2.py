@@ -10,7 +10,7 @@ import sys
 import torch
 
 from distill import evaluate, predict, report, specimen, train
-from distill.tables import format_table
+from distill.evaluation.tables import format_table
 from losses import L2, Loss
 from samplers import HDN, GaussianNoise
 from students import UNet

@@ -12,7 +12,7 @@ import sys
 import torch
 
 from distill import cache_draws, evaluate, predict, report, specimen, train
-from distill.tables import format_table
+from distill.evaluation.tables import format_table
 from losses import L1, Tukey
 from samplers import HDN, GaussianNoise
 from students import UNet

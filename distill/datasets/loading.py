@@ -9,7 +9,7 @@ import numpy as np
 from distill.datasets.download import fetch
 from distill.datasets.records import RECORDS, Record
 from distill.errors import UserError
-from distill.tiff import read
+from distill.images.tiff import read
 from samplers import NoiseModel
 
 

@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import load_file
 
 from distill.__main__ import main
-from distill.engine import PUBLISHED
+from distill.training.engine import PUBLISHED
 
 QUICK = [
     "--sampler", "HDN", "--sampler.levels", "2", "--sampler.latents", "2", "--sampler.filters", "4",

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from distill import DirectDenoiser, load_denoiser, train
-from distill.checkpoint import save_denoiser
+from distill.runs.checkpoint import save_denoiser
 from losses import L2
 from samplers import FunctionSampler
 from students import LightUNet

@@ -1,0 +1,117 @@
+"""Conformal calibration: intervals that hold the truth as often as they say, on images with ground truth."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import NormalDist
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from distill.denoiser import DirectDenoiser
+from distill.errors import UserError
+from distill.evaluation.evaluate import Pairs, paired
+from distill.hardware import Precision, autocast, choose_device
+from distill.images.stack import Images
+from distill.runs import checkpoint
+
+MAX_PIXELS = 4_000_000
+LEVELS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """factor: on every distance from the central map. before, after: share of pixels inside."""
+
+    factor: float
+    level: float
+    before: float
+    after: float
+
+
+def calibrate(
+    run: str | Path,
+    noisy: Images,
+    clean: Images,
+    *,
+    level: float = 0.9,
+    test_noisy: Images | None = None,
+    test_clean: Images | None = None,
+    device: str | None = None,
+    precision: Precision = "auto",
+    axes: str | None = None,
+) -> Calibration:
+    """Scales a student's intervals until they hold `level` of the true pixels; writes that to the run.
+
+    The interval goes from the lowest to the highest quantile map, or is mean +- z std. All its
+    distances from the central map get one factor, the split-conformal quantile of |truth - centre|
+    / distance (Romano et al. 2019, arXiv:1905.03222, in the form that scales). It holds for images
+    like these: pixels of one image are not independent, so many images say more than many pixels.
+
+    Args:
+        noisy, clean: images that were not trained on, and their ground truth: one frame for all
+            noisy frames, or one for each.
+        test_noisy, test_clean: other images to report the coverage of; the same ones unless told.
+    """
+    if not 0 < level < 1:
+        raise UserError(f"level: got {level}, must be between 0 and 1; 0.9 fits quantiles 0.05 and 0.95")
+    if (test_noisy is None) != (test_clean is None):
+        raise UserError("test_noisy, test_clean: got one of them; pass both or neither")
+    device = choose_device(device)
+    denoiser = checkpoint.load_denoiser(run).to(device)
+    if len(denoiser.loss.outputs) < 2:
+        raise UserError(
+            f"{run}: its student gives the {denoiser.loss.outputs[0]} alone, no interval; train one "
+            "with --loss Quantiles or MeanVariance"
+        )
+    pairs = paired(noisy, clean, axes)
+    tests = pairs if test_noisy is None else paired(test_noisy, test_clean, axes)
+    scores = _scores(denoiser, pairs, level, device, precision)
+    rank = min(len(scores), int(np.ceil((len(scores) + 1) * level)))
+    factor = float(np.partition(scores, rank - 1)[rank - 1])
+    tested = scores if tests is pairs else _scores(denoiser, tests, level, device, precision)
+    inside = lambda reach: float((tested <= reach).mean())
+    found = Calibration(factor, level, inside(1), inside(factor))
+    denoiser.spread *= factor
+    checkpoint.save_denoiser(Path(run) / "student.safetensors", denoiser)
+    # A std gives intervals of every level, quantiles those of their own.
+    curve = {p: _z(p) / _z(level) for p in LEVELS} if "std" in denoiser.loss.outputs else {level: 1.0}
+    stored = asdict(found) | {"levels": list(curve)}
+    stored |= {"coverage_before": [inside(reach) for reach in curve.values()]}
+    stored |= {"coverage_after": [inside(factor * reach) for reach in curve.values()]}
+    (Path(run) / "calibration.json").write_text(json.dumps(stored))
+    return found
+
+
+def _z(level: float) -> float:
+    """Half the width of a Gaussian's central interval, in its std."""
+    return NormalDist().inv_cdf(0.5 + level / 2)
+
+
+@torch.no_grad()
+def _scores(
+    denoiser: DirectDenoiser, pairs: Pairs, level: float, device: torch.device, precision: Precision
+) -> np.ndarray:
+    """|truth - centre| in units of the interval on that side: at most 1 inside. Flat, some pixels."""
+    rng, per_image = np.random.default_rng(0), max(1, MAX_PIXELS // len(pairs))
+    scores = []
+    for noisy, clean in tqdm(pairs, desc="calibrate", unit="frame"):
+        with autocast(device, precision):
+            maps = denoiser.maps(noisy[None].to(device))
+        low, centre, high = (v[0].float().cpu() for v in interval(maps, level))
+        distance = torch.where(clean > centre, high - centre, centre - low)
+        score = ((clean - centre).abs() / distance.clamp(min=1e-12)).flatten().numpy()
+        scores.append(score if len(score) <= per_image else rng.choice(score, per_image, replace=False))
+    return np.concatenate(scores)
+
+
+def interval(maps: dict[str, Tensor], level: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(low, centre, high): the outermost quantile maps, or the mean -+ z std of a Gaussian."""
+    centre, *others = maps.values()
+    if "std" in maps:
+        reach = _z(level) * maps["std"]
+        return centre - reach, centre, centre + reach
+    stacked = torch.stack([centre, *others])
+    return stacked.amin(0), centre, stacked.amax(0)

@@ -1,0 +1,134 @@
+"""Model packages as bioimage.io defines them (format 0.5): weights, description, test image, cover."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distill.datasets import specimen
+from distill.denoiser import DirectDenoiser
+from distill.errors import UserError
+from distill.plots.pictures import mosaic
+
+PAPER, DOI = "Salmon & Krull, Direct Unsupervised Denoising, 2023", "10.48550/arXiv.2310.18116"
+SIZE = 127  # px of the test image: odd, and the cover of two such images 2:1
+TEXT = """# {title}
+
+Denoises images in one pass. A {student} that was distilled from the draws of a posterior sampler
+({paper}, doi:{doi}).
+
+Input `noisy`: raw counts (batch, channel: {channels}, y, x), of any height and width, from the
+microscope and with the settings of the images it was trained on (mean {mean}, std {std} counts). Do not
+normalise them.
+
+Outputs, in raw counts: {maps}. The training loss was {loss}.
+
+## Validation
+
+The test image is a synthetic specimen, brought to the mean and std of the training images: it shows that
+the network computes the same everywhere, not how well it denoises. For that, compare with averaged
+repeats of your own images, by PSNR.
+"""
+
+
+def check(author: str, license: str) -> None:
+    """A UserError for what `package` could not write: to be called before the long work."""
+    from bioimageio.spec.model import v0_5 as spec
+
+    try:
+        spec.LicenseId(license)
+    except ValueError:
+        raise UserError(
+            f"license: got '{license}', allowed are SPDX identifiers such as MIT or CC-BY-4.0"
+        ) from None
+    try:
+        spec.Author(name=author)
+    except ValueError:
+        raise UserError(f"author: got '{author}', must be a name without slashes") from None
+
+
+def package(weights: Path, denoiser: DirectDenoiser, author: str, license: str) -> Path:
+    """Packs an ONNX file and what describes it into a .zip beside it, which bioimageio.core then tests."""
+    from bioimageio.core import test_description
+    from bioimageio.spec import save_bioimageio_package
+
+    path = weights.with_suffix(".zip")
+    save_bioimageio_package(_describe(weights, denoiser, author, license), output_path=path)
+    summary = test_description(path, expected_type="model")
+    if summary.status != "passed":
+        errors = [error.msg for detail in summary.details for error in detail.errors]
+        raise UserError(f"bioimageio.core's test of the package: {summary.status}, {errors[:1]}")
+    return path
+
+
+def _describe(weights: Path, denoiser: DirectDenoiser, author: str, license: str) -> Any:
+    """The model description; the files that it names are written beside the weights."""
+    import onnx
+    from bioimageio.spec.model import v0_5 as spec
+
+    folder = weights.parent
+    student, loss = type(denoiser.backbone).__name__, type(denoiser.loss).__name__
+    noisy = _test_image(denoiser)
+    with torch.inference_mode():
+        maps = denoiser.maps(noisy)
+    mosaic(folder / "cover.png", [noisy, next(iter(maps.values()))], rows=1)
+    title = f"One-pass denoiser ({student} {loss})"
+    (folder / "README.md").write_text(
+        TEXT.format(
+            title=title,
+            paper=PAPER,
+            doi=DOI,
+            student=student,
+            loss=loss,
+            channels=len(denoiser.mean),
+            mean=_numbers(denoiser.mean),
+            std=_numbers(denoiser.std),
+            maps=", ".join(f"`{name}`" for name in maps),
+        )
+    )
+
+    def tensor(kind: type, name: str, image: Tensor, space: list[Any]) -> Any:
+        np.save(folder / f"{name}.npy", image.numpy())
+        channels = spec.ChannelAxis(channel_names=[f"channel{i}" for i in range(image.shape[1])])
+        return kind(
+            id=name,
+            axes=[spec.BatchAxis(), channels, *space],
+            data=spec.IntervalOrRatioDataDescr(type="float32"),
+            test_tensor=spec.FileDescr(source=folder / f"{name}.npy"),
+        )
+
+    any_size = [spec.SpaceInputAxis(id=axis, size=spec.ParameterizedSize(min=1, step=1)) for axis in "yx"]
+    same_size = [
+        spec.SpaceOutputAxis(id=axis, size=spec.SizeReference(tensor_id="noisy", axis_id=axis))
+        for axis in "yx"
+    ]
+    return spec.ModelDescr(
+        name=title,
+        description="Raw counts in, denoised raw counts out, in one pass.",
+        authors=[spec.Author(name=author)],
+        cite=[spec.CiteEntry(text=PAPER, doi=DOI)],
+        license=license,
+        tags=["denoising", "image-restoration", "2d", "unsupervised-learning"],
+        documentation=spec.FileDescr(source=folder / "README.md"),
+        covers=[spec.FileDescr(source=folder / "cover.png")],
+        inputs=[tensor(spec.InputTensorDescr, "noisy", noisy, any_size)],
+        outputs=[tensor(spec.OutputTensorDescr, *item, same_size) for item in maps.items()],
+        weights=spec.WeightsDescr(
+            onnx=spec.OnnxWeightsDescr(
+                source=weights, opset_version=onnx.load(weights).opset_import[0].version
+            )
+        ),
+    )
+
+
+def _test_image(denoiser: DirectDenoiser) -> Tensor:
+    """(1, C, H, W) raw counts: one field of view of the built-in specimen per channel."""
+    fields = torch.from_numpy(specimen(len(denoiser.mean), SIZE).noisy.astype(np.float32))[None]
+    variation, centre = torch.std_mean(fields, dim=(2, 3), keepdim=True)
+    return (fields - centre) / variation * denoiser.std + denoiser.mean
+
+
+def _numbers(values: Tensor) -> str:
+    return ", ".join(f"{value:.5g}" for value in values.flatten().tolist())

@@ -1,0 +1,155 @@
+"""A run's student in files that other programs open: ONNX, torch.export, a bioimage.io model package."""
+
+import importlib.util
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distill.denoiser import DirectDenoiser
+from distill.errors import UserError, checks_of
+from distill.exporting import bioimageio, graph
+from distill.runs import checkpoint
+
+ENDINGS = {"onnx": ".onnx", "torch-export": ".pt2", "bioimageio": ".zip"}
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+PACKAGES = {"onnx": ONNX_PACKAGES, "torch-export": (), "bioimageio": (*ONNX_PACKAGES, "bioimageio.core")}
+TOLERANCE = 1e-4  # of the range of the central map
+ONNX_BYTES = 2**31  # what one file of protocol buffers can hold
+
+Example = tuple[Tensor, dict[str, Tensor]]  # noisy (B, C, H, W), and every map of it
+
+
+def export(
+    run: str | Path,
+    out: str | Path | None = None,
+    *,
+    format: Literal["onnx", "torch-export", "bioimageio"] = "onnx",
+    author: str = "anonymous",
+    license: str = "MIT",
+    overwrite: bool = False,
+) -> Path:
+    """Writes a run's student as one file that needs none of this toolkit -> the file's path.
+
+    Raw counts (B, C, H, W) float32 in, named "noisy"; every output map in raw counts out, under its own
+    name, as with `predict`. Any B, H and W: standardisation, padding, crop and calibration are inside. The
+    file is kept if it gives what the student does, within 1e-4 of its range, on images of several sizes.
+
+    Args:
+        run: folder of a run.
+        out: file to write, ending in .onnx, .pt2 or .zip; by default beside the run's student.
+        format: "onnx"; "torch-export", for torch.export.load, on the CPU unless moved
+            (torch.export.passes.move_to_device_pass); or "bioimageio", a package for bioimage.io with the
+            ONNX file, its description and a test image, which bioimageio.core has tested.
+        author: of the model, for bioimage.io.
+        license: SPDX identifier of the model's licence, for bioimage.io.
+        overwrite: replace `out` if it exists.
+    """
+    _check_format(format)
+    if format == "bioimageio":
+        bioimageio.check(author, license)
+    denoiser = checkpoint.load_denoiser(run).requires_grad_(False).to(memory_format=torch.contiguous_format)
+    out = _checked_path(run, out, ENDINGS[format], overwrite)
+    student = f"{run}: its {type(denoiser.backbone).__name__}"
+    if format != "torch-export" and sum(p.nbytes for p in denoiser.parameters()) >= ONNX_BYTES:
+        raise UserError(f"{student} is too large for one ONNX file; pass --format torch-export")
+    with checks_of(str(run)), torch.inference_mode():
+        examples = _examples(denoiser)
+        if _difference(denoiser.maps, examples):
+            raise UserError(
+                f"{student} draws at random, so that no file can be checked against it; export a student "
+                "that gives the same every time, such as UNet"
+            )
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+        file = Path(folder) / ("student.pt2" if format == "torch-export" else "student.onnx")
+        with _in_one_line(f"{student} cannot be exported as {format}"):
+            program = graph.program(denoiser)
+            if format == "torch-export":
+                torch.export.save(program, file)
+                exported = torch.export.load(file).module()
+            else:
+                graph.save_onnx(program, denoiser.loss.outputs, file)
+                exported = graph.open_onnx(file)
+            difference = _difference(exported, examples)
+        if difference:
+            raise UserError(f"{student} comes out wrong as {format}: {difference}; pass another --format")
+        if format == "bioimageio":
+            with _in_one_line(f"{student} cannot be packed for bioimage.io"):
+                file = bioimageio.package(file, denoiser, author, license)
+        os.replace(file, out)
+    return out
+
+
+def _check_format(format: str) -> None:
+    if format not in ENDINGS:
+        raise UserError(f"format: got '{format}', allowed are {', '.join(ENDINGS)}")
+    if missing := [name for name in PACKAGES[format] if not _is_installed(name)]:
+        raise UserError(f"format: '{format}' needs {', '.join(missing)}; pip install '.[export]'")
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # not even the package that it would be in
+        return False
+
+
+def _checked_path(run: str | Path, out: str | Path | None, ending: str, overwrite: bool) -> Path:
+    if out is None:
+        out = (Path(run) if Path(run).is_dir() else Path(run).parent) / f"student{ending}"
+    out = Path(out)
+    if out.suffix.lower() != ending:
+        raise UserError(f"{out}: this format's files end in {ending}; pass such a name, or another --format")
+    if not out.parent.is_dir():
+        raise UserError(f"{out}: its folder does not exist; create it or pass another path")
+    if out.is_dir() or (out.exists() and not overwrite):
+        raise UserError(
+            f"{out}: exists already; pass another path with --out, or --overwrite true for a file"
+        )
+    return out
+
+
+def _examples(denoiser: DirectDenoiser) -> list[Example]:
+    """Images like those trained on, of sizes that are and are not multiples of the backbone's."""
+    multiple = getattr(denoiser.backbone, "multiple", 1)
+    m = max(8, multiple)
+    sizes = [(2, m + 1, 3 * m - 1), (1, 2 * m, 3 * m), (3, 4 * m - 1, m // 2 + 1), (1, 3 * m, 3 * m)]
+    sizes += [(1, 1, 1), (1, 3, 2 * m)] if multiple > 1 else []  # without padding, a network may need more
+    generator = torch.Generator().manual_seed(0)
+    examples = []
+    for batch, height, width in sizes:
+        standard = torch.randn(batch, len(denoiser.mean), height, width, generator=generator)
+        noisy = standard * denoiser.std + denoiser.mean
+        examples.append((noisy, denoiser.maps(noisy)))
+    return examples
+
+
+def _difference(answer: graph.Answer, examples: list[Example]) -> str:
+    """The first map that `answer` does not give as the examples have it; empty if there is none."""
+    centres = np.concatenate([next(iter(maps.values())).flatten() for _, maps in examples])
+    allowed = max(TOLERANCE * np.ptp(centres), 1e-6 * abs(centres).max())  # float32 has 1e-7 of the counts
+    for noisy, maps in examples:
+        found = answer(noisy)
+        for name, expected in maps.items():
+            size, error = list(noisy.shape), float((found[name] - expected).abs().max())
+            if found[name].shape != expected.shape or not error <= allowed:
+                return f"{name} of images {size} is {error:.3g} counts off, allowed are {allowed:.3g}"
+    return ""
+
+
+@contextmanager
+def _in_one_line(problem: str) -> Iterator[None]:
+    """torch's exporters, onnxruntime and bioimageio raise errors of many kinds and many lines."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"{problem} ({reason}); pass another --format") from error

@@ -1,0 +1,1 @@
+"""Noisy images in, whatever file or array they come from."""

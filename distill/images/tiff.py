@@ -1,0 +1,200 @@
+"""TIFF, OME-TIFF and ImageJ hyperstacks in and out, through tifffile."""
+
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import tifffile
+
+from distill.errors import UserError
+from distill.images.stack import Stack, checked
+
+BIG_BYTES = 3.9e9  # larger files are BigTIFF
+# tifffile's other letters: I, Q are unnamed page axes; R, P, M, V number positions.
+_SYNONYMS = str.maketrans("IQRPMV", "TTSSSS")
+_MICRONS = {"Å": 1e-4, "nm": 1e-3, "µm": 1.0, "mm": 1e3, "cm": 1e4, "inch": 25400, "m": 1e6}
+_UNITS = dict.fromkeys(("um", "micron", "microns", "μm", r"\u00b5m"), "µm") | {"in": "inch"}
+_LOSSLESS = {"ADOBE_DEFLATE": "zlib", "DEFLATE": "zlib", "LZW": "lzw", "ZSTD": "zstd"}
+_NOT_OME = ("int64", "uint64", "float16")
+
+
+def read(path: str | os.PathLike, axes: str | None = None) -> Stack:
+    """One TIFF file as a Stack: a read-only memory map where its pixels lie in one uncompressed
+    piece, otherwise read into memory (as files with several equal series are: these become S).
+
+    Axes come from OME-XML, ImageJ or tifffile metadata; else YX or TYX; `axes` overrides them all.
+    """
+    path = Path(path)
+    if path.is_dir() or not path.exists():
+        what = "is a folder" if path.is_dir() else "no such file"
+        raise UserError(f"{path}: {what}; pass the path of one TIFF file")
+    try:
+        with tifffile.TiffFile(path) as tif:
+            first = tif.series[0]
+            samples = first.keyframe.samplesperpixel
+            if samples > 1 and "S" in first.axes and not axes:
+                raise UserError(
+                    f"{path}: RGB image (axes {first.axes!r}, {samples} samples per pixel), one"
+                    " channel expected; convert to grey, or take the samples as channels with"
+                    f" --axes {first.axes.replace('S', 'C')}"
+                )
+            pixels, found = _pixels(tif, path)
+            compression = _LOSSLESS.get(getattr(first.keyframe.compression, "name", ""))
+            stack = Stack(pixels, axes.upper() if axes else found, path.name, compression=compression)
+            _calibrate(stack, tif)
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file raises anything in tifffile, ZeroDivisionError too
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path}: cannot be read ({reason}); pass an intact TIFF file") from error
+    return checked(stack)
+
+
+def _pixels(tif: tifffile.TiffFile, path: Path) -> tuple[np.ndarray, str]:
+    first = tif.series[0]
+    axes = first.axes.translate(_SYNONYMS)
+    kind = (first.shape, first.dtype, first.axes)
+    equal = [s for s in tif.series if (s.shape, s.dtype, s.axes) == kind]
+    if others := len(tif.series) - len(equal):
+        warnings.warn(f"{path}: {others} series of another shape or type left out", stacklevel=4)
+    if len(equal) > 1:
+        return np.stack([s.asarray() for s in equal]), "S" + axes
+    # A multi-file OME-TIFF may hold its pixels elsewhere, hence the look at each page's parent.
+    if first.dataoffset is not None and all(page.parent is tif for page in first.pages):
+        dtype = np.dtype(tif.byteorder + first.dtype.char)
+        return np.memmap(path, dtype, "r", first.dataoffset, first.shape), axes
+    return first.asarray(), axes
+
+
+def _calibrate(stack: Stack, tif: tifffile.TiffFile) -> None:
+    """Fills in pixel size, unit, source and extra from OME-XML, ImageJ or tifffile metadata."""
+    if tif.is_ome:
+        stack.source = "ome"
+        return _calibrate_ome(stack, tif.ome_metadata)
+    meta = tif.imagej_metadata or dict((tif.shaped_metadata or [{}])[0])
+    if tif.is_imagej:
+        stack.source = "imagej"
+        stack.extra = {k: meta[k] for k in ("finterval", "fps", "tunit", "Info") if k in meta}
+    tags = tif.pages.first.tags
+    inherent = {2: "inch", 3: "cm"}.get(int(tags.valueof("ResolutionUnit", 1)), "")
+    unit = str(meta.get("unit") or inherent)
+    stack.unit = _UNITS.get(unit.lower(), unit)
+    for axis in "xy":
+        pixels, length = tags.valueof(f"{axis.upper()}Resolution", (1, 1))
+        if pixels and length and (stack.unit or pixels != length):  # 1/1, no unit: uncalibrated
+            stack.pixel_size[axis] = length / pixels
+    if meta.get("spacing"):
+        stack.pixel_size["z"] = abs(float(meta["spacing"]))
+
+
+def _calibrate_ome(stack: Stack, xml: str) -> None:
+    image = ElementTree.fromstring(xml).find("{*}Image")
+    pixels = image.find("{*}Pixels")
+    units = {}
+    for axis in "xyz":
+        size = pixels.get(f"PhysicalSize{axis.upper()}")
+        if size:
+            unit = pixels.get(f"PhysicalSize{axis.upper()}Unit", "µm")
+            stack.pixel_size[axis], units[axis] = float(size), _UNITS.get(unit.lower(), unit)
+    stack.unit = next(iter(units.values()), "")
+    for axis, unit in units.items():  # one unit for all: the first axis'
+        stack.pixel_size[axis] *= _MICRONS.get(unit, 1) / _MICRONS.get(stack.unit, 1)
+    for key in ("TimeIncrement", "TimeIncrementUnit"):
+        if pixels.get(key):
+            stack.extra[key] = pixels.get(key)
+    names = [channel.get("Name") for channel in pixels.iterfind("{*}Channel")]
+    if names and all(names):
+        stack.extra["Channel"] = {"Name": names}
+
+
+def check_writable(path: str | os.PathLike, overwrite: bool = False) -> None:
+    """A UserError where `write` would refuse the path: to be called before the long work."""
+    path = Path(path)
+    if not path.name.lower().endswith((".tif", ".tiff")):
+        raise UserError(f"{path}: only TIFF is written; pass a name ending in .tif or .ome.tif")
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: its folder does not exist; create it or pass another path")
+    if path.is_dir() or (path.exists() and not overwrite):
+        raise UserError(f"{path}: exists already; pass another path, or overwrite for a file")
+
+
+def write(
+    path: str | os.PathLike, frames, like: Stack, dtype: str = "float32", overwrite: bool = False
+) -> None:
+    """Writes frames (N, C', Y, X) in the axis order and with the pixel size of `like`.
+
+    dtype: "float32", or "input" for that of `like` (rounded and clipped where it is an integer).
+    .ome.tif gives OME-TIFF (S moves first, Y and X last; OME keeps no axes of size 1). Any other
+    .tif is an ImageJ hyperstack where ImageJ can hold it unchanged (TZCYX order, no axes of size 1,
+    uint8, uint16 or float32, < 3.9 GB), else tifffile's own layout with axes in its metadata.
+    The file appears under its name only when it is complete.
+    """
+    path = Path(path)
+    check_writable(path, overwrite)
+    if dtype not in ("float32", "input"):
+        raise UserError(f"{path}: dtype {dtype!r} is not known; pass 'float32' or 'input'")
+    frames = np.asarray(frames.detach().cpu() if hasattr(frames, "detach") else frames)
+    array, axes = like.restore(frames), like.restored_axes(frames.shape[1])
+    target = np.dtype("f4") if dtype == "float32" else like.pixels.dtype.newbyteorder("=")
+    ome = path.name.lower().endswith((".ome.tif", ".ome.tiff"))
+    if ome and target.name in _NOT_OME:
+        raise UserError(f"{path}: OME-TIFF cannot hold {target}; pass a .tif name, or float32")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        _write_tiff(part, array, axes, target, like, ome)
+        os.replace(part, path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{path}: cannot be written ({reason}); check space and rights") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _write_tiff(path: Path, array: np.ndarray, axes: str, dtype: np.dtype, like: Stack, ome: bool) -> None:
+    big = array.size * dtype.itemsize > BIG_BYTES
+    unit = "um" if like.unit == "µm" and not ome else like.unit
+    imagej = not (ome or big) and unit.isascii() and dtype.name in ("uint8", "uint16", "float32")
+    imagej = imagej and list(axes) == [a for a in "TZCYX" if a in axes] and 1 not in array.shape[:-2]
+    kind = "ome" if ome else "imagej" if imagej else "plain"
+    meta = dict(like.extra) if like.source == kind else {}
+    options = {"photometric": "minisblack", "compression": like.compression}
+    series = [array]
+    if ome:
+        last = [a for a in axes if a not in "SYX"] + ["Y", "X"]
+        array = array.transpose([axes.index(a) for a in ["S"] * ("S" in axes) + last])
+        series, axes = (list(array) if "S" in axes else [array]), "".join(last)
+        for axis, size in like.pixel_size.items():
+            key = f"PhysicalSize{axis.upper()}"
+            meta |= {key: size, f"{key}Unit": {"inch": "in", "": "pixel"}.get(unit, unit)}
+        channels = series[0].shape[axes.index("C")] if "C" in axes else 1
+        if "Channel" in meta and len(meta["Channel"]["Name"]) != channels:
+            del meta["Channel"]
+    else:
+        x, y, z = (like.pixel_size.get(a) for a in "xyz")
+        meta |= {k: v for k, v in {"unit": unit, "spacing": z}.items() if v}
+        if x or y:
+            options["resolution"] = (1 / (x or y), 1 / (y or x))
+    meta["axes"] = axes
+    with tifffile.TiffWriter(path, bigtiff=big, ome=ome, imagej=imagej) as tif:
+        for image in series:
+            # Plane by plane: the conversion never holds more than one plane.
+            planes = _planes(image, dtype)
+            tif.write(planes, shape=image.shape, dtype=dtype, metadata=meta, **options)
+
+
+def _planes(array: np.ndarray, dtype: np.dtype) -> Iterator[np.ndarray]:
+    """The last two dimensions at a time, converted: rounded and clipped for an integer dtype."""
+    for index in np.ndindex(array.shape[:-2]):
+        plane = np.asarray(array[index])
+        if dtype.kind in "ui" and plane.dtype != dtype:
+            info = np.iinfo(dtype)
+            wide = plane.astype(np.float64)
+            high = float(info.max)
+            high = np.nextafter(high, 0) if high > info.max else high  # 2**63 - 1 is no float64
+            plane = np.clip(np.rint(wide), info.min, high)
+        elif dtype.kind == "b":
+            plane = plane >= 0.5
+        yield np.ascontiguousarray(plane, dtype=dtype)

@@ -1,0 +1,1 @@
+"""Noise models from repeats, calibration frames, or the noisy images alone."""

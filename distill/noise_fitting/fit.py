@@ -1,0 +1,163 @@
+"""Fit a noise model to repeated frames, to a calibration stack, or to the noisy data alone."""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from distill.errors import UserError
+from distill.images.stack import Images, Stack, as_stack
+from distill.noise_fitting.pairs import bootstrapped, given, levels, noise_images, repeated
+from distill.plots.noise import noise_autocorrelation, noise_density
+from samplers import AutoregressiveNoise, GaussianMixtureNoise, GaussianNoise, HistogramNoise, NoiseModel
+
+KINDS = {"gmm": GaussianMixtureNoise, "gaussian": GaussianNoise, "histogram": HistogramNoise}
+METHODS = ("repeats", "calibration", "bootstrap", "dark")
+MAX_HELD = 200_000
+
+
+def fit_noise_model(
+    images: Images,
+    out: str | os.PathLike,
+    *,
+    signal: Images | None = None,
+    kind: Literal["gmm", "gaussian", "histogram", "autoregressive"] = "gmm",
+    method: Literal["repeats", "calibration", "bootstrap", "dark"] = "repeats",
+    percentiles: tuple[float, float] | None = None,
+    held_out: float = 0.1,
+    n_gaussian: int = 3,
+    n_coeff: int = 2,
+    context: Literal["image", "row", "column"] = "image",
+    steps: int = 1000,
+    data: Images | None = None,
+    seed: int = 0,
+    axes: str | None = None,
+    overwrite: bool = False,
+) -> NoiseModel:
+    """Fits, judges on held-out pixels, writes `out` (.npz) and a plot of the same name (.png).
+
+    "repeats", "calibration": frames of one static scene; their mean is the signal. Residuals are
+    scaled by sqrt(N / (N - 1)), so their variance is right for any N >= 2: the mean holds
+    1/N of each pixel's own noise. "bootstrap": noisy frames of anything; the signal comes from
+    `blind_spot_pairs`, or is `signal`, a denoised version of `images` (one frame or as many).
+    "dark": frames without signal, whose mean level is taken off.
+
+    Kind "autoregressive" is for noise that is correlated between pixels; give it repeats, dark
+    frames, or bootstrap with a signal. The others take each pixel for itself.
+
+    Args:
+        percentiles: of the signal, pairs outside are dropped; (0, 100) for a calibration, else
+            (0.5, 99.5).
+        held_out: share of the pixels that the fit never sees; the returned model's `held_out_nll`
+            is their mean negative log-likelihood in nats per pixel (integers dequantised).
+        context: of an autoregressive model: row for line noise, far cheaper than image.
+        steps: of an autoregressive model's training.
+        data: noisy images that the model is meant for; their range is compared with the fitted one.
+        axes: of `images`, one letter of STCZYX per dimension. All channels share one model.
+    """
+    out = Path(out)
+    _check(out, kind, method, signal, percentiles, held_out, n_gaussian, n_coeff, overwrite)
+    stack, rng = as_stack(images, axes), np.random.default_rng(seed)
+    if kind == "autoregressive":
+        clean = None if signal is None else as_stack(signal)
+        noise = noise_images(stack, clean, dark=method == "dark")
+        return _fit_autoregressive(stack, noise, out, context, steps, held_out, seed)
+    if signal is not None:
+        s, x = given(stack, as_stack(signal), rng)
+    elif method == "bootstrap":
+        s, x = bootstrapped(stack, rng)
+    else:
+        s, x = repeated(stack, rng)
+    test = rng.random(s.shape[-1]) < held_out  # whole positions: no noise in both parts
+    train = s[..., ~test].ravel(), x[..., ~test].ravel()
+    percentiles = percentiles or ((0, 100) if method == "calibration" else (0.5, 99.5))
+    options = {
+        "gmm": {"n_gaussian": n_gaussian, "n_coeff": n_coeff},
+        "histogram": {"step": 1 if stack.pixels.dtype.kind in "iu" else None},
+    }.get(kind, {})
+    try:
+        model = KINDS[kind].fit(*train, percentiles=tuple(percentiles), seed=seed, **options)
+    except ValueError as error:
+        raise UserError(f"{stack.name}: {error}") from None
+    held = [torch.from_numpy(v[..., test].ravel()[:MAX_HELD]).float() for v in (s, x)]
+    if not len(held[0]):
+        raise UserError(f"{stack.name}: held_out={held_out} leaves no pixel to judge by; raise it")
+    model.held_out_nll = -float(model.log_likelihood(held[1], held[0]).mean())
+    low, high = np.percentile(train[0], percentiles)
+    print(f"{out}: {kind} for signals {low:.4g} to {high:.4g}, held-out"
+          f" {model.held_out_nll:.4f} nats/pixel on {len(held[0])} pixels")  # fmt: skip
+    _warn_of_range(s if data is None else levels(as_stack(data)), low, high)
+    _replace(out, model.write)
+    picture = [v[:: max(1, len(v) // 300_000)] for v in train]
+    _replace(out.with_suffix(".png"), lambda path: noise_density(path, model, *picture, low, high))
+    return model
+
+
+def _fit_autoregressive(
+    stack: Stack, noise: np.ndarray, out: Path, context: str, steps: int, held_out: float, seed: int
+) -> AutoregressiveNoise:
+    """Judged on the bottom rows of every frame, which the fit never sees."""
+    height = noise.shape[-2] - max(16, round(held_out * noise.shape[-2]))
+    try:
+        model = AutoregressiveNoise.fit(noise[:, :height], context, steps=steps, seed=seed)
+    except ValueError as error:
+        raise UserError(f"{stack.name}: {error}") from None
+    held = torch.from_numpy(noise[:64, None, height:])
+    with torch.no_grad():
+        model.held_out_nll = -float(model.log_likelihood(held, torch.zeros_like(held)).mean())
+    white = GaussianNoise(float(noise[:, :height].std()))
+    white_nll = -float(white.log_likelihood(held, torch.zeros_like(held)).mean())
+    print(f"{out}: autoregressive over the {context}, held-out {model.held_out_nll:.4f} nats/pixel;"
+          f" white Gaussian noise: {white_nll:.4f}")  # fmt: skip
+    _replace(out, model.write)
+    _replace(out.with_suffix(".png"), lambda path: noise_autocorrelation(path, model, noise))
+    return model
+
+
+def _warn_of_range(signal: np.ndarray, low: float, high: float) -> None:
+    slack = 0.1 * (high - low)
+    outside = ((signal < low - slack) | (signal > high + slack)).mean()
+    if outside > 0.02:  # the default percentiles leave out 1 % by intent
+        least, most = np.percentile(signal, (0.1, 99.9))
+        print(f"warning: signals reach from {least:.4g} to {most:.4g}, {100 * outside:.0f} % beyond the"
+              f" fitted {low:.4g} to {high:.4g}, where the model is extrapolated; widen percentiles"
+              " or add frames of that brightness")  # fmt: skip
+
+
+def _replace(path: Path, write) -> None:
+    """The old file or the whole new one, never a part."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _check(out, kind, method, signal, percentiles, held_out, n_gaussian, n_coeff, overwrite) -> None:
+    low, high = percentiles or (0, 100)
+    taken = [p for p in (out, out.with_suffix(".png")) if p.is_dir() or (p.exists() and not overwrite)]
+    problems = [
+        (kind not in (*KINDS, "autoregressive"),
+         f"kind: got {kind!r}, allowed are {', '.join(KINDS)}, autoregressive"),
+        (method not in METHODS, f"method: got {method!r}, allowed are {', '.join(METHODS)}"),
+        (method == "dark" and kind != "autoregressive",
+         f"method: dark frames tell nothing of other signals; for kind {kind!r} pass another method"),
+        (kind == "autoregressive" and method == "bootstrap" and signal is None,
+         "signal: got none, which kind autoregressive needs; pass one, or use sampler JointNoiseVAE"),
+        (signal is not None and method != "bootstrap",
+         f"signal: method {method!r} finds its own; drop signal, or pass method bootstrap"),
+        (not 0 <= low < high <= 100,
+         f"percentiles: got {percentiles}; pass two numbers with 0 <= low < high <= 100"),
+        (not 0 < held_out < 1, f"held_out: got {held_out}; pass a share such as 0.1"),
+        (min(n_gaussian, n_coeff) < 1,
+         f"n_gaussian, n_coeff: got {n_gaussian}, {n_coeff}; pass 1 or more of each"),
+        (out.suffix != ".npz", f"{out}: not an .npz file; pass a name that ends in .npz"),
+        (not out.parent.is_dir(), f"{out}: its folder does not exist; create it first"),
+        (bool(taken), f"{', '.join(map(str, taken))}: exists already; pass another path, or overwrite"),
+    ]  # fmt: skip
+    for wrong, text in problems:
+        if wrong:
+            raise UserError(text)

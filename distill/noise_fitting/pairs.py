@@ -1,0 +1,111 @@
+"""(signal, observation) pairs of raw counts, the observation dequantised, for fitting noise models."""
+
+import numpy as np
+
+from distill.errors import UserError
+from distill.images.stack import Stack
+from distill.noise_fitting.blind_spot import blind_spot_pairs
+
+MAX_PAIRS, MAX_FRAMES = 2_000_000, 400
+
+
+def repeated(stack: Stack, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """(signal, observation), each (N, K) at K positions: neighbours in columns 2i and 2i + 1."""
+    x = _read(stack, _some_frames(stack), _positions(stack, rng))
+    n = len(x)
+    if n < 2:
+        raise _one_frame(stack)
+    s = x.mean(0, keepdims=True, dtype="f8")
+    residual = (x - s) * (n / (n - 1)) ** 0.5
+    left, right = residual[:, 0::2].ravel(), residual[:, 1::2].ravel()
+    correlation = (left * right).mean() / max((residual**2).mean(), 1e-12)
+    if correlation > 0.2:
+        print(f"warning: {stack.name}: residuals of neighbours correlate at {correlation:.2f}; the"
+              " scene moves or bleaches, or the noise is structured: this fit is too wide")  # fmt: skip
+    residual += _dequantising(stack, residual.shape, rng)
+    return np.broadcast_to(s, x.shape).astype("f4"), (s + residual).astype("f4")
+
+
+def noise_images(stack: Stack, clean: Stack | None, dark: bool) -> np.ndarray:
+    """Images of the noise alone, float32 (N, Y, X), at most MAX_FRAMES of all frames and channels."""
+    noisy = np.asarray(stack.frames[_some_frames(stack)], dtype="f4")
+    if clean is not None:
+        _check_fits(stack, clean)
+        some = _some_frames(stack) if len(clean.frames) > 1 else [0]
+        noise = noisy - np.asarray(clean.frames[some], dtype="f4")
+    elif dark:
+        noise = noisy - noisy.mean((0, 2, 3), keepdims=True)
+    elif len(noisy) < 2:
+        raise _one_frame(stack)
+    else:
+        noise = (noisy - noisy.mean(0)) * (len(noisy) / (len(noisy) - 1)) ** 0.5
+    noise += _dequantising(stack, noise.shape, np.random.default_rng(0)).astype("f4")
+    return noise.reshape(-1, *noise.shape[-2:])
+
+
+def given(stack: Stack, clean: Stack, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """(signal, observation), each (N, K): of a denoised version of the same images."""
+    _check_fits(stack, clean)
+    frames, positions = _some_frames(stack), _positions(stack, rng)
+    x = _read(stack, frames, positions)
+    s = _read(clean, frames if len(clean.frames) > 1 else [0] * len(frames), positions)
+    return s, x + _dequantising(stack, x.shape, rng).astype("f4")
+
+
+def bootstrapped(stack: Stack, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """(signal, observation), each (K,), the signal predicted from the neighbours."""
+    if min(stack.frames.shape[-2:]) < 16:
+        raise UserError(f"{stack.name}: frames of {stack.frames.shape[-2:]} are too small to"
+                        " bootstrap from; pass at least 16 x 16 pixels")  # fmt: skip
+    s, x = blind_spot_pairs(stack.frames, rng)
+    return s, x + _dequantising(stack, x.shape, rng).astype("f4")
+
+
+def _one_frame(stack: Stack) -> UserError:
+    return UserError(
+        f"{stack.name}: got one frame of shape {stack.frames.shape[1:]}; a static scene needs 2"
+        " frames or more (about 100); pass those, or method bootstrap"
+    )
+
+
+def _check_fits(stack: Stack, clean: Stack) -> None:
+    if clean.frames.shape not in (stack.frames.shape, (1, *stack.frames.shape[1:])):
+        raise UserError(
+            f"{clean.name}: signal of {clean.frames.shape} (N, C, Y, X) does not fit images of"
+            f" {stack.frames.shape}; pass one denoised frame or as many as there are noisy ones"
+        )
+
+
+def _some_frames(stack: Stack) -> np.ndarray:
+    n = len(stack.frames)
+    return np.linspace(0, n - 1, min(n, MAX_FRAMES)).round().astype(int)
+
+
+def _positions(stack: Stack, rng: np.random.Generator) -> np.ndarray:
+    """Flat (C, Y, X) indices in random order, the even ones each followed by their right neighbour."""
+    size, width = int(np.prod(stack.frames.shape[1:])), stack.frames.shape[-1]
+    count = max(1, min(size, max(MAX_PAIRS // len(_some_frames(stack)), 1000)) // 2)
+    first = rng.choice(size, size=count, replace=False)
+    first -= first % width == width - 1
+    return np.stack([first, first + (width > 1)], axis=1).ravel()
+
+
+def _read(stack: Stack, frames, positions: np.ndarray) -> np.ndarray:
+    picked = [np.asarray(stack.frames[int(i)]).ravel()[positions] for i in frames]
+    return np.stack(picked).astype("f4")
+
+
+def _dequantising(stack: Stack, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Uniform noise for integers: a density fitted to them would collapse on their values."""
+    width = 0.5 if stack.pixels.dtype.kind in "iu" else 0.0
+    return rng.uniform(-width, width, shape)
+
+
+def levels(data: Stack) -> np.ndarray:
+    """Rough signals of noisy data: means of 4 x 4 pixels in some frames."""
+    _, channels, y, x = data.frames.shape
+    some = data.frames[np.unique(np.linspace(0, len(data.frames) - 1, 8).round().astype(int))]
+    crop = np.asarray(some, dtype="f4")[..., : max(y // 4, 1) * 4, : max(x // 4, 1) * 4]
+    if min(y, x) < 4:
+        return crop
+    return crop.reshape(-1, channels, y // 4, 4, x // 4, 4).mean((3, 5))

@@ -1,0 +1,1 @@
+"""Denoised images and draws of whole stacks."""

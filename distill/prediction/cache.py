@@ -1,0 +1,99 @@
+"""A finished sampler's draws on disk, so that many students can be trained without running it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from distill.errors import UserError
+from distill.hardware import Precision, autocast, choose_device
+from distill.images.stack import Images, as_stack, statistics
+from distill.prediction.predict import in_tiles
+from distill.runs import checkpoint
+from samplers import CachedDraws, PosteriorSampler
+from samplers.cached import fingerprint
+
+
+def cache_draws(
+    run: str | Path | PosteriorSampler,
+    images: Images,
+    out: str | Path,
+    *,
+    draws: int = 32,
+    keep: int | None = None,
+    tile: int | None = None,
+    halo: int = 64,
+    device: str | None = None,
+    precision: Precision = "auto",
+    axes: str | None = None,
+) -> CachedDraws:
+    """Draws of every frame, written to the folder `out` -> the sampler to train students with.
+
+    float16 in units of the images' standard deviation: 2 bytes * draws per pixel. A stopped run
+    goes on with the first frame that is not finished.
+
+    Args:
+        run: folder of a run, or a sampler.
+        draws: how many draws of each frame to make.
+        keep: keep only so many values per pixel: means of equal shares of the sorted draws, spread
+            to the draws' own mean and std. Enough for losses that look at one pixel at a time, and
+            for them alone: neighbouring pixels no longer belong to one draw.
+        tile: side of square tiles in pixels, for images too large to go through at once; each is
+            drawn on its own.
+        halo: pixels around each tile that the sampler sees.
+    """
+    if draws < 1 or (keep is not None and (keep < 1 or draws % keep)):
+        raise UserError(f"draws, keep: got {draws}, {keep}; keep must divide draws, both at least 1")
+    device, out = choose_device(device), Path(out)
+    sampler = run if isinstance(run, PosteriorSampler) else checkpoint.load_sampler(run)
+    sampler = sampler.eval().to(device)
+    stack = as_stack(images, axes)
+    mean, std = statistics(stack)
+    n, channels, *size = stack.frames.shape
+    header = {
+        "name": stack.name, "images": fingerprint(stack.frames), "draws": draws, "keep": keep,
+        "mean": mean.ravel().tolist(), "std": std.ravel().tolist(),
+    }  # fmt: skip
+    cache, done = _open(out, header, (n, keep or draws, channels, *size))
+
+    def answer(noisy: Tensor) -> Tensor:  # (1, C, h, w) -> (1, K * C, h, w)
+        drawn = torch.stack(list(sampler.draws(noisy, draws)))
+        return (drawn if keep is None else _shares(drawn, keep)).transpose(0, 1).flatten(1, 2)
+
+    for i in tqdm(range(done, n), desc="cache", unit="frame", initial=done, total=n):
+        noisy = torch.from_numpy(np.array(stack.frames[i], dtype=np.float32))[None].to(device)
+        with torch.inference_mode(), autocast(device, precision):
+            drawn = in_tiles(answer, noisy, tile, halo).float().cpu().numpy()
+        cache[i] = (drawn.reshape(-1, channels, *size) - mean) / std
+        cache.flush()
+        (out / "unfinished.json").write_text(json.dumps(header | {"done": i + 1}))
+    (out / "unfinished.json").replace(out / "draws.json")
+    return CachedDraws(str(out))
+
+
+def _open(out: Path, header: dict, shape: tuple[int, ...]) -> tuple[np.ndarray, int]:
+    """The array on disk, and how many frames of it a stopped run has finished."""
+    if (out / "draws.json").exists():
+        raise UserError(f"{out}: holds a finished cache; pass another folder, or delete it first")
+    unfinished = out / "unfinished.json"
+    if unfinished.exists():
+        stored = json.loads(unfinished.read_text())
+        done = stored.pop("done")
+        if stored != header:
+            raise UserError(f"{out}: holds a part of another cache; pass another folder, or delete it")
+        return np.lib.format.open_memmap(out / "draws.npy", mode="r+"), done
+    out.mkdir(parents=True, exist_ok=True)
+    cache = np.lib.format.open_memmap(out / "draws.npy", mode="w+", dtype=np.float16, shape=shape)
+    unfinished.write_text(json.dumps(header | {"done": 0}))
+    return cache, 0
+
+
+def _shares(draws: Tensor, keep: int) -> Tensor:
+    """(K, ...) -> (keep, ...) with the same mean and std per pixel."""
+    shares = draws.sort(dim=0).values.unflatten(0, (keep, -1)).mean(1)
+    mean = shares.mean(0)
+    lost = draws.std(0, correction=0) / shares.std(0, correction=0).clamp(min=1e-12)
+    return mean + (shares - mean) * lost

@@ -1,0 +1,143 @@
+"""A trained run on new images: one pass of the student, or many draws of the sampler."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from distill.errors import UserError, checks_of
+from distill.hardware import Precision, autocast, choose_device
+from distill.images import tiff
+from distill.images.stack import Images, as_stack
+from distill.runs import checkpoint
+from samplers import posterior_mean, posterior_median, posterior_std
+
+Statistic = Literal["mean", "median", "std"]
+STATISTICS = {"mean": posterior_mean, "median": posterior_median, "std": posterior_std}
+ALIGNMENT = 64  # tiles start at multiples of this, so that every tile is downsampled on one grid
+
+
+def predict(
+    run: str | Path,
+    noisy: Images,
+    out: str | Path | None = None,
+    *,
+    draws: int = 0,
+    statistic: Statistic = "mean",
+    tile: int | None = None,
+    halo: int = 64,
+    dtype: Literal["float32", "input"] = "float32",
+    overwrite: bool = False,
+    device: str | None = None,
+    precision: Precision = "auto",
+    axes: str | None = None,
+) -> np.ndarray:
+    """Denoises every frame, in raw counts, and keeps the images' axes -> the denoised array.
+
+    A student with several output images, such as an uncertainty, writes the others beside `out`:
+    denoised_std.tif. What is returned is the central one.
+
+    Args:
+        run: folder of a run.
+        out: TIFF to write, with the pixel size and axes of the input.
+        draws: 0 for the student's one pass, else how many draws of the sampler to take.
+        statistic: what to make of the draws.
+        tile: side of square tiles in pixels, for images too large to go through at once.
+        halo: pixels around each tile that the networks see and that are cut off.
+        dtype: "float32", or "input" to round and clip to the input's type.
+        overwrite: replace `out` if it exists.
+        axes: the letters of the images' dimensions, of STCZYX, where the file does not say.
+    """
+    _check_arguments(draws, statistic, tile, halo)
+    device = choose_device(device)
+    stack = as_stack(noisy, axes)
+    denoiser = checkpoint.load_denoiser(run).to(device)
+    names = [statistic] if draws else denoiser.loss.outputs
+    files = [] if out is None else map_files(out, names)
+    for file in files:
+        tiff.check_writable(file, overwrite)
+    if len(denoiser.mean) != stack.frames.shape[1]:
+        raise UserError(
+            f"{stack.name}: has {stack.frames.shape[1]} channels, but {run} was trained on "
+            f"{len(denoiser.mean)}; pass images like those that it was trained on"
+        )
+
+    def answer(noisy: Tensor) -> Tensor:  # (B, C, H, W) -> (B, len(names) * C, H, W)
+        return torch.cat(list(denoiser.maps(noisy).values()), dim=1)
+
+    if draws:
+        sampler = checkpoint.load_sampler(run).to(device)
+        answer = partial(STATISTICS[statistic], sampler, n=draws)
+
+    frames, channels, *size = stack.frames.shape
+    maps = np.empty((frames, len(names) * channels, *size), np.float32)
+    for i in tqdm(range(len(stack.frames)), desc="predict", unit="frame"):
+        frame = np.array(stack.frames[i], dtype=np.float32)
+        if not np.isfinite(frame).all():
+            raise UserError(f"{stack.name}: frame {i} holds NaN or infinity; replace those pixels first")
+        noisy_frame = torch.from_numpy(frame)[None].to(device)
+        with checks_of(str(run)), torch.inference_mode(), autocast(device, precision):
+            maps[i] = in_tiles(answer, noisy_frame, tile, halo)[0].float().cpu().numpy()
+    images = np.split(maps, len(names), axis=1)
+    for file, name, image in zip(files, names, images, strict=False):
+        kind = "float32" if name == "std" else dtype  # whole counts would be too coarse for a spread
+        tiff.write(file, image, stack, dtype=kind, overwrite=overwrite)
+    return stack.restore(images[0])
+
+
+def map_files(out: str | Path, names: Sequence[str]) -> list[Path]:
+    """The file of each output image: `out` for the first, out_NAME for the others."""
+    out = Path(out)
+    return [out, *(out.with_name(f"{out.stem}_{name}{out.suffix}") for name in names[1:])]
+
+
+def in_tiles(
+    answer: Callable[[Tensor], Tensor], noisy: Tensor, tile: int | None = None, halo: int = 64
+) -> Tensor:
+    """(B, C, H, W) -> what `answer` gives, (B, K, H, W), `tile` pixels at a time with `halo` more seen on every side.
+
+    A halo of the network's receptive field makes tiles exactly the whole image: 160 px for the
+    paper's U-Net. HDN's exceeds any halo. Where a tile meets the image's border there is none.
+    """
+    if tile is None or tile >= max(noisy.shape[-2:]):
+        return answer(noisy)
+    whole = None
+    for (y0, y1, top, bottom), (x0, x1, left, right) in _tiles(noisy.shape[-2:], tile, halo):
+        seen = answer(noisy[..., top:bottom, left:right])
+        if whole is None:
+            whole = seen.new_empty(*seen.shape[:2], *noisy.shape[-2:])
+        whole[..., y0:y1, x0:x1] = seen[..., y0 - top : y1 - top, x0 - left : x1 - left]
+    return whole
+
+
+def _tiles(size: tuple[int, int], tile: int, halo: int) -> Iterator[tuple[tuple[int, ...], ...]]:
+    """For each tile and axis: start and end of what is kept, start and end of what is seen."""
+
+    def spans(length: int) -> list[tuple[int, int, int, int]]:
+        step = max(ALIGNMENT, tile // ALIGNMENT * ALIGNMENT)
+        margin = -(-halo // ALIGNMENT) * ALIGNMENT
+        return [
+            (
+                start,
+                min(start + step, length),
+                max(0, start - margin),
+                min(start + step + margin, length),
+            )
+            for start in range(0, length, step)
+        ]
+
+    return ((rows, columns) for rows in spans(size[0]) for columns in spans(size[1]))
+
+
+def _check_arguments(draws: int, statistic: str, tile: int | None, halo: int) -> None:
+    if statistic not in STATISTICS:
+        raise UserError(f"statistic: got '{statistic}', allowed are {', '.join(STATISTICS)}")
+    if draws < 0 or (statistic == "std" and draws == 1):
+        raise UserError(f"draws: got {draws}; must be at least 0, and at least 2 for the std")
+    if halo < 0 or (tile is not None and tile < ALIGNMENT):
+        raise UserError(f"tile, halo: got {tile}, {halo}; must be at least {ALIGNMENT} and 0")

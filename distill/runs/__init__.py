@@ -1,0 +1,1 @@
+"""Finished runs on disk: weights, and how to build the networks again."""

@@ -1,0 +1,63 @@
+"""What is in a run or an image, in a few lines."""
+
+from pathlib import Path
+from typing import Any
+
+from distill.images.stack import Stack, as_stack, statistics
+from distill.runs import checkpoint
+from samplers import GaussianNoise
+
+
+def describe_run(path: Path) -> str:
+    _, header = checkpoint.load(path / "student.safetensors")
+    _, sampler_header = checkpoint.load(path / "sampler.safetensors")
+    denoiser = checkpoint.load_denoiser(path)
+    weights = sum(p.numel() for p in denoiser.backbone.parameters())
+    lines = [
+        f"{path}: a finished run",
+        f"sampler   {_call(sampler_header['sampler'])}",
+        f"student   {_call(header['backbone'])}, {weights:,} parameters",
+        f"loss      {_call(header['loss'])}: its output is the {', '.join(denoiser.loss.outputs)}",
+        f"data      mean {denoiser.mean.flatten().tolist()}, std {denoiser.std.flatten().tolist()} counts",
+    ]
+    metrics = path / "metrics.jsonl"
+    if metrics.exists():
+        lines.append(f"last      {metrics.read_text().splitlines()[-1]}")
+    return "\n".join(lines)
+
+
+def describe_image(path: Path) -> str:
+    stack = as_stack(path)
+    mean, std = statistics(stack)
+    size = ", ".join(f"{axis} {value:g} {stack.unit}" for axis, value in stack.pixel_size.items())
+    return "\n".join(
+        [
+            f"{path}: {stack.pixels.dtype} image, axes {stack.axes}, shape {stack.pixels.shape}",
+            f"frames    {stack.frames.shape} (N, C, Y, X)",
+            f"pixel     {size or 'size unknown'}",
+            f"counts    mean {mean.flatten().tolist()}, std {std.flatten().tolist()}",
+            f"noise     {_noise(stack)}",
+        ]
+    )
+
+
+def _noise(stack: Stack) -> str:
+    try:
+        estimate = GaussianNoise.estimate(stack.frames)
+    except ValueError as error:
+        return str(error)
+    return f"variance = {estimate.gain:.4g} * signal + {estimate.offset:.4g}, estimated"
+
+
+def _call(description: dict[str, Any] | None) -> str:
+    if description is None:
+        return "an object that cannot be rebuilt by name"
+    given = {k: _value(v) for k, v in description["arguments"].items() if v is not None}
+    name = description["class"].rpartition(".")[2]
+    return f"{name}({', '.join(f'{k}={v}' for k, v in given.items())})"
+
+
+def _value(argument: Any) -> str:
+    if isinstance(argument, list):
+        return f"[{', '.join(_value(each) for each in argument)}]"
+    return _call(argument) if isinstance(argument, dict) else str(argument)

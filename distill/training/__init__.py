@@ -1,0 +1,1 @@
+"""The co-training of a sampler and its student."""

@@ -1,0 +1,120 @@
+"""What the student costs in training and saves afterwards (paper, section 5)."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from distill.errors import UserError
+from distill.hardware import Precision, autocast, choose_device, synchronise, working_memory
+from distill.images.stack import Images, as_stack
+from distill.runs import checkpoint
+from distill.training.optimiser import Optimiser
+from distill.training.patches import Patches, split
+
+DRAWS = 1000  # what the paper compares one pass with
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds and MB on one machine. A step is one update with `batch_size` patches."""
+
+    device: str
+    sampler_step: float  # the sampler trained alone
+    both_step: float  # with its student
+    student_step: float  # the student on the finished sampler
+    sampler_memory: float  # MB beyond weights, gradients and optimiser states
+    both_memory: float
+    extra_training: float  # seconds that the student added to the run
+    seconds_per_draw: float  # of one frame
+    seconds_per_pass: float
+    break_even: float  # frames after which the student has paid for itself, against 1000 draws of each
+
+    def __str__(self) -> str:
+        return (
+            f"A step takes {self.sampler_step:.3f} s for the sampler alone, {self.both_step:.3f} s with its "
+            f"student ({self.both_step / self.sampler_step:.2f}x), {self.student_step:.3f} s for the student "
+            f"on the finished sampler; memory {self.sampler_memory:.0f} MB alone, {self.both_memory:.0f} MB "
+            f"with the student.\nThe student added {self.extra_training:.0f} s to this run; a draw of one "
+            f"frame takes {self.seconds_per_draw:.3f} s, the student {self.seconds_per_pass:.3f} s: it has "
+            f"paid for itself after {self.break_even:.2g} frames, against {DRAWS} draws of each ({self.device})."
+        )
+
+
+def training_cost(
+    run: str | Path,
+    noisy: Images,
+    *,
+    repeats: int = 5,
+    device: str | None = None,
+    precision: Precision = "auto",
+    axes: str | None = None,
+) -> Cost:
+    """Measures copies of a run's networks on its own settings; the run stays as it is.
+
+    Args:
+        run: folder of a run, with its checkpoint.
+        noisy: images like those that it was trained on.
+        repeats: steps of each kind; the fastest counts, since other work only adds.
+    """
+    settings = checkpoint.load(Path(run) / "checkpoint.safetensors")[1]["settings"]
+    sampler, denoiser = checkpoint.load_sampler(run), checkpoint.load_denoiser(run)
+    if not (sampler.trainable and settings["steps"]):
+        raise UserError(f"{run}: its sampler was not trained with the student; pass a run that co-trained")
+    device = choose_device(device)
+    sampler, denoiser = sampler.to(device), denoiser.to(device)
+    frames = as_stack(noisy, axes).frames
+    micro = min(settings["micro_batch"], settings["batch_size"])
+    passes = settings["batch_size"] / micro
+    whole, _ = split(frames, 0.0, settings["patch_size"], 0)
+    batch = Patches(frames, whole, settings["patch_size"]).sample(micro, np.random.default_rng(0)).to(device)
+    optimise_sampler, optimise_student = (
+        Optimiser("", module, settings["optimiser"], 0.0, "cosine", 1, settings["clip"])
+        for module in (sampler, denoiser)
+    )
+
+    def update(train_sampler: bool, train_student: bool) -> None:
+        with autocast(device, precision):
+            sampler.train(train_sampler)
+            cost, draw = sampler.training_step(batch) if train_sampler else (None, sampler.sample(batch)[0])
+        if train_sampler:
+            optimise_sampler.backward(cost, 1.0)
+            optimise_sampler.step()
+        if train_student:
+            with autocast(device, precision):
+                prediction = denoiser.predict(batch)
+            targets = denoiser.standardise(draw.detach())[None].expand(settings["draws"], *draw.shape)
+            optimise_student.backward(denoiser.loss(prediction, targets), 1.0)
+            optimise_student.step()
+
+    kinds = {"sampler": (True, False), "both": (True, True), "student": (False, True)}
+    steps = {kind: passes * _fastest(partial(update, *what), repeats, device) for kind, what in kinds.items()}
+    memory = {kind: working_memory(partial(update, *kinds[kind]), device) for kind in ("sampler", "both")}
+    sampler.eval(), denoiser.eval()
+    image = torch.from_numpy(np.array(frames[:1], np.float32)).to(device)
+    with torch.inference_mode(), autocast(device, precision):
+        per_draw = _fastest(lambda: list(sampler.draws(image, 3)), repeats, device) / 3  # encoded once
+        per_pass = _fastest(lambda: denoiser(image), repeats, device)
+    extra = (
+        settings["steps"] * (steps["both"] - steps["sampler"]) + settings["refine_steps"] * steps["student"]
+    )
+    return Cost(
+        str(device), steps["sampler"], steps["both"], steps["student"], memory["sampler"], memory["both"],
+        extra, per_draw, per_pass, extra / max(DRAWS * per_draw - per_pass, 1e-12),
+    )  # fmt: skip
+
+
+def _fastest(work: Callable[[], object], repeats: int, device: torch.device) -> float:
+    work()
+    times = []
+    for _ in range(repeats):
+        synchronise(device)
+        started = time.perf_counter()
+        work()
+        synchronise(device)
+        times.append(time.perf_counter() - started)
+    return min(times)

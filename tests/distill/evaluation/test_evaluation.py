@@ -1,0 +1,153 @@
+import csv
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from distill import UserError, evaluate, psnr, specimen, train
+from distill.evaluation.evaluate import compare, evaluate_all
+from distill.evaluation.metrics import ssim
+from distill.evaluation.residuals import residual_scores
+from distill.evaluation.stored_draws import StoredDraws
+from distill.evaluation.tables import format_table
+from losses import L2, Quantiles
+from samplers import GaussianNoise, LinearGaussianField
+from samplers.base import median
+from students import UNet
+
+
+def test_psnr_is_the_papers():
+    clean = torch.tensor([[10.0, 60.0]])
+    assert psnr(clean + 5, clean) == pytest.approx(20 * math.log10(50 / 5))
+
+
+def test_ssim_is_1_for_the_same_image_falls_with_noise_and_needs_11_pixels():
+    clean = torch.rand(2, 32, 32)
+    assert ssim(clean, clean) == pytest.approx(1)
+    assert ssim(clean + 0.1 * torch.randn(2, 32, 32), clean) < 0.99
+    assert math.isnan(ssim(clean[..., :10], clean[..., :10]))
+
+
+def test_averages_of_draws_approach_the_posterior_mean():
+    field = LinearGaussianField()
+    clean = field.prior(1, (256, 256))
+    noisy = field.observe(clean)
+
+    class Wiener(torch.nn.Module):
+        loss = L2()
+
+        def maps(self, noisy):
+            return {"mean": field.posterior_mean(noisy)}
+
+    rows, pictures = compare(field, Wiener(), [(noisy[0], clean[0])], (30, 1, 4), torch.device("cpu"))
+    assert [row["image"] for row in rows] == [
+        "noisy input",
+        "1 draw",
+        "4 draws",
+        "30 draws",
+        "student",
+    ]
+    scores = [row["psnr_mean"] for row in rows]
+    assert scores == sorted(scores)
+    # by the law of total variance, MSE(n draws) = MSE(mean) + posterior variance / n
+    mse = lambda db: float((clean.max() - clean.min()) ** 2) / 10 ** (db / 10)
+    variance = float(field.posterior_std(noisy).square().mean())
+    assert mse(scores[1]) - mse(scores[4]) == pytest.approx(variance, rel=0.15)
+    assert len(pictures) == 6
+
+
+def test_stored_draws_go_on_after_a_stop_with_other_draws(tmp_path, monkeypatch):
+    monkeypatch.setattr("distill.evaluation.stored_draws.BAND_BYTES", 4 * 7 * 16)  # bands of one row
+    field = LinearGaussianField()
+    noisy = field.observe(field.prior(1, (8, 16)))
+    StoredDraws(tmp_path / "0", field, noisy, 7).take(3)
+    (tmp_path / "0.f32").open("ab").write(b"half a draw")
+    stored = StoredDraws(tmp_path / "0", field, noisy, 7)
+    assert len(stored.seconds) == 3
+    mean, middle, seconds = stored.take(7)
+    draws = torch.from_numpy(np.fromfile(tmp_path / "0.f32", np.float32)[: 7 * 128].reshape(7, 1, 8, 16))
+    assert len(draws.flatten(1).unique(dim=0)) == 7
+    torch.testing.assert_close(mean, draws.mean(0))
+    torch.testing.assert_close(middle, median(draws))
+    assert seconds == sum(stored.seconds)
+    stored.delete()
+    assert not list(tmp_path.iterdir())
+
+
+def test_residuals_tell_structure_that_was_removed_from_noise_that_was_left():
+    cells = specimen(1, 128)
+    noisy, clean = (torch.from_numpy(v.astype(np.float32)) for v in (cells.noisy, cells.clean))
+    noise_model = GaussianNoise(gain=cells.gain, offset=cells.offset)
+    right = residual_scores(noisy, clean, noise_model)
+    assert abs(right["correlation_x"]) < 0.02 and abs(right["correlation_y"]) < 0.02
+    assert right["residual_std"] == pytest.approx(right["expected_std"], rel=0.03)
+    assert right["nll"] == pytest.approx(right["expected_nll"], abs=0.03)
+    flat = residual_scores(noisy, clean.mean().expand_as(clean), noise_model)
+    assert flat["correlation_x"] > 0.2 and flat["residual_std"] > 1.1 * flat["expected_std"]
+    timid = residual_scores(noisy, (noisy + clean) / 2, noise_model)
+    assert timid["residual_std"] < 0.6 * timid["expected_std"]
+    assert "nll" not in residual_scores(noisy, clean, None)
+
+
+@pytest.fixture
+def run(noisy, tiny_hdn, tiny_unet, tmp_path):
+    options = dict(steps=2, refine_steps=0, batch_size=2, micro_batch=2, patch_size=16, device="cpu")
+    return train(noisy, tiny_hdn, tiny_unet, out=tmp_path / "run", **options).path
+
+
+def test_a_run_against_ground_truth(noisy, run):
+    rows = evaluate(run, noisy, noisy.mean(0), draws=[1, 3], frames=2, device="cpu")
+    assert [row["image"] for row in rows] == ["noisy input", "1 draw", "3 draws", "student"]
+    table = format_table(rows)
+    assert "PSNR" in table and "SSIM" in table and "residual" not in table
+    with open(run / "evaluation.csv") as file:
+        stored = list(csv.DictReader(file))
+    assert float(stored[3]["psnr_mean"]) == rows[3]["psnr_mean"] and stored[3]["run"] == "run"
+    assert (run / "evaluation.md").read_text() == table + "\n"
+    assert (run / "evaluation.png").exists() and not (run / "unfinished").exists()
+    assert "student, one pass" in (run / "psnr_against_time.svg").read_text()
+    with np.load(run / "evaluation.npz") as images:
+        assert list(images)[-1] == "ground truth" and images["student"].shape == (48, 40)
+    with pytest.raises(UserError, match="clean: got frames"):
+        evaluate(run, noisy, np.zeros((3, 48, 40)))
+
+
+def test_without_ground_truth(noisy, run):
+    rows = evaluate(run, noisy, draws=[2, 4], frames=2, device="cpu")
+    table = format_table(rows)
+    assert "correlation along x" in table and "PSNR of" not in table and "NLL" in table
+    assert rows[1]["psnr_to_draws"] > 0 and "psnr_to_draws" not in rows[2]
+    assert (run / "residuals.png").exists()
+
+
+def test_a_stopped_evaluation_goes_on(noisy, run, monkeypatch):
+    taken, take = [], StoredDraws.take
+
+    def stopping(self, n):
+        taken.append(n)
+        if len(taken) == 4:
+            raise KeyboardInterrupt
+        return take(self, n)
+
+    monkeypatch.setattr(StoredDraws, "take", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(run, noisy, noisy, draws=[1, 3], device="cpu")
+    rows = evaluate(run, noisy, noisy, draws=[1, 3], device="cpu")
+    assert taken == [1, 3, 1, 3] + [1, 3] * 3 and len(rows) == 4  # the first frame was not drawn again
+
+
+def test_every_map_of_a_student_and_several_runs_and_data_sets(noisy, tiny_hdn, tmp_path):
+    options = dict(steps=2, refine_steps=0, batch_size=2, micro_batch=2, patch_size=16, device="cpu")
+    for name, loss in {"mean": L2(), "quantiles": Quantiles()}.items():
+        student = UNet(out_channels=len(loss.outputs), depth=2, filters=4)
+        train(noisy, tiny_hdn, student, loss, tmp_path / name, **options)
+    data = [(noisy, noisy.mean(0)), (noisy[:2], noisy[:2])]
+    runs = [tmp_path / "mean", tmp_path / "quantiles"]
+    rows = evaluate_all(runs, data, tmp_path / "out", draws=[1], frames=1, device="cpu")
+    assert [row["image"] for row in rows[-5:]] == [
+        "noisy input", "1 draw", "student", "student q05", "student q95",
+    ]  # fmt: skip
+    lines = (tmp_path / "out" / "table1.md").read_text().splitlines()
+    assert len(lines) == 4 + 4 and "student q95" in lines[2]
+    assert (tmp_path / "out" / "quantiles" / "array_2" / "evaluation.png").exists()

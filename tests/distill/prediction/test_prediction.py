@@ -1,0 +1,80 @@
+import numpy as np
+import pytest
+import tifffile
+import torch
+
+from distill import UserError, load_denoiser, predict, train
+from distill.denoiser import DirectDenoiser
+from distill.images.tiff import read
+from distill.prediction.predict import in_tiles
+from losses import L2
+from students import UNet
+
+
+@pytest.fixture
+def run(noisy, tiny_hdn, tiny_unet, tmp_path):
+    train(noisy, tiny_hdn, tiny_unet, L2(), tmp_path / "run", steps=2, refine_steps=0, batch_size=2,
+          micro_batch=2, patch_size=16, device="cpu")  # fmt: skip
+    return tmp_path / "run"
+
+
+def test_one_pass_keeps_axes_pixel_size_and_counts(run, noisy, tmp_path):
+    path = tmp_path / "noisy.tif"
+    metadata = {"axes": "ZYX", "spacing": 0.5, "unit": "um"}
+    tifffile.imwrite(path, noisy, imagej=True, resolution=(4.0, 4.0), metadata=metadata)
+    denoised = predict(run, path, tmp_path / "clean.tif")
+    with torch.inference_mode():
+        direct = load_denoiser(run)(torch.from_numpy(noisy)[:, None])[:, 0].numpy()
+    np.testing.assert_allclose(denoised, direct, rtol=1e-4)
+    written, original = read(tmp_path / "clean.tif"), read(path)
+    np.testing.assert_array_equal(written.pixels, denoised)
+    assert (written.axes, written.pixel_size) == (original.axes, original.pixel_size)
+    assert written.axes == "ZYX" and written.pixels.dtype == np.float32
+
+
+def test_the_inputs_own_type_on_request(run, noisy, tmp_path):
+    predict(run, noisy.astype(np.uint8), tmp_path / "clean.tif", dtype="input")
+    assert read(tmp_path / "clean.tif").pixels.dtype == np.uint8
+
+
+@pytest.mark.parametrize("statistic", ["mean", "median", "std"])
+def test_draws_of_the_sampler(run, noisy, statistic):
+    image = predict(run, noisy[:1], draws=4, statistic=statistic)
+    assert image.shape == (1, 48, 40)
+    assert (image > 0).all() and (image.mean() < 50) == (statistic == "std")
+
+
+def test_tiles_are_the_whole_image_when_the_halo_covers_the_receptive_field():
+    torch.manual_seed(0)
+    denoiser = DirectDenoiser(UNet(depth=2, filters=4), L2()).eval()
+    noisy = torch.randn(1, 1, 200, 330)
+    with torch.inference_mode():
+        whole = denoiser(noisy)
+        torch.testing.assert_close(in_tiles(denoiser, noisy, 64, 64), whole, atol=1e-5, rtol=0)
+        assert in_tiles(denoiser, noisy, 512).equal(whole)
+
+
+def test_bad_input_is_one_line_and_nothing_is_written(run, noisy, tmp_path):
+    out = tmp_path / "clean.tif"
+    broken = noisy.copy()
+    broken[2, 3, 4] = np.nan
+    for images, options, message in [
+        (tmp_path / "no.tif", {}, "no such file"),
+        (noisy[:, None].repeat(2, axis=1), {}, "2 channels"),
+        (broken, {}, "frame 2 holds NaN"),
+        (noisy, dict(statistic="mode"), "statistic"),
+        (noisy, dict(draws=-1), "draws"),
+        (noisy, dict(draws=1, statistic="std"), "at least 2"),
+        (noisy, dict(tile=8), "tile"),
+        (noisy, dict(dtype="int3"), "dtype"),
+        (noisy, dict(device="cuda:7"), "device"),
+    ]:
+        with pytest.raises(UserError, match=message) as caught:
+            predict(run, images, out, **options)
+        assert "\n" not in str(caught.value) and not out.exists()
+    with pytest.raises(UserError, match="no such file"):
+        predict(tmp_path / "no_run", noisy, out)
+    out.write_bytes(b"precious")
+    with pytest.raises(UserError, match="exists already"):
+        predict(run, noisy, out)
+    assert out.read_bytes() == b"precious"

@@ -1,0 +1,24 @@
+import pytest
+
+from distill import UserError, train
+from distill.training.cost import training_cost
+from samplers import LinearGaussianField
+
+QUICK = dict(steps=3, refine_steps=2, batch_size=4, micro_batch=2, patch_size=16, device="cpu")
+
+
+def test_what_a_student_costs_and_when_it_has_paid(noisy, tiny_hdn, tiny_unet, tmp_path):
+    run = train(noisy, tiny_hdn, tiny_unet, out=tmp_path, **QUICK).path
+    stored = (run / "student.safetensors").read_bytes()
+    cost = training_cost(run, noisy, repeats=2, device="cpu")
+    assert cost.both_step > cost.sampler_step > 0 and cost.student_step > 0
+    extra = 3 * (cost.both_step - cost.sampler_step) + 2 * cost.student_step
+    assert cost.extra_training == pytest.approx(extra)
+    assert cost.break_even == pytest.approx(extra / (1000 * cost.seconds_per_draw - cost.seconds_per_pass))
+    assert "paid for itself" in str(cost) and (run / "student.safetensors").read_bytes() == stored
+
+
+def test_a_sampler_that_was_not_trained_has_no_cost(noisy, tiny_unet, tmp_path):
+    train(noisy, LinearGaussianField(), tiny_unet, out=tmp_path, **QUICK)
+    with pytest.raises(UserError, match="co-trained"):
+        training_cost(tmp_path, noisy, device="cpu")
