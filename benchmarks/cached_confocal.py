@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from distill import cache_draws, read
-from distill.images.stack import spread
+from distill.images.statistics import spread
 from samplers import CachedDraws
 
 DATA = Path(os.environ.get("DISTILL_TEST_DATA", "."))

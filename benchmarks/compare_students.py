@@ -24,8 +24,8 @@ from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from distill import predict, psnr, train
-from distill.evaluation.evaluate import paired
 from distill.evaluation.metrics import ssim
+from distill.evaluation.pairs import paired
 from distill.hardware import autocast, choose_device
 from losses import L2
 from samplers import CachedDraws

@@ -18,8 +18,8 @@ import torch
 from cached_confocal import TEACHER, images_and_draws, stack
 
 from distill import calibrate, load_sampler, predict, psnr, train
-from distill.evaluation.evaluate import paired
 from distill.evaluation.metrics import ssim
+from distill.evaluation.pairs import paired
 from distill.plots.pictures import comparison
 from losses import L1, L2, EnergyScore, Features, Huber, MeanVariance, Quantiles, Tukey, WeightedSum
 from samplers import OnePassSampler, posterior_mean, posterior_std

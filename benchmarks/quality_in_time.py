@@ -14,7 +14,7 @@ import time
 import torch
 
 from distill.datasets import specimen
-from distill.evaluation.evaluate import compare
+from distill.evaluation.compare import compare
 from distill.evaluation.tables import format_table
 from distill.training.engine import PUBLISHED, train
 from losses import L2

@@ -19,7 +19,7 @@ import torch
 from scipy.ndimage import uniform_filter
 
 from distill import evaluate, predict, specimen, train
-from distill.images.stack import spread
+from distill.images.statistics import spread
 from distill.plots.pictures import comparison
 from losses import L2
 from samplers import HDN, AutoregressiveNoise, GaussianNoise, JointNoiseVAE, StructuredNoiseVAE

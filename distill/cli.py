@@ -16,11 +16,12 @@ import students
 from distill.errors import UserError
 from distill.evaluation import calibration, evaluate, tables
 from distill.exporting import export
-from distill.images import stack
+from distill.images.describe import describe_image
+from distill.images.sources import as_stack
 from distill.noise_fitting import fit
 from distill.prediction import cache, predict
 from distill.reporting import page
-from distill.runs import describe
+from distill.runs.describe import describe_run
 from distill.training import engine
 
 ROLES = {
@@ -80,7 +81,7 @@ def _train(arguments: list[str]) -> None:
 def _set_channels(config: jsonargparse.Namespace, outputs: int) -> bool:
     """Networks made for 1 channel, as they are unless told, take and give those of image and loss.
     True where that changed anything."""
-    channels, changed = stack.as_stack(config.images, config.axes).frames.shape[1], False
+    channels, changed = as_stack(config.images, config.axes).frames.shape[1], False
     for role, needed in {
         "sampler": {"channels": channels},
         "student": {"in_channels": channels, "out_channels": channels * outputs},
@@ -185,7 +186,7 @@ def _info(arguments: list[str]) -> None:
     parser = _parser("info", "What is in a run or an image.")
     parser.add_argument("path", type=str, help="folder of a run, or a TIFF")
     path = Path(parser.parse_args(arguments).path)
-    print(describe.describe_run(path) if path.is_dir() else describe.describe_image(path))
+    print(describe_run(path) if path.is_dir() else describe_image(path))
 
 
 def _without_config(chosen: jsonargparse.Namespace) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from distill.denoiser import DirectDenoiser
 from distill.errors import UserError
-from distill.evaluation.evaluate import Pairs, paired
+from distill.evaluation.pairs import Pairs, paired
 from distill.hardware import Precision, autocast, choose_device
-from distill.images.stack import Images
+from distill.images.sources import Images
 from distill.runs import checkpoint
 
 MAX_PIXELS = 4_000_000

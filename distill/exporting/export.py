@@ -15,6 +15,7 @@ from torch import Tensor
 from distill.denoiser import DirectDenoiser
 from distill.errors import UserError, checks_of
 from distill.exporting import bioimageio, graph
+from distill.prediction import backends
 from distill.runs import checkpoint
 
 ENDINGS = {"onnx": ".onnx", "torch-export": ".pt2", "bioimageio": ".zip"}
@@ -75,7 +76,7 @@ def export(
                 exported = torch.export.load(file).module()
             else:
                 graph.save_onnx(program, denoiser.loss.outputs, file)
-                exported = graph.open_onnx(file)
+                exported = backends.open_onnx(file)
             difference = _difference(exported, examples)
         if difference:
             raise UserError(f"{student} comes out wrong as {format}: {difference}; pass another --format")
@@ -130,7 +131,7 @@ def _examples(denoiser: DirectDenoiser) -> list[Example]:
     return examples
 
 
-def _difference(answer: graph.Answer, examples: list[Example]) -> str:
+def _difference(answer: backends.Answer, examples: list[Example]) -> str:
     """The first map that `answer` does not give as the examples have it; empty if there is none."""
     centres = np.concatenate([next(iter(maps.values())).flatten() for _, maps in examples])
     allowed = max(TOLERANCE * np.ptp(centres), 1e-6 * abs(centres).max())  # float32 has 1e-7 of the counts

@@ -1,6 +1,6 @@
 """A student as a graph of its operators, for images of any size."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from copy import copy
 from pathlib import Path
 
@@ -8,8 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from distill.denoiser import DirectDenoiser
-
-Answer = Callable[[Tensor], Mapping[str, Tensor]]  # noisy (B, C, H, W) -> every map of it
 
 
 def program(denoiser: DirectDenoiser) -> torch.export.ExportedProgram:
@@ -39,18 +37,6 @@ def save_onnx(program: torch.export.ExportedProgram, names: Sequence[str], path:
             if value.name in names and value not in graph.outputs:  # an operator "mean" may hold the name
                 value.name = f"{value.name}_inside"
     made.save(path, external_data=False)
-
-
-def open_onnx(path: Path) -> Answer:
-    """What the file computes, by onnxruntime on the CPU."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    return lambda noisy: {
-        name: torch.from_numpy(found)
-        for name, found in zip(names, session.run(names, {"noisy": noisy.numpy()}), strict=True)
-    }
 
 
 class _Maps(nn.Module):

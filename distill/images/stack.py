@@ -1,19 +1,15 @@
 """Images as stacks with named axes, whatever they come from: a TIFF, an array, a tensor."""
 
 import math
-import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from distill.errors import UserError
 
 LETTERS = "STCZYX"
-SCAN_BYTES = 2e9  # statistics read all of a smaller stack, a sample of a larger one
 
 
 class LazyFrames:
@@ -126,67 +122,3 @@ def checked(stack: Stack) -> Stack:
     return stack
 
 
-Images = str | os.PathLike | np.ndarray | Tensor | Stack
-
-
-def as_stack(images: Images, axes: str | None = None) -> Stack:
-    """A path, an array, a tensor or a Stack as a Stack. Arrays are YX, TYX or TCYX unless told."""
-    if isinstance(images, (str, os.PathLike)):
-        from distill.images.tiff import read
-
-        return read(images, axes)
-    if isinstance(images, Stack):
-        return checked(replace(images, axes=axes.upper() if axes else images.axes))
-    if isinstance(images, Tensor):
-        images = images.detach().cpu()
-        images = (images.float() if images.dtype == torch.bfloat16 else images).numpy()
-    pixels = images if isinstance(images, np.ndarray) else np.asarray(images)
-    guess = {2: "YX", 3: "TYX", 4: "TCYX"}.get(pixels.ndim, "")
-    return checked(Stack(pixels, axes.upper() if axes else guess))
-
-
-def spread(n: int, count: int) -> np.ndarray:
-    """`count` of the indices 0..n-1 (or all n, if fewer), spread evenly; of one, the middle."""
-    count = min(n, count)
-    return ((np.arange(count) + 0.5) * n / count).astype(int)
-
-
-def statistics(stack: Stack, frames_index=None) -> tuple[np.ndarray, np.ndarray]:
-    """Per-channel (mean, std), each (C, 1, 1) float32, of all frames or those in `frames_index`.
-
-    One pass in float64, a block of rows at a time (Chan's parallel form of Welford's update).
-    Errors: NaN or infinity, a constant channel.
-    """
-    frames = stack.frames
-    n_channels, height, width = frames.shape[1:]
-    which = np.arange(len(frames)) if frames_index is None else np.asarray(frames_index)
-    rows = min(height, max(1, 2**20 // (n_channels * width)))
-    per_frame = -(-height // rows)
-    n_blocks = len(which) * per_frame
-    # All of it up to SCAN_BYTES; beyond, evenly spaced blocks: a terabyte's mean needs no terabyte.
-    # A NaN in a block left out is caught later, by the training loop's check of the loss.
-    limit = max(1, int(SCAN_BYTES) // (rows * n_channels * width * frames.dtype.itemsize))
-    blocks = np.arange(n_blocks) if n_blocks <= limit else np.arange(limit) * n_blocks // limit
-    count, mean, m2 = 0, np.zeros(n_channels), np.zeros(n_channels)
-    low, high = np.full(n_channels, np.inf), np.full(n_channels, -np.inf)
-    for i, row in zip(which[blocks // per_frame], blocks % per_frame * rows):
-        block = np.asarray(frames[int(i), :, row : row + rows]).reshape(n_channels, -1)
-        block = block.astype(np.float64)
-        if not np.isfinite(block).all():
-            bad = int((~np.isfinite(block)).sum())
-            raise UserError(
-                f"{stack.name}: frame {i} holds NaN or infinity ({bad} pixels or more), only finite"
-                " numbers are allowed; replace those first"
-            )
-        n, m = block.shape[1], block.mean(1)
-        low, high = np.minimum(low, block.min(1)), np.maximum(high, block.max(1))
-        delta, count = m - mean, count + n
-        m2 += ((block - m[:, None]) ** 2).sum(1) + delta**2 * (n * (count - n) / count)
-        mean += delta * (n / count)
-    for c in np.flatnonzero(low == high):
-        raise UserError(
-            f"{stack.name}: channel {c} is constant (every pixel is {low[c]:g}), which leaves"
-            " nothing to learn; pass an image that varies"
-        )
-    std = np.sqrt(m2 / count)
-    return tuple(v.astype(np.float32).reshape(-1, 1, 1) for v in (mean, std))

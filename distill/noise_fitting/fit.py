@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from distill.errors import UserError
-from distill.images.stack import Images, Stack, as_stack
+from distill.images.sources import Images, as_stack
+from distill.images.stack import Stack
 from distill.noise_fitting.pairs import bootstrapped, given, levels, noise_images, repeated
 from distill.plots.noise import noise_autocorrelation, noise_density
 from samplers import AutoregressiveNoise, GaussianMixtureNoise, GaussianNoise, HistogramNoise, NoiseModel

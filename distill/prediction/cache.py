@@ -10,8 +10,9 @@ from tqdm import tqdm
 
 from distill.errors import UserError
 from distill.hardware import Precision, autocast, choose_device
-from distill.images.stack import Images, as_stack, statistics
-from distill.prediction.predict import in_tiles
+from distill.images.sources import Images, as_stack
+from distill.images.statistics import statistics
+from distill.prediction.tiles import in_tiles
 from distill.runs import checkpoint
 from samplers import CachedDraws, PosteriorSampler
 from samplers.cached import fingerprint

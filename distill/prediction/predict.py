@@ -1,6 +1,6 @@
 """A trained run on new images: one pass of the student, or many draws of the sampler."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -13,13 +13,13 @@ from tqdm import tqdm
 from distill.errors import UserError, checks_of
 from distill.hardware import Precision, autocast, choose_device
 from distill.images import tiff
-from distill.images.stack import Images, as_stack
+from distill.images.sources import Images, as_stack
+from distill.prediction.tiles import ALIGNMENT, in_tiles
 from distill.runs import checkpoint
 from samplers import posterior_mean, posterior_median, posterior_std
 
 Statistic = Literal["mean", "median", "std"]
 STATISTICS = {"mean": posterior_mean, "median": posterior_median, "std": posterior_std}
-ALIGNMENT = 64  # tiles start at multiples of this, so that every tile is downsampled on one grid
 
 
 def predict(
@@ -94,44 +94,6 @@ def map_files(out: str | Path, names: Sequence[str]) -> list[Path]:
     """The file of each output image: `out` for the first, out_NAME for the others."""
     out = Path(out)
     return [out, *(out.with_name(f"{out.stem}_{name}{out.suffix}") for name in names[1:])]
-
-
-def in_tiles(
-    answer: Callable[[Tensor], Tensor], noisy: Tensor, tile: int | None = None, halo: int = 64
-) -> Tensor:
-    """(B, C, H, W) -> what `answer` gives, (B, K, H, W), `tile` pixels at a time with `halo` more seen on every side.
-
-    A halo of the network's receptive field makes tiles exactly the whole image: 160 px for the
-    paper's U-Net. HDN's exceeds any halo. Where a tile meets the image's border there is none.
-    """
-    if tile is None or tile >= max(noisy.shape[-2:]):
-        return answer(noisy)
-    whole = None
-    for (y0, y1, top, bottom), (x0, x1, left, right) in _tiles(noisy.shape[-2:], tile, halo):
-        seen = answer(noisy[..., top:bottom, left:right])
-        if whole is None:
-            whole = seen.new_empty(*seen.shape[:2], *noisy.shape[-2:])
-        whole[..., y0:y1, x0:x1] = seen[..., y0 - top : y1 - top, x0 - left : x1 - left]
-    return whole
-
-
-def _tiles(size: tuple[int, int], tile: int, halo: int) -> Iterator[tuple[tuple[int, ...], ...]]:
-    """For each tile and axis: start and end of what is kept, start and end of what is seen."""
-
-    def spans(length: int) -> list[tuple[int, int, int, int]]:
-        step = max(ALIGNMENT, tile // ALIGNMENT * ALIGNMENT)
-        margin = -(-halo // ALIGNMENT) * ALIGNMENT
-        return [
-            (
-                start,
-                min(start + step, length),
-                max(0, start - margin),
-                min(start + step + margin, length),
-            )
-            for start in range(0, length, step)
-        ]
-
-    return ((rows, columns) for rows in spans(size[0]) for columns in spans(size[1]))
 
 
 def _check_arguments(draws: int, statistic: str, tile: int | None, halo: int) -> None:

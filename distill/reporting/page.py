@@ -15,12 +15,12 @@ import numpy as np
 import torch
 
 from distill.errors import UserError
-from distill.evaluation.evaluate import TRUTH
+from distill.evaluation.compare import TRUTH
 from distill.evaluation.tables import CAPTION1, HEADINGS, Row, distinct, table1_cells
 from distill.images.stack import Stack
 from distill.plots import curves
 from distill.plots.pictures import busiest
-from distill.runs import checkpoint
+from distill.runs import tensors
 from distill.runs.describe import describe_run
 
 SHOWN, ZOOMED = 256, 64  # px of the first frame: pages stay below a few MB
@@ -99,7 +99,7 @@ def _sections(run: Path) -> Iterator[str]:
     yield f"<h3>Training</h3>{_figures(plots)}"
     if (run / "cost.txt").exists():
         yield f"<p class=lines>{_text((run / 'cost.txt').read_text())}</p>"
-    settings = checkpoint.load(run / "checkpoint.safetensors")[1]["settings"]
+    settings = tensors.load(run / "checkpoint.safetensors")[1]["settings"]
     lines = [f"{key}: {value}" for key, value in settings.items() if key not in ("data", "networks")]
     yield f"<pre>{_text(describe_run(run))}\n\n{_text(chr(10).join(lines))}</pre>"
 

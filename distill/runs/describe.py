@@ -3,14 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from distill.images.stack import Stack, as_stack, statistics
-from distill.runs import checkpoint
-from samplers import GaussianNoise
+from distill.runs import checkpoint, tensors
 
 
 def describe_run(path: Path) -> str:
-    _, header = checkpoint.load(path / "student.safetensors")
-    _, sampler_header = checkpoint.load(path / "sampler.safetensors")
+    _, header = tensors.load(path / "student.safetensors")
+    _, sampler_header = tensors.load(path / "sampler.safetensors")
     denoiser = checkpoint.load_denoiser(path)
     weights = sum(p.numel() for p in denoiser.backbone.parameters())
     lines = [
@@ -24,29 +22,6 @@ def describe_run(path: Path) -> str:
     if metrics.exists():
         lines.append(f"last      {metrics.read_text().splitlines()[-1]}")
     return "\n".join(lines)
-
-
-def describe_image(path: Path) -> str:
-    stack = as_stack(path)
-    mean, std = statistics(stack)
-    size = ", ".join(f"{axis} {value:g} {stack.unit}" for axis, value in stack.pixel_size.items())
-    return "\n".join(
-        [
-            f"{path}: {stack.pixels.dtype} image, axes {stack.axes}, shape {stack.pixels.shape}",
-            f"frames    {stack.frames.shape} (N, C, Y, X)",
-            f"pixel     {size or 'size unknown'}",
-            f"counts    mean {mean.flatten().tolist()}, std {std.flatten().tolist()}",
-            f"noise     {_noise(stack)}",
-        ]
-    )
-
-
-def _noise(stack: Stack) -> str:
-    try:
-        estimate = GaussianNoise.estimate(stack.frames)
-    except ValueError as error:
-        return str(error)
-    return f"variance = {estimate.gain:.4g} * signal + {estimate.offset:.4g}, estimated"
 
 
 def _call(description: dict[str, Any] | None) -> str:

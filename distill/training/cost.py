@@ -11,8 +11,8 @@ import torch
 
 from distill.errors import UserError
 from distill.hardware import Precision, autocast, choose_device, synchronise, working_memory
-from distill.images.stack import Images, as_stack
-from distill.runs import checkpoint
+from distill.images.sources import Images, as_stack
+from distill.runs import checkpoint, tensors
 from distill.training.optimiser import Optimiser
 from distill.training.patches import Patches, split
 
@@ -61,7 +61,7 @@ def training_cost(
         noisy: images like those that it was trained on.
         repeats: steps of each kind; the fastest counts, since other work only adds.
     """
-    settings = checkpoint.load(Path(run) / "checkpoint.safetensors")[1]["settings"]
+    settings = tensors.load(Path(run) / "checkpoint.safetensors")[1]["settings"]
     sampler, denoiser = checkpoint.load_sampler(run), checkpoint.load_denoiser(run)
     if not (sampler.trainable and settings["steps"]):
         raise UserError(f"{run}: its sampler was not trained with the student; pass a run that co-trained")

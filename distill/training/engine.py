@@ -13,17 +13,20 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from distill.denoiser import DirectDenoiser
-from distill.errors import UserError, checks_of
+from distill.errors import checks_of
 from distill.hardware import Precision, autocast, choose_device
-from distill.images.stack import Images, as_stack, spread, statistics
-from distill.plots.pictures import mosaic
+from distill.images.sources import Images, as_stack
+from distill.images.statistics import spread, statistics
 from distill.runs import checkpoint
+from distill.runs.rebuild import describe
+from distill.training.checks import check_arguments, check_networks
+from distill.training.logs import Log, tensorboard_log
 from distill.training.optimiser import Optimiser, Schedule
 from distill.training.patches import Patches, split
-from distill.training.resume import Log, Progress, stop_signals, tensorboard_log
+from distill.training.resume import Progress, stop_signals
+from distill.training.validation import validate
 from losses import L2, Loss
 from samplers import PosteriorSampler
-from samplers.base import evaluating
 
 PUBLISHED: dict[str, Any] = dict(
     refine_steps=0, batch_size=64, micro_batch=8, optimiser="Adamax", lr=3e-4, student_lr=3e-4,
@@ -106,7 +109,7 @@ def train(
     draws = max(loss.min_draws, sampler.free_draws) if draws is None else draws
     student_lr = lr / 2 if student_lr is None else student_lr
     settings = {k: v for k, v in locals().items() if k not in _NOT_SETTINGS}
-    _check_arguments(settings, loss)
+    check_arguments(settings, loss)
     device, total, out = choose_device(device), steps + refine_steps, Path(out)
     autocast(device, precision)  # refuses an unknown precision
 
@@ -135,7 +138,7 @@ def train(
         loss.prepare(denoiser.standardise(some))
     for module in (sampler, denoiser):
         module.to(device, memory_format=torch.channels_last)
-    _check_networks(sampler, denoiser, patches.sample(2, np.random.default_rng(0)).to(device), draws)
+    check_networks(sampler, denoiser, patches.sample(2, np.random.default_rng(0)).to(device), draws)
     average = AveragedModel(denoiser, avg_fn=_warm_ema(ema))
 
     # One optimiser for each network; the sampler has none where it is frozen from the start.
@@ -145,7 +148,7 @@ def train(
         optimise_sampler = Optimiser("sampler", sampler, optimiser, lr, schedule, steps, clip)
         optimisers.append(optimise_sampler)
     settings["data"] = [*stack.frames.shape, *mean.flatten().tolist(), *std.flatten().tolist()]
-    settings["networks"] = [checkpoint.describe(m) for m in (sampler, student, loss)]
+    settings["networks"] = [describe(m) for m in (sampler, student, loss)]
     modules = {"sampler": sampler, "student": denoiser, "average": average}
     logs = ([tensorboard_log(out)] if tensorboard else []) + ([on_log] if on_log else [])
     progress = Progress(out, settings, modules, optimisers, generator, logs)
@@ -193,7 +196,7 @@ def train(
             validating = step % validate_every == 0 or step == total
             if validating and validation is not None:
                 with autocast(device, precision):
-                    row |= _validate(sampler, average.module, validation, seed, out / "preview.png")
+                    row |= validate(sampler, average.module, validation, seed, out / "preview.png")
                 for each in optimisers:
                     each.validated(row.get(f"val_{each.name}_loss"))
                 progress.validated(row["val_student_loss"])
@@ -240,80 +243,7 @@ def _warm_ema(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
     return average
 
 
-@torch.no_grad()
-def _validate(
-    sampler: PosteriorSampler, denoiser: DirectDenoiser, noisy: Tensor, seed: int, preview: Path
-) -> dict[str, float]:
-    """Losses on held-out patches, with the same random draws each time so that they compare, and
-    the student's PSNR against the mean of 8 draws (or the free ones) of the first 16 patches."""
-    row = {}
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        if sampler.trainable:
-            with evaluating(sampler):
-                row["val_sampler_loss"] = float(sampler.training_step(noisy)[0])
-        draws = denoiser.standardise(sampler.sample(noisy, denoiser.loss.min_draws))
-        drawn = sampler.sample(noisy[:16], sampler.free_draws if sampler.free_draws > 1 else 8)
-    noisy = noisy[:, : len(denoiser.mean)]
-    few = noisy[:16]
-    with evaluating(denoiser):
-        row["val_student_loss"] = float(denoiser.loss(denoiser.predict(noisy), draws))
-        denoised, mean = denoiser(few), drawn.mean(dim=0)
-    error = (denoised - mean).square().mean()
-    row["psnr_to_draws"] = float(20 * torch.log10((mean.max() - mean.min()) / error.sqrt()))
-    mosaic(preview, [few, drawn[0], mean, denoised])
-    return row
-
-
 def _shown(key: str) -> bool:
     return key in ("sampler_loss", "student_loss", "psnr_to_draws")
 
 
-def _check_arguments(settings: dict[str, Any], loss: Loss) -> None:
-    at_least = dict(steps=0, refine_steps=0, batch_size=1, micro_batch=1, patch_size=1, draws=loss.min_draws,
-                    validate_every=1, lr=0.0, student_lr=0.0, ema=0.0, val_fraction=0.0)  # fmt: skip
-    for name, least in at_least.items():
-        if settings[name] < least:
-            raise UserError(f"{name}: got {settings[name]}, must be at least {least}")
-    for name in ("ema", "val_fraction"):
-        if settings[name] >= 1:
-            raise UserError(f"{name}: got {settings[name]}, must be below 1")
-    if settings["steps"] + settings["refine_steps"] == 0:
-        raise UserError("steps and refine_steps: both are 0, so there is nothing to train")
-    if settings["schedule"] not in ("cosine", "plateau"):
-        raise UserError(f"schedule: got '{settings['schedule']}', allowed are cosine, plateau")
-    kind = getattr(torch.optim, settings["optimiser"], None)
-    if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
-        raise UserError(
-            f"optimiser: got '{settings['optimiser']}', allowed is a class in torch.optim: AdamW, Adamax"
-        )
-
-
-def _check_networks(sampler: PosteriorSampler, denoiser: DirectDenoiser, noisy: Tensor, draws: int) -> None:
-    """Runs both networks and the loss once, so that a misfit is found before anything is written."""
-    with torch.random.fork_rng(), evaluating(denoiser):
-        with checks_of(type(sampler).__name__):
-            draw = sampler.sample(noisy, draws)
-        noisy = noisy[:, : len(denoiser.mean)]
-        try:
-            with checks_of(type(denoiser.backbone).__name__):
-                prediction = denoiser.predict(noisy)
-        except RuntimeError as error:
-            raise UserError(
-                f"{type(denoiser.backbone).__name__}: cannot take images of shape "
-                f"{tuple(noisy.shape)} (B, C, *S): {error}; set its in_channels, or its attribute "
-                "`multiple` to what H and W must be multiples of"
-            ) from error
-    wanted = (len(noisy), draw.shape[2] * len(denoiser.loss.outputs), *noisy.shape[2:])
-    if draw.shape[:2] != (draws, len(noisy)) or draw.shape[3:] != noisy.shape[2:]:
-        raise UserError(
-            f"{type(sampler).__name__}.sample: got shape {tuple(draw.shape)} for {tuple(noisy.shape)} "
-            f"noisy images and {draws} draws, must be ({draws}, B, C, *S)"
-        )
-    if prediction.shape != wanted:
-        raise UserError(
-            f"{type(denoiser.backbone).__name__}: gives shape {tuple(prediction.shape)}, but "
-            f"{type(denoiser.loss).__name__} needs {wanted}; set its out_channels to {wanted[1]}"
-        )
-    with evaluating(denoiser), checks_of("loss"):
-        denoiser.loss(prediction, denoiser.standardise(draw))

@@ -3,9 +3,8 @@
 import json
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +13,9 @@ import torch
 from torch import nn
 
 from distill.errors import UserError
-from distill.runs import checkpoint
+from distill.runs import tensors as files
+from distill.training.logs import Log
 from distill.training.optimiser import Optimiser
-
-Log = Callable[[dict[str, Any]], object]
-
-
-def tensorboard_log(out: Path) -> Log:
-    """Writes each row's numbers to event files in the run's folder."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UserError(
-            "tensorboard: not installed; pip install tensorboard, or leave it out: metrics.jsonl has it all"
-        ) from None
-    writer = cache(partial(SummaryWriter, str(out)))  # makes its file when there is something to write
-
-    def log(row: dict[str, Any]) -> None:
-        for key in row.keys() - {"step"}:
-            writer().add_scalar(key, row[key], row["step"])
-        writer().flush()
-
-    return log
 
 
 class Progress:
@@ -68,14 +48,14 @@ class Progress:
         for optimiser in self.optimisers:
             optimiser_tensors, header[optimiser.name] = optimiser.state()
             tensors |= optimiser_tensors
-        checkpoint.save(self.path, tensors, header)
+        files.save(self.path, tensors, header)
 
     def resume(self) -> None:
         """Takes up the checkpoint in the run's folder, if there is one; else makes the folder."""
         if not self.path.exists():
             self.out.mkdir(parents=True, exist_ok=True)
             return
-        tensors, header = checkpoint.load(self.path)
+        tensors, header = files.load(self.path)
         self._check(header["settings"])
         for role, module in self.modules.items():
             start = f"{role}."

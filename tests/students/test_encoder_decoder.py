@@ -8,7 +8,8 @@ import torch
 
 from distill import DirectDenoiser, UserError, load_denoiser, train
 from distill.__main__ import main
-from distill.runs.checkpoint import describe, rebuild, save_denoiser
+from distill.runs.checkpoint import save_denoiser
+from distill.runs.rebuild import describe, rebuild
 from losses import L2
 from samplers import FunctionSampler
 from students import EncoderDecoder

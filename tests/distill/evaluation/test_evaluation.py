@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from distill import UserError, evaluate, psnr, specimen, train
-from distill.evaluation.evaluate import compare, evaluate_all
+from distill.evaluation.compare import compare
+from distill.evaluation.evaluate import evaluate_all
 from distill.evaluation.metrics import ssim
 from distill.evaluation.residuals import residual_scores
 from distill.evaluation.stored_draws import StoredDraws

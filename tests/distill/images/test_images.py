@@ -10,7 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from distill.errors import UserError
-from distill.images.stack import LazyFrames, Stack, as_stack, statistics
+from distill.images.sources import as_stack
+from distill.images.stack import LazyFrames, Stack
+from distill.images.statistics import statistics
 from distill.images.tiff import read, write
 
 torch.set_num_threads(1)
@@ -308,7 +310,7 @@ def test_statistics_match_numpy(monkeypatch):
         assert mean.shape == std.shape == (2, 1, 1) and mean.dtype == std.dtype == np.float32
         np.testing.assert_allclose(mean.ravel(), chosen.mean((0, 2, 3)), rtol=1e-6)
         np.testing.assert_allclose(std.ravel(), chosen.std((0, 2, 3)), rtol=1e-6)
-    monkeypatch.setattr("distill.images.stack.SCAN_BYTES", pixels.nbytes // 3)  # now a sample of blocks
+    monkeypatch.setattr("distill.images.statistics.SCAN_BYTES", pixels.nbytes // 3)  # now a sample of blocks
     np.testing.assert_allclose(statistics(stack)[0].ravel(), pixels.mean((0, 2, 3)), rtol=1e-3)
 
 

@@ -6,7 +6,7 @@ import torch
 from distill import UserError, load_denoiser, predict, train
 from distill.denoiser import DirectDenoiser
 from distill.images.tiff import read
-from distill.prediction.predict import in_tiles
+from distill.prediction.tiles import in_tiles
 from losses import L2
 from students import UNet
 
@@ -22,7 +22,7 @@ def test_one_pass_keeps_axes_pixel_size_and_counts(run, noisy, tmp_path):
     path = tmp_path / "noisy.tif"
     metadata = {"axes": "ZYX", "spacing": 0.5, "unit": "um"}
     tifffile.imwrite(path, noisy, imagej=True, resolution=(4.0, 4.0), metadata=metadata)
-    denoised = predict(run, path, tmp_path / "clean.tif")
+    denoised = predict(run, path, tmp_path / "clean.tif", precision="fp32")
     with torch.inference_mode():
         direct = load_denoiser(run)(torch.from_numpy(noisy)[:, None])[:, 0].numpy()
     np.testing.assert_allclose(denoised, direct, rtol=1e-4)

@@ -6,7 +6,9 @@ import torch
 from torch import nn
 
 from distill import DirectDenoiser, UserError, load_denoiser, load_sampler
-from distill.runs.checkpoint import describe, load, rebuild, save, save_denoiser, save_sampler
+from distill.runs.checkpoint import save_denoiser, save_sampler
+from distill.runs.rebuild import describe, rebuild
+from distill.runs.tensors import load, save
 from losses import L1, L2, LPIPS, Features, Huber, MeanVariance, Quantiles, Tukey, WeightedSum
 from samplers import HDN, FunctionSampler, GaussianNoise, LinearGaussianField
 from students import UNet

@@ -1,0 +1,169 @@
+"""Draws and student on pairs of noisy and clean frames, one table row for each answer."""
+
+import copy
+import hashlib
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from distill.denoiser import DirectDenoiser
+from distill.errors import checks_of
+from distill.evaluation.metrics import psnr, ssim
+from distill.evaluation.pairs import Pairs
+from distill.evaluation.residuals import residual_scores
+from distill.evaluation.stored_draws import StoredDraws
+from distill.evaluation.tables import Row
+from distill.hardware import Precision, autocast, synchronise, working_memory
+from samplers import NoiseModel, PosteriorSampler
+
+Metrics = dict[str, Callable[[Tensor, Tensor], float]]
+
+
+INPUT, TRUTH = "noisy input", "ground truth"
+
+
+def compare(
+    sampler: PosteriorSampler,
+    denoiser: DirectDenoiser,
+    pairs: Pairs,
+    draws: Iterable[int],
+    device: torch.device,
+    precision: Precision = "auto",
+    metrics: Metrics | None = None,
+    unfinished: Path | None = None,
+) -> tuple[list[Row], dict[str, np.ndarray]]:
+    """(table rows averaged over the (noisy, clean) pairs of (C, H, W), images (H, W) of the first).
+
+    unfinished: folder for what is done so far; a temporary one unless told.
+    """
+    counts, metrics = sorted(set(draws)), metrics or {"psnr": psnr, "ssim": ssim}
+    sampler.eval().to(device), denoiser.eval().to(device)
+    frames: list[list[Row]] = []
+    with ExitStack() as stack:
+        folder = unfinished or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        _begin_or_go_on(folder, _fingerprint(sampler, denoiser, pairs, counts, metrics))
+        stack.enter_context(torch.inference_mode())
+        stack.enter_context(autocast(device, precision))
+        if counts:
+            next(sampler.draws(pairs[0][0].to(device)[None], 1))  # the first draw allocates
+        for index, (noisy, clean) in enumerate(tqdm(pairs, desc="evaluate", unit="image")):
+            finished = folder / f"{index}.rows.json"
+            if not finished.exists():
+                drawn = StoredDraws(
+                    folder / f"{index}", sampler, noisy.to(device)[None], max(counts, default=0)
+                )
+                with checks_of(type(sampler).__name__):
+                    answers = list(_answers(drawn, denoiser, noisy, clean, counts, device))
+                if index == 0:
+                    np.savez(folder / "images.npz", **{name: mean[0] for name, mean, _, _ in answers})
+                rows = _judged(answers, noisy, clean, metrics, noise_model_of(sampler))
+                finished.write_text(json.dumps(rows))
+                drawn.delete()
+            frames.append(json.loads(finished.read_text()))
+        rows = [_mean_row(same_image) for same_image in zip(*frames, strict=True)]
+        memory = _memory(sampler, denoiser, pairs[0][0].to(device)[None], counts, device)
+        for row in rows:
+            row["memory_mb"] = next((v for kind, v in memory.items() if kind in row["image"]), 0.0)
+        with np.load(folder / "images.npz") as stored:
+            images = dict(stored)
+    if pairs[0][1] is not None:
+        images[TRUTH] = pairs[0][1][0].numpy()
+    return rows, images
+
+
+def _answers(
+    drawn: StoredDraws, denoiser: DirectDenoiser, noisy: Tensor, clean: Tensor | None, counts: list[int],
+    device: torch.device,
+) -> Iterator[tuple[str, Tensor, Tensor, float]]:  # fmt: skip
+    """(name, mean, median, seconds) of the input, of each number of draws, and of the student's maps."""
+    yield INPUT, noisy, noisy, 0.0
+    for n in counts:
+        yield f"{n} draw{'s' * (n > 1)}", *drawn.take(n)
+    noisy = noisy.to(device)[None]
+    denoiser.maps(noisy)  # the first pass allocates
+    synchronise(device)
+    started = time.perf_counter()
+    maps = denoiser.maps(noisy)
+    synchronise(device)
+    seconds = time.perf_counter() - started
+    for i, (name, image) in enumerate(maps.items()):
+        image = image[0].float().cpu()
+        yield f"student {name}" if i else "student", image, image, seconds
+
+
+def _judged(
+    answers: list[tuple[str, Tensor, Tensor, float]], noisy: Tensor, clean: Tensor | None,
+    metrics: Metrics, noise_model: NoiseModel | None,
+) -> list[Row]:  # fmt: skip
+    """Each answer against the ground truth, or where there is none, against the noisy image."""
+    means = {name: mean for name, mean, _, _ in answers}
+    most_draws = [name for name in means if "draw" in name][-1:]
+    rows: list[Row] = []
+    for name, mean, middle, seconds in answers:
+        row: Row = {"image": name, "seconds_per_image": seconds}
+        if name == "student std":  # no estimate of the image
+            continue
+        if clean is not None:
+            row |= {f"{key}_mean": metric(mean, clean) for key, metric in metrics.items()}
+            row |= {f"{key}_median": metric(middle, clean) for key, metric in metrics.items()}
+        elif name != INPUT:
+            row |= residual_scores(noisy, mean, noise_model)
+            if name not in most_draws and most_draws:
+                row["psnr_to_draws"] = psnr(mean, means[most_draws[0]])
+        rows.append(row)
+    return rows
+
+
+def _mean_row(frames: tuple[Row, ...]) -> Row:
+    numbers = [key for key in frames[0] if key != "image"]
+    return {"image": frames[0]["image"]} | {
+        key: float(np.mean([frame[key] for frame in frames])) for key in numbers
+    }
+
+
+def _memory(
+    sampler: PosteriorSampler,
+    denoiser: DirectDenoiser,
+    noisy: Tensor,
+    counts: list[int],
+    device: torch.device,
+) -> dict[str, float]:
+    """MB beyond the networks and the image; draws are streamed, so any number needs what one does."""
+    memory = {"student": working_memory(lambda: denoiser.maps(noisy), device)}
+    if counts:
+        memory["draw"] = working_memory(lambda: next(sampler.draws(noisy, 1)), device)
+    return memory
+
+
+def noise_model_of(sampler: PosteriorSampler) -> NoiseModel | None:
+    """The sampler's, on the CPU, where it has one of raw counts."""
+    noise_model = getattr(sampler, "noise_model", None)
+    return copy.deepcopy(noise_model).cpu() if isinstance(noise_model, NoiseModel) else None
+
+
+def _begin_or_go_on(folder: Path, fingerprint: str) -> None:
+    """Empties the folder unless it holds a part of the same evaluation."""
+    stored = folder / "fingerprint"
+    if not stored.exists() or stored.read_text() != fingerprint:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        stored.write_text(fingerprint)
+
+
+def _fingerprint(
+    sampler: PosteriorSampler, denoiser: DirectDenoiser, pairs: Pairs, counts: list[int], metrics: Metrics
+) -> str:
+    digest = hashlib.sha256(repr((len(pairs), counts, list(metrics))).encode())
+    weights = [*sampler.state_dict().values(), *denoiser.state_dict().values()]
+    for tensor in (*weights, *(image for pair in pairs for image in pair if image is not None)):
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

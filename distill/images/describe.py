@@ -1,0 +1,31 @@
+"""What is in an image, in a few lines."""
+
+from pathlib import Path
+
+from distill.images.sources import as_stack
+from distill.images.stack import Stack
+from distill.images.statistics import statistics
+from samplers import GaussianNoise
+
+
+def describe_image(path: Path) -> str:
+    stack = as_stack(path)
+    mean, std = statistics(stack)
+    size = ", ".join(f"{axis} {value:g} {stack.unit}" for axis, value in stack.pixel_size.items())
+    return "\n".join(
+        [
+            f"{path}: {stack.pixels.dtype} image, axes {stack.axes}, shape {stack.pixels.shape}",
+            f"frames    {stack.frames.shape} (N, C, Y, X)",
+            f"pixel     {size or 'size unknown'}",
+            f"counts    mean {mean.flatten().tolist()}, std {std.flatten().tolist()}",
+            f"noise     {_noise(stack)}",
+        ]
+    )
+
+
+def _noise(stack: Stack) -> str:
+    try:
+        estimate = GaussianNoise.estimate(stack.frames)
+    except ValueError as error:
+        return str(error)
+    return f"variance = {estimate.gain:.4g} * signal + {estimate.offset:.4g}, estimated"

@@ -1,0 +1,27 @@
+"""Whatever holds images as a Stack: a path, an array, a tensor."""
+
+import os
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distill.images.stack import Stack, checked
+from distill.images.tiff import read
+
+Images = str | os.PathLike | np.ndarray | Tensor | Stack
+
+
+def as_stack(images: Images, axes: str | None = None) -> Stack:
+    """A path, an array, a tensor or a Stack as a Stack. Arrays are YX, TYX or TCYX unless told."""
+    if isinstance(images, (str, os.PathLike)):
+        return read(images, axes)
+    if isinstance(images, Stack):
+        return checked(replace(images, axes=axes.upper() if axes else images.axes))
+    if isinstance(images, Tensor):
+        images = images.detach().cpu()
+        images = (images.float() if images.dtype == torch.bfloat16 else images).numpy()
+    pixels = images if isinstance(images, np.ndarray) else np.asarray(images)
+    guess = {2: "YX", 3: "TYX", 4: "TCYX"}.get(pixels.ndim, "")
+    return checked(Stack(pixels, axes.upper() if axes else guess))

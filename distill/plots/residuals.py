@@ -1,0 +1,59 @@
+"""Pictures of what was removed: noise alone, or structure too."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from samplers import AutoregressiveNoise, NoiseModel
+from samplers.noise import autocorrelation
+
+LAGS, BINS = 12, 40
+
+
+def residual_picture(
+    path: Path, noisy: Tensor, images: dict[str, Tensor], noise_model: NoiseModel | None
+) -> None:
+    """For each denoised image (C, H, W): the residual, its autocorrelation, and its mean and std
+    against the signal with the noise model's std beside it. First channel."""
+    import matplotlib
+
+    matplotlib.use("Agg", force=False)
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(
+        len(images), 3, figsize=(13, 4 * len(images)), squeeze=False, layout="constrained"
+    )
+    for (name, image), (whole, correlation, against) in zip(images.items(), axes, strict=True):
+        residual = (noisy - image)[0]
+        reach = 3 * float(residual.std())
+        whole.imshow(residual, cmap="gray", vmin=-reach, vmax=reach, interpolation="nearest")
+        whole.set(title=f"noisy - {name}", xticks=[], yticks=[])
+        lags = min(LAGS, min(residual.shape) - 1)
+        values = autocorrelation(residual, lags)
+        for direction, profile in {"x": values[lags, lags:], "y": values[lags:, lags]}.items():
+            correlation.plot(profile, "o-", markersize=4, label=f"along {direction}")
+        correlation.axhline(0, color="grey", linewidth=0.5)
+        correlation.set(title="autocorrelation of the residual", xlabel="pixels apart")
+        signal, mean, std = _by_signal(image[0].numpy(), residual.numpy())
+        against.plot(signal, mean, label="mean of the residual")
+        against.plot(signal, std, label="its std")
+        if noise_model is not None and not isinstance(noise_model, AutoregressiveNoise):
+            level = torch.from_numpy(signal).float()[:, None].expand(-1, 4096)[None, None]
+            drawn = noise_model.sample(level) - level
+            against.plot(signal, drawn.std(-1)[0, 0], "k--", label="the noise model's std")
+        against.axhline(0, color="grey", linewidth=0.5)
+        against.set(title="residual against signal", xlabel="signal (counts)", ylabel="counts")
+        correlation.legend(fontsize=8), against.legend(fontsize=8)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def _by_signal(signal: np.ndarray, residual: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean signal, and mean and std of the residual, in bins of equally many pixels."""
+    order = np.argsort(signal, axis=None)
+    bins = [part for part in np.array_split(order, BINS) if len(part)]
+    signal, residual = signal.ravel(), residual.ravel()
+    statistics = [(signal[part].mean(), residual[part].mean(), residual[part].std()) for part in bins]
+    return tuple(np.array(column) for column in zip(*statistics, strict=True))

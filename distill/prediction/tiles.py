@@ -1,0 +1,45 @@
+"""Images that are too large to go through a network at once."""
+
+from collections.abc import Callable, Iterator
+
+from torch import Tensor
+
+ALIGNMENT = 64  # tiles start at multiples of this, so that every tile is downsampled on one grid
+
+
+def in_tiles(
+    answer: Callable[[Tensor], Tensor], noisy: Tensor, tile: int | None = None, halo: int = 64
+) -> Tensor:
+    """(B, C, H, W) -> what `answer` gives, (B, K, H, W), `tile` pixels at a time with `halo` more seen on every side.
+
+    A halo of the network's receptive field makes tiles exactly the whole image: 160 px for the
+    paper's U-Net. HDN's exceeds any halo. Where a tile meets the image's border there is none.
+    """
+    if tile is None or tile >= max(noisy.shape[-2:]):
+        return answer(noisy)
+    whole = None
+    for (y0, y1, top, bottom), (x0, x1, left, right) in _tiles(noisy.shape[-2:], tile, halo):
+        seen = answer(noisy[..., top:bottom, left:right])
+        if whole is None:
+            whole = seen.new_empty(*seen.shape[:2], *noisy.shape[-2:])
+        whole[..., y0:y1, x0:x1] = seen[..., y0 - top : y1 - top, x0 - left : x1 - left]
+    return whole
+
+
+def _tiles(size: tuple[int, int], tile: int, halo: int) -> Iterator[tuple[tuple[int, ...], ...]]:
+    """For each tile and axis: start and end of what is kept, start and end of what is seen."""
+
+    def spans(length: int) -> list[tuple[int, int, int, int]]:
+        step = max(ALIGNMENT, tile // ALIGNMENT * ALIGNMENT)
+        margin = -(-halo // ALIGNMENT) * ALIGNMENT
+        return [
+            (
+                start,
+                min(start + step, length),
+                max(0, start - margin),
+                min(start + step + margin, length),
+            )
+            for start in range(0, length, step)
+        ]
+
+    return ((rows, columns) for rows in spans(size[0]) for columns in spans(size[1]))

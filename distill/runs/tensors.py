@@ -1,0 +1,51 @@
+"""Tensors and a JSON header in one safetensors file, written whole or not at all, never pickle."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from distill.errors import UserError
+
+
+def save(path: Path, tensors: Mapping[str, Tensor], header: dict[str, Any]) -> None:
+    """Writes to a temporary name, syncs and renames: `path` is always either the old or the new."""
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    metadata = {"header": json.dumps(header), "sha256": _digest(tensors)}
+    temporary = path.with_name(path.name + ".tmp")
+    safetensors.torch.save_file(tensors, temporary, metadata)
+    with open(temporary, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, header) of a file that `save` wrote; damage is an error."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; pass the folder of a run, or train one") from None
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"{path}: damaged or not a safetensors file ({error})") from None
+    if "header" not in metadata:
+        raise UserError(f"{path}: a safetensors file, but not one that distill wrote")
+    if metadata["sha256"] != _digest(tensors):
+        raise UserError(f"{path}: damaged (its checksum does not fit); restore or retrain it")
+    return tensors, json.loads(metadata["header"])
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

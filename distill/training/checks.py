@@ -1,0 +1,62 @@
+"""What cannot be trained, found before anything is written."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill.denoiser import DirectDenoiser
+from distill.errors import UserError, checks_of
+from losses import Loss
+from samplers import PosteriorSampler
+from samplers.base import evaluating
+
+
+def check_arguments(settings: dict[str, Any], loss: Loss) -> None:
+    at_least = dict(steps=0, refine_steps=0, batch_size=1, micro_batch=1, patch_size=1, draws=loss.min_draws,
+                    validate_every=1, lr=0.0, student_lr=0.0, ema=0.0, val_fraction=0.0)  # fmt: skip
+    for name, least in at_least.items():
+        if settings[name] < least:
+            raise UserError(f"{name}: got {settings[name]}, must be at least {least}")
+    for name in ("ema", "val_fraction"):
+        if settings[name] >= 1:
+            raise UserError(f"{name}: got {settings[name]}, must be below 1")
+    if settings["steps"] + settings["refine_steps"] == 0:
+        raise UserError("steps and refine_steps: both are 0, so there is nothing to train")
+    if settings["schedule"] not in ("cosine", "plateau"):
+        raise UserError(f"schedule: got '{settings['schedule']}', allowed are cosine, plateau")
+    kind = getattr(torch.optim, settings["optimiser"], None)
+    if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
+        raise UserError(
+            f"optimiser: got '{settings['optimiser']}', allowed is a class in torch.optim: AdamW, Adamax"
+        )
+
+
+def check_networks(sampler: PosteriorSampler, denoiser: DirectDenoiser, noisy: Tensor, draws: int) -> None:
+    """Runs both networks and the loss once, so that a misfit is found before anything is written."""
+    with torch.random.fork_rng(), evaluating(denoiser):
+        with checks_of(type(sampler).__name__):
+            draw = sampler.sample(noisy, draws)
+        noisy = noisy[:, : len(denoiser.mean)]
+        try:
+            with checks_of(type(denoiser.backbone).__name__):
+                prediction = denoiser.predict(noisy)
+        except RuntimeError as error:
+            raise UserError(
+                f"{type(denoiser.backbone).__name__}: cannot take images of shape "
+                f"{tuple(noisy.shape)} (B, C, *S): {error}; set its in_channels, or its attribute "
+                "`multiple` to what H and W must be multiples of"
+            ) from error
+    wanted = (len(noisy), draw.shape[2] * len(denoiser.loss.outputs), *noisy.shape[2:])
+    if draw.shape[:2] != (draws, len(noisy)) or draw.shape[3:] != noisy.shape[2:]:
+        raise UserError(
+            f"{type(sampler).__name__}.sample: got shape {tuple(draw.shape)} for {tuple(noisy.shape)} "
+            f"noisy images and {draws} draws, must be ({draws}, B, C, *S)"
+        )
+    if prediction.shape != wanted:
+        raise UserError(
+            f"{type(denoiser.backbone).__name__}: gives shape {tuple(prediction.shape)}, but "
+            f"{type(denoiser.loss).__name__} needs {wanted}; set its out_channels to {wanted[1]}"
+        )
+    with evaluating(denoiser), checks_of("loss"):
+        denoiser.loss(prediction, denoiser.standardise(draw))

@@ -1,0 +1,36 @@
+"""How the networks do on held-out patches."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from distill.denoiser import DirectDenoiser
+from distill.plots.pictures import mosaic
+from samplers import PosteriorSampler
+from samplers.base import evaluating
+
+
+@torch.no_grad()
+def validate(
+    sampler: PosteriorSampler, denoiser: DirectDenoiser, noisy: Tensor, seed: int, preview: Path
+) -> dict[str, float]:
+    """Losses on held-out patches, with the same random draws each time so that they compare, and
+    the student's PSNR against the mean of 8 draws (or the free ones) of the first 16 patches."""
+    row = {}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        if sampler.trainable:
+            with evaluating(sampler):
+                row["val_sampler_loss"] = float(sampler.training_step(noisy)[0])
+        draws = denoiser.standardise(sampler.sample(noisy, denoiser.loss.min_draws))
+        drawn = sampler.sample(noisy[:16], sampler.free_draws if sampler.free_draws > 1 else 8)
+    noisy = noisy[:, : len(denoiser.mean)]
+    few = noisy[:16]
+    with evaluating(denoiser):
+        row["val_student_loss"] = float(denoiser.loss(denoiser.predict(noisy), draws))
+        denoised, mean = denoiser(few), drawn.mean(dim=0)
+    error = (denoised - mean).square().mean()
+    row["psnr_to_draws"] = float(20 * torch.log10((mean.max() - mean.min()) / error.sqrt()))
+    mosaic(preview, [few, drawn[0], mean, denoised])
+    return row
