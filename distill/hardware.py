@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from distill.errors import UserError
 
@@ -47,6 +48,21 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
         raise UserError(f"precision: got '{precision}', allowed are auto, bf16, fp32")
     bf16 = precision == "bf16" or (precision == "auto" and has_fast_bf16(device))
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+
+
+class Hardware:
+    """Where a command computes: the device, and the precision of its arithmetic there."""
+
+    def __init__(self, device: str | None = None, precision: Precision = "auto") -> None:
+        self.device, self.precision = choose_device(device), precision
+        self.autocast()  # refuses an unknown precision
+
+    def autocast(self) -> AbstractContextManager:
+        return autocast(self.device, self.precision)
+
+    def put(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) on the device, in the layout that its convolutions like best."""
+        return images.to(self.device, memory_format=torch.channels_last)
 
 
 def synchronise(device: torch.device) -> None:

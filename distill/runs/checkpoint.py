@@ -51,6 +51,31 @@ def load_denoiser(run: str | Path, backbone: nn.Module | None = None) -> DirectD
     return denoiser.eval().to(memory_format=torch.channels_last)
 
 
+def load_weights(run: str | Path, sampler: PosteriorSampler, student: nn.Module) -> None:
+    """Copies the weights of a finished run into networks of the same architecture, for training on.
+
+    Statistics of the images, and the noise model, are not taken over: they belong to the run's images.
+    """
+    networks = {"sampler.safetensors": (sampler, ""), "student.safetensors": (student, "backbone.")}
+    for name, (network, prefix) in networks.items():
+        path = _file(run, name)
+        stored = {k.removeprefix(prefix): v for k, v in load(path)[0].items() if k.startswith(prefix)}
+        own = network.state_dict()
+        weights = {
+            k: v for k, v in stored.items() if k not in _OF_THE_IMAGES and not k.startswith("noise_model.")
+        }
+        unfit = [k for k in weights if k not in own or own[k].shape != weights[k].shape]
+        if unfit or [k for k, _ in network.named_parameters() if k not in stored]:
+            raise UserError(
+                f"{path}: holds another {type(network).__name__} than the one to train ({len(unfit)} tensors do "
+                "not fit); pass networks with the arguments that `distill info` shows"
+            )
+        network.load_state_dict(weights, strict=False)
+
+
+_OF_THE_IMAGES = ("mean", "std")
+
+
 def _file(run: str | Path, name: str) -> Path:
     return Path(run) / name if Path(run).is_dir() else Path(run)
 

@@ -14,16 +14,18 @@ from tqdm import tqdm
 
 from distill.denoiser import DirectDenoiser
 from distill.errors import checks_of
-from distill.hardware import Precision, autocast, choose_device
+from distill.hardware import Hardware, Precision
 from distill.images.sources import Images, as_stack
 from distill.images.statistics import spread, statistics
 from distill.runs import checkpoint
+from distill.runs.checkpoint import load_weights
 from distill.runs.rebuild import describe
 from distill.training.checks import check_arguments, check_networks
-from distill.training.logs import Log, tensorboard_log
+from distill.training.logs import Log, Metrics, tensorboard_log
 from distill.training.optimiser import Optimiser, Schedule
 from distill.training.patches import Patches, split
-from distill.training.resume import Progress, stop_signals
+from distill.training.resume import State, resume, stop_signals
+from distill.training.steps import Learn, Teach
 from distill.training.validation import validate
 from losses import L2, Loss
 from samplers import PosteriorSampler
@@ -73,73 +75,87 @@ def train(
     tensorboard: bool = False,
     on_log: Log | None = None,
     axes: str | None = None,
+    init: str | Path | None = None,
 ) -> Run:
     """Trains `student` to predict, in one pass, what averaging draws of `sampler` would give.
 
     The first `steps` co-train both networks on every batch. Then the sampler is frozen in eval mode
-    and the student goes on for `refine_steps`. A sampler that is not trainable is frozen throughout.
+    and the student is refined for `refine_steps`. A sampler that is not trainable is frozen throughout.
 
     Args:
-        images: a TIFF, an array, or a Stack, in raw counts.
-        loss: which functional of the posterior to learn; L2, the mean, unless told.
-        out: folder of the run; a run that was stopped there goes on from its last checkpoint.
-        batch_size: patches per update, computed `micro_batch` at a time.
-        draws: draws per patch that the student learns from; unless told, one, or what the loss
-            needs, or what the sampler has for free.
-        optimiser: name of a class in torch.optim, one for each network.
-        lr: of the sampler.
-        student_lr: half of lr unless told: a student without normalisation bears no more.
-        clip: largest gradient norm; None for no clipping.
-        ema: decay of the average of the student's weights, which is what is kept; 0 for none.
-        val_fraction: share of the frames (of one frame: its area) that is held out.
+        images: noisy TIFF, array, or Stack, in raw counts.
+        loss: functional of the posterior to learn. Default: L2, the mean.
+        out: folder of the run. A run that was stopped there resumes from its last checkpoint, and one
+            that is to have more `steps` or `refine_steps` continues.
+        steps: updates of both networks.
+        refine_steps: updates of the student alone, on draws of the finished sampler.
+        batch_size: patches per update.
+        micro_batch: patches that are computed at once; their gradients are added up.
+        patch_size: side of the square patches, in pixels.
+        draws: draws per patch for the student. Default: the larger of loss.min_draws and
+            sampler.free_draws, usually 1.
+        optimiser: name of a class in torch.optim; each network has its own.
+        lr: learning rate of the sampler.
+        student_lr: learning rate of the student. Default: lr / 2, because a student without
+            normalisation layers diverges at higher rates.
+        schedule: "cosine" (warm-up, then a decay to zero) or "plateau" (as published).
+        clip: largest norm of a network's gradient; None for no clipping.
+        ema: decay of the running average of the student's weights, which is what is kept; 0 for none.
+        val_fraction: share of the frames (of a single frame: of its area) that is held out.
         validate_every: steps between validations, each with a checkpoint and a preview picture.
-        patience: stop after so many validations without a better student; None never does.
-        seed: of patches, draws and held-out regions; networks have their initial weights already, from
-            torch.manual_seed before they were made (the command line's seed is of these too).
+        patience: validations without a better student after which training stops. Default: never.
+        seed: seed of the patches, the draws and the validation split. In Python it does not set the
+            initial weights: call torch.manual_seed before you build the networks. The command line
+            does that with the same seed.
+        device: "cpu", "cuda", "cuda:1", "mps". Default: the best one of this machine.
         precision: "auto" (bf16 where the hardware has it), "bf16" or "fp32".
-        compile: torch.compile both networks: minutes at first, faster afterwards.
-        tensorboard: event files in `out` too, of what metrics.jsonl has.
-        on_log: called with every row of metrics.jsonl, a dictionary of numbers.
-        axes: the letters of the images' dimensions, of STCZYX, where the file does not say.
+        compile: torch.compile both networks: slow for some minutes, faster afterwards.
+        tensorboard: write event files to `out` with all that metrics.jsonl has.
+        on_log: function that is called with every row of metrics.jsonl, a dictionary of numbers.
+        axes: letters of the images' dimensions, of STCZYX. Default: what the file says.
+        init: finished run whose weights the networks start from, for instance one of other images.
 
     Raises:
-        UserError: what cannot work, before anything is written; or a loss that is not finite.
+        UserError: for what cannot work, before anything is written; for a loss that is not finite.
     """
     loss = loss or L2()
     draws = max(loss.min_draws, sampler.free_draws) if draws is None else draws
     student_lr = lr / 2 if student_lr is None else student_lr
-    settings = {k: v for k, v in locals().items() if k not in _NOT_SETTINGS}
+    settings = {name: value for name, value in locals().items() if name not in _NOT_SETTINGS}
     check_arguments(settings, loss)
-    device, total, out = choose_device(device), steps + refine_steps, Path(out)
-    autocast(device, precision)  # refuses an unknown precision
+    hardware, total, out = Hardware(device, precision), steps + refine_steps, Path(out)
 
     # Data: random patches of raw counts, with their mean and standard deviation.
     stack = as_stack(images, axes)
     mean, std = (torch.from_numpy(v) for v in statistics(stack))
     regions, held_out = split(stack.frames, val_fraction, patch_size, seed)
     with checks_of(stack.name):
-        seen = sampler.beside(stack.frames)
-    patches = Patches(seen, regions, patch_size)
+        frames = sampler.beside(stack.frames)
+    patches = Patches(frames, regions, patch_size)
     some = torch.from_numpy(stack.frames[spread(len(stack.frames), 8)].astype(np.float32))
     validation = None
     if len(held_out):
-        validation = Patches(seen, held_out, patch_size).grid(64).to(device)
+        validation = Patches(frames, held_out, patch_size).grid(64).to(hardware.device)
 
     # Networks: the sampler, the student, and the running average of the student.
+    if init is not None:
+        load_weights(init, sampler, student)
     torch.manual_seed(seed)
     generator = np.random.default_rng(seed)
     co_steps = steps if sampler.trainable else 0
-    if co_steps:
-        with checks_of(stack.name):
-            sampler.prepare(some, mean, std)  # a sampler that is already trained keeps its statistics
     denoiser = DirectDenoiser(student, loss, channels=len(mean))
-    denoiser.prepare(mean, std)
     with checks_of(stack.name):
+        if co_steps:
+            sampler.prepare(some, mean, std)  # a sampler that is already trained keeps its statistics
+        denoiser.prepare(mean, std)
         loss.prepare(denoiser.standardise(some))
     for module in (sampler, denoiser):
-        module.to(device, memory_format=torch.channels_last)
-    check_networks(sampler, denoiser, patches.sample(2, np.random.default_rng(0)).to(device), draws)
+        module.to(hardware.device, memory_format=torch.channels_last)
+    check_networks(sampler, denoiser, patches.sample(2, np.random.default_rng(0)).to(hardware.device), draws)
     average = AveragedModel(denoiser, avg_fn=_warm_ema(ema))
+    teach, learn = Teach(sampler, draws), Learn(denoiser, loss)
+    if compile:
+        teach, learn = torch.compile(teach), torch.compile(learn)
 
     # One optimiser for each network; the sampler has none where it is frozen from the start.
     optimise_student = Optimiser("student", denoiser, optimiser, student_lr, schedule, total, clip)
@@ -147,70 +163,62 @@ def train(
     if co_steps:
         optimise_sampler = Optimiser("sampler", sampler, optimiser, lr, schedule, steps, clip)
         optimisers.append(optimise_sampler)
-    settings["data"] = [*stack.frames.shape, *mean.flatten().tolist(), *std.flatten().tolist()]
-    settings["networks"] = [describe(m) for m in (sampler, student, loss)]
-    modules = {"sampler": sampler, "student": denoiser, "average": average}
-    logs = ([tensorboard_log(out)] if tensorboard else []) + ([on_log] if on_log else [])
-    progress = Progress(out, settings, modules, optimisers, generator, logs)
-    progress.resume()
-    sampler_step, student_pass = sampler.training_step, denoiser.predict
-    if compile:
-        sampler_step, student_pass = torch.compile(sampler_step), torch.compile(student_pass)
 
-    started = time.monotonic() - progress.seconds
-    bar = tqdm(total=total, initial=progress.step, unit="step", smoothing=0.1)
+    # What a checkpoint holds; a run that was stopped, or that shall be longer, resumes from its last one.
+    settings["data"] = [*stack.frames.shape, *mean.flatten().tolist(), *std.flatten().tolist()]
+    settings["networks"] = [describe(module) for module in (sampler, student, loss)]
+    state = State({"sampler": sampler, "student": denoiser, "average": average}, optimisers, generator)
+    metrics = Metrics(out, ([tensorboard_log(out)] if tensorboard else []) + ([on_log] if on_log else []))
+    resume(out, state, settings)
+    metrics.forget_after(state.step)
+
+    started = time.monotonic() - state.seconds
+    bar = tqdm(total=total, initial=state.step, unit="step", smoothing=0.1)
     with bar, stop_signals() as stop:
-        for step in range(progress.step + 1, total + 1):
+        for step in range(state.step + 1, total + 1):
             co_training = step <= co_steps
             sampler.train(co_training)
             loss.schedule((step - 1) / total)
-            batch = patches.sample(batch_size, generator, augment=sampler.isotropic)
-            for noisy in batch.to(device, memory_format=torch.channels_last).split(micro_batch):
+            batch = hardware.put(patches.sample(batch_size, generator, augment=sampler.isotropic))
+            for noisy in batch.split(micro_batch):
                 share = len(noisy) / batch_size
                 # 1. Pass the noisy images to the sampler and draw possible clean images.
-                with autocast(device, precision):
-                    if co_training:
-                        with checks_of(type(sampler).__name__):
-                            sampler_loss, draw = sampler_step(noisy)  # the draw that the ELBO made
-                        targets = draw.detach().unsqueeze(0)
-                        if draws > 1:
-                            targets = torch.cat([targets, sampler.sample(noisy, draws - 1)])
-                    else:
-                        targets = sampler.sample(noisy, draws)
+                with hardware.autocast():
+                    targets, sampler_loss = teach(noisy)
                 # 2. Update the sampler towards minimising its own loss.
-                if co_training:
+                if sampler_loss is not None:
                     optimise_sampler.backward(sampler_loss, share)
                 # 3. Pass the same images to the student.
-                with autocast(device, precision):
-                    prediction = student_pass(noisy[:, : len(mean)])
+                with hardware.autocast():
+                    student_loss = learn(noisy, targets)
                 # 4. Update the student towards minimising its distance to the draws.
-                optimise_student.backward(loss(prediction, denoiser.standardise(targets)), share)
-            row: dict[str, Any] = {"step": step}
+                optimise_student.backward(student_loss, share)
             active = optimisers if co_training else [optimise_student]
-            row |= {f"{each.name}_loss": each.check(step) for each in active}
+            row: dict[str, Any] = {"step": step}
+            row |= {f"{each.name}_loss": each.check(step) for each in active}  # before any weight changes
             for each in active:
                 each.step()
             average.update_parameters(denoiser)
-            # 5. Repeat until convergence.
-            progress.step, progress.seconds = step, time.monotonic() - started
+            # 5. Repeat until convergence, which held-out patches tell.
+            state.step, state.seconds = step, time.monotonic() - started
             validating = step % validate_every == 0 or step == total
             if validating and validation is not None:
-                with autocast(device, precision):
+                with hardware.autocast():
                     row |= validate(sampler, average.module, validation, seed, out / "preview.png")
                 for each in optimisers:
                     each.validated(row.get(f"val_{each.name}_loss"))
-                progress.validated(row["val_student_loss"])
+                state.validated(row["val_student_loss"])
             if validating or step % 10 == 0:
-                row |= {"lr": optimise_student.lr, "seconds": round(progress.seconds, 2)}
-                progress.log(row)
+                row |= {"lr": optimise_student.lr, "seconds": round(state.seconds, 2)}
+                metrics.write(row)
                 bar.set_description("co-train" if co_training else "student", refresh=False)
-                bar.set_postfix({k: f"{v:.3f}" for k, v in row.items() if _shown(k)}, refresh=False)
+                bar.set_postfix({k: f"{row[k]:.3f}" for k in _SHOWN if k in row}, refresh=False)
             bar.update()
             if validating or stop:
-                progress.save()
+                state.save(out, settings)
             if stop:
                 raise KeyboardInterrupt
-            if patience and progress.stale >= patience:
+            if patience and state.stale >= patience:
                 break
 
     run = Run(out, sampler.eval(), average.module.eval())
@@ -219,12 +227,14 @@ def train(
     return run
 
 
+_SHOWN = ("sampler_loss", "student_loss", "psnr_to_draws")  # on the progress bar
 _NOT_SETTINGS = (
     "images",
     "sampler",
     "student",
     "loss",
     "out",
+    "init",
     "device",
     "precision",
     "compile",
@@ -241,9 +251,3 @@ def _warm_ema(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
         return averaged.lerp(current, 1 - min(decay, (1 + n) / (10 + n)))
 
     return average
-
-
-def _shown(key: str) -> bool:
-    return key in ("sampler_loss", "student_loss", "psnr_to_draws")
-
-

@@ -1,13 +1,41 @@
-"""Where the metrics of a training go beside metrics.jsonl."""
+"""Where the metrics of a training go: metrics.jsonl, TensorBoard, a function of the user's."""
 
+import json
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from distill.errors import UserError
+from distill.files import write_text
 
 Log = Callable[[dict[str, Any]], object]
+
+
+class Metrics:
+    """Appends each row to metrics.jsonl in the run's folder, and hands it to the other logs."""
+
+    def __init__(self, out: Path, logs: list[Log]) -> None:
+        self.path, self.logs = out / "metrics.jsonl", logs
+
+    def write(self, row: dict[str, Any]) -> None:
+        with open(self.path, "a") as file:
+            file.write(json.dumps(row) + "\n")
+        for log in self.logs:
+            log(row)
+
+    def forget_after(self, step: int) -> None:
+        """Drops the rows of steps that the checkpoint does not know of: they will come again."""
+        if self.path.exists():
+            lines = self.path.read_text().splitlines(keepends=True)
+            write_text(self.path, "".join(line for line in lines if _step(line) <= step))
+
+
+def _step(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):  # torn by a crash
+        return float("inf")
 
 
 def tensorboard_log(out: Path) -> Log:

@@ -77,6 +77,15 @@ class Optimiser:
         if plateau and loss is not None:
             self.schedule.step(loss)
 
+    def go_to(self, step: int) -> None:
+        """The learning rate that a cosine has at `step`: for a run that resumes with another length."""
+        if isinstance(self.schedule, torch.optim.lr_scheduler.LambdaLR):
+            self.schedule.last_epoch = step
+            for group, lr, rate in zip(
+                self.optimiser.param_groups, self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True
+            ):
+                group["lr"] = lr * rate(step)
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(tensors, plain data) for a checkpoint."""
         state = self.optimiser.state_dict()

@@ -1,103 +1,110 @@
-"""How far a run has come: the checkpoint that it goes on from, and its metrics.jsonl."""
+"""How far a training has come: what its checkpoint holds, and where a stopped or longer run resumes."""
 
 import json
+import math
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from distill.errors import UserError
 from distill.runs import tensors as files
-from distill.training.logs import Log
 from distill.training.optimiser import Optimiser
 
+CHECKPOINT = "checkpoint.safetensors"
+MUST_MATCH = ("data", "networks", "batch_size", "patch_size", "draws", "optimiser", "lr", "student_lr",
+              "schedule", "clip", "ema", "val_fraction", "seed")  # fmt: skip
+"""The settings that a resumed run must share. Steps may grow; the others change no result's meaning."""
 
-class Progress:
-    """Everything that a stopped run needs to go on exactly as if it had not stopped."""
 
-    def __init__(
-        self, out: Path, settings: dict[str, Any], modules: dict[str, nn.Module],
-        optimisers: list[Optimiser], generator: np.random.Generator, log: list[Log] | None = None,
-    ) -> None:  # fmt: skip
-        self.logs = log or []
-        self.out, self.settings, self.modules = out, settings, modules
-        self.optimisers, self.generator = optimisers, generator
-        self.step, self.seconds, self.best, self.stale = 0, 0.0, float("inf"), 0
+@dataclass
+class State:
+    """All that a stopped run needs to resume exactly as if it had not stopped."""
 
-    @property
-    def path(self) -> Path:
-        return self.out / "checkpoint.safetensors"
+    modules: dict[str, nn.Module]  # sampler, student, average
+    optimisers: list[Optimiser]
+    generator: np.random.Generator  # of patches
+    step: int = 0
+    seconds: float = 0.0
+    best: float = math.inf  # validation loss
+    stale: int = 0  # validations since the best
 
-    def save(self) -> None:
+    def validated(self, student_loss: float) -> None:
+        self.stale = 0 if student_loss < self.best else self.stale + 1
+        self.best = min(self.best, student_loss)
+
+    def save(self, out: Path, settings: dict[str, Any]) -> None:
         tensors = {"torch_rng": torch.get_rng_state()}
         if torch.cuda.is_available():
             tensors["cuda_rng"] = torch.cuda.get_rng_state()
         for role, module in self.modules.items():
             tensors |= {f"{role}.{name}": value for name, value in module.state_dict().items()}
-        header: dict[str, Any] = {
-            "settings": self.settings,
-            "rng": self.generator.bit_generator.state,
-        }
-        header |= {k: getattr(self, k) for k in ("step", "seconds", "best", "stale")}
+        header: dict[str, Any] = {"settings": settings, "rng": self.generator.bit_generator.state}
+        header |= {key: getattr(self, key) for key in _NUMBERS}
         for optimiser in self.optimisers:
-            optimiser_tensors, header[optimiser.name] = optimiser.state()
-            tensors |= optimiser_tensors
-        files.save(self.path, tensors, header)
+            moments, header[optimiser.name] = optimiser.state()
+            tensors |= moments
+        files.save(out / CHECKPOINT, tensors, header)
 
-    def resume(self) -> None:
-        """Takes up the checkpoint in the run's folder, if there is one; else makes the folder."""
-        if not self.path.exists():
-            self.out.mkdir(parents=True, exist_ok=True)
-            return
-        tensors, header = files.load(self.path)
-        self._check(header["settings"])
+    def restore(self, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
         for role, module in self.modules.items():
             start = f"{role}."
-            module.load_state_dict(
-                {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
-            )
+            own = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
+            module.load_state_dict(own)
         for optimiser in self.optimisers:
             optimiser.restore(tensors, header[optimiser.name])
         self.generator.bit_generator.state = header["rng"]
         torch.set_rng_state(tensors["torch_rng"])
         if torch.cuda.is_available() and "cuda_rng" in tensors:
             torch.cuda.set_rng_state(tensors["cuda_rng"])
-        for key in ("step", "seconds", "best", "stale"):
+        for key in _NUMBERS:
             setattr(self, key, header[key])
-        self._forget_after(self.step)
 
-    def _check(self, stored: dict[str, Any]) -> None:
-        now = json.loads(json.dumps(self.settings))
-        for key in now.keys() | stored.keys():
-            if now.get(key) != stored.get(key):
-                raise UserError(
-                    f"{self.out}: holds a run with {key}={stored.get(key)}, now {now.get(key)}; pass "
-                    "another --out for a new run, or the same settings to go on with the old one"
-                )
 
-    def _forget_after(self, step: int) -> None:
-        """Drops the metrics of steps that the checkpoint does not know of: they will come again."""
-        metrics = self.out / "metrics.jsonl"
-        if metrics.exists():
-            lines = metrics.read_text().splitlines(keepends=True)
-            metrics.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
+_NUMBERS = ("step", "seconds", "best", "stale")
 
-    def log(self, row: dict[str, Any]) -> None:
-        with open(self.out / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(row) + "\n")
-        for log in self.logs:
-            log(row)
 
-    def validated(self, student_loss: float) -> None:
-        """Counts the validations since the best student."""
-        self.stale = 0 if student_loss < self.best else self.stale + 1
-        self.best = min(self.best, student_loss)
+def resume(out: Path, state: State, settings: dict[str, Any]) -> None:
+    """Takes up the checkpoint in the run's folder, if there is one; else makes the folder."""
+    if not (out / CHECKPOINT).exists():
+        out.mkdir(parents=True, exist_ok=True)
+        return
+    tensors, header = files.load(out / CHECKPOINT)
+    stored, now = header["settings"], json.loads(json.dumps(settings))
+    for key in MUST_MATCH:
+        if stored.get(key, now[key]) != now[key]:
+            raise UserError(
+                f"{out}: holds a run with {key}={stored[key]}, now {now[key]}; pass another --out for a "
+                "new run, or the same settings to resume the old one"
+            )
+    co_training = len(state.optimisers) > 1
+    step = _resumed_step(out, header["step"], stored, now, co_training)
+    state.restore(tensors, header)
+    if any(stored[key] != now[key] for key in ("steps", "refine_steps")):
+        state.step = step
+        for optimiser in state.optimisers:
+            optimiser.go_to(step)
+
+
+def _resumed_step(out: Path, step: int, stored: dict, now: dict, co_training: bool) -> int:
+    """Where a run of other steps and refine_steps resumes. With more steps after a refinement, the
+    co-training goes on where it ended, and the refinement is done again on the better sampler."""
+    if co_training and step > stored["steps"] and now["steps"] > stored["steps"]:
+        step = stored["steps"]
+    total = now["steps"] + now["refine_steps"]
+    if total < step or (co_training and now["steps"] < min(step, stored["steps"])):
+        raise UserError(
+            f"{out}: holds a run of {step} of {stored['steps']} + {stored['refine_steps']} steps, now "
+            f"{now['steps']} + {now['refine_steps']}; pass at least as many, or another --out"
+        )
+    return step
 
 
 @contextmanager

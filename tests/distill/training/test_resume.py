@@ -1,0 +1,112 @@
+"""Where a stopped, a longer or an older run resumes, and training from another run's weights."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from distill import UserError, load_denoiser, load_sampler, train
+from distill.runs.tensors import load, save
+from losses import L2, Quantiles
+from samplers import HDN, FunctionSampler, GaussianNoise
+from students import UNet
+
+QUICK = dict(batch_size=4, micro_batch=2, patch_size=16, validate_every=3, device="cpu", precision="fp32")
+
+
+def networks(seed: int = 0, width: int = 4):
+    torch.manual_seed(seed)
+    hdn = HDN(GaussianNoise(10.0), levels=2, latents=2, filters=width, blocks=1, patch_size=16)
+    return hdn, UNet(depth=2, filters=width)
+
+
+def weights(module: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+
+def rows(out) -> list[dict]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_more_refinement_continues_the_run(noisy, tmp_path):
+    first = train(noisy, *networks(), out=tmp_path, steps=3, refine_steps=3, **QUICK)
+    longer = train(noisy, *networks(), out=tmp_path, steps=3, refine_steps=9, **QUICK)
+    assert weights(longer.sampler).equal(weights(first.sampler))
+    assert not weights(longer.denoiser).equal(weights(first.denoiser))
+    assert [row["step"] for row in rows(tmp_path)] == [3, 6, 9, 10, 12]
+    assert 0 < rows(tmp_path)[2]["lr"] < 1e-3  # the cosine of 12 steps, where that of 6 had ended at 0
+
+
+def test_more_steps_co_train_on_and_refine_again(noisy, tmp_path):
+    first = train(noisy, *networks(), out=tmp_path, steps=3, refine_steps=3, **QUICK)
+    longer = train(noisy, *networks(), out=tmp_path, steps=6, refine_steps=3, **QUICK)
+    assert not weights(longer.sampler).equal(weights(first.sampler))
+    assert [row["step"] for row in rows(tmp_path)] == [3, 6, 9]
+    assert ["sampler_loss" in row for row in rows(tmp_path)] == [True, True, False]
+
+
+def test_a_longer_run_is_the_same_whenever_it_was_made_longer(noisy, tmp_path):
+    """With a rate that does not depend on the length, a continued run equals an undisturbed one."""
+    settings = QUICK | dict(schedule="plateau", ema=0.5)
+    train(noisy, *networks(), out=tmp_path / "parts", steps=3, refine_steps=3, **settings)
+    parts = train(noisy, *networks(), out=tmp_path / "parts", steps=3, refine_steps=6, **settings)
+    whole = train(noisy, *networks(), out=tmp_path / "whole", steps=3, refine_steps=6, **settings)
+    assert weights(parts.denoiser).equal(weights(whole.denoiser))
+
+
+def test_fewer_steps_than_the_run_has_are_refused(noisy, tmp_path):
+    train(noisy, *networks(), out=tmp_path, steps=3, refine_steps=3, **QUICK)
+    before = (tmp_path / "checkpoint.safetensors").read_bytes()
+    for fewer in (dict(steps=3, refine_steps=2), dict(steps=2, refine_steps=9)):
+        with pytest.raises(UserError, match=r"holds a run of 6 of 3 \+ 3 steps"):
+            train(noisy, *networks(), out=tmp_path, **fewer, **QUICK)
+    assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
+
+
+def test_what_does_not_change_the_result_may_change_and_what_is_new_is_not_asked(noisy, tmp_path):
+    """A run of an older version lacks settings that train has got since."""
+    train(noisy, *networks(), out=tmp_path, steps=2, refine_steps=0, **QUICK)
+    tensors, header = load(tmp_path / "checkpoint.safetensors")
+    del header["settings"]["ema"], header["settings"]["axes"]
+    save(tmp_path / "checkpoint.safetensors", tensors, header)
+    train(noisy, *networks(), out=tmp_path, steps=4, refine_steps=0, **(QUICK | dict(validate_every=1)))
+    assert rows(tmp_path)[-1]["step"] == 4
+
+
+def test_a_torn_last_line_of_the_metrics_does_not_block(noisy, tmp_path):
+    train(noisy, *networks(), out=tmp_path, steps=3, refine_steps=0, **QUICK)
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 4, "stud')
+    train(noisy, *networks(), out=tmp_path, steps=6, refine_steps=0, **QUICK)
+    assert [row["step"] for row in rows(tmp_path)] == [3, 6]
+
+
+def test_another_run_gives_its_weights_but_not_its_images_statistics(noisy, tmp_path):
+    first = train(noisy, *networks(), out=tmp_path / "a", steps=3, refine_steps=0, **QUICK)
+    hdn, unet = networks(seed=1)
+    hdn.noise_model = None  # to be estimated from the new images
+    brighter = 3 * noisy + np.random.default_rng(0).normal(0, 5, noisy.shape).astype(np.float32)
+    run = train(brighter, hdn, unet, out=tmp_path / "b", init=tmp_path / "a", steps=1, refine_steps=0,
+                lr=0.0, ema=0.0, **QUICK)  # fmt: skip
+    assert weights(run.denoiser).equal(weights(load_denoiser(tmp_path / "a")))
+    assert weights(run.sampler).equal(weights(load_sampler(tmp_path / "a")))
+    assert not run.denoiser.mean.equal(first.denoiser.mean) and run.sampler.noise_model.gain is not None
+
+
+def test_weights_that_do_not_fit_are_refused_before_anything_is_written(noisy, tmp_path):
+    train(noisy, *networks(), out=tmp_path / "a", steps=1, refine_steps=0, **QUICK)
+    for sampler, student, loss in [
+        (*networks(width=8), L2()),
+        (networks()[0], UNet(out_channels=3, depth=2, filters=4), Quantiles()),
+    ]:
+        with pytest.raises(UserError, match="holds another (HDN|UNet)"):
+            train(noisy, sampler, student, loss, tmp_path / "b", init=tmp_path / "a", **QUICK)
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_frozen_sampler_runs_on_too(noisy, tmp_path):
+    identity = FunctionSampler(lambda x: x)
+    train(noisy, identity, networks()[1], out=tmp_path, steps=2, refine_steps=1, **QUICK)
+    train(noisy, identity, networks()[1], out=tmp_path, steps=5, refine_steps=1, **QUICK)
+    assert rows(tmp_path)[-1]["step"] == 6
