@@ -49,6 +49,6 @@ def test_commands(tmp_path, monkeypatch, capsys):
 
 def test_files_that_it_names_are_there():
     links = re.findall(r"\]\(([\w/.]+)\)", README)
-    scripts = re.findall(r"python ((?:recipes|tests)/[\w/.]+)", README)
+    scripts = re.findall(r"python ((?:recipes|benchmarks)/[\w/.]+)", README)
     assert links and scripts
     assert not [name for name in links + scripts if not (ROOT / name).exists()]
