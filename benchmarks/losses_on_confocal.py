@@ -43,7 +43,7 @@ features.prepare((torch.from_numpy(some.astype(np.float32)) - some.mean()) / som
 pictures = {}
 
 
-def standardised(image: np.ndarray) -> torch.Tensor:
+def standardized(image: np.ndarray) -> torch.Tensor:
     return torch.from_numpy((image - some.mean()) / some.std()).float()[None, None]
 
 
@@ -51,7 +51,7 @@ def report(name: str, image: np.ndarray) -> None:
     found = torch.from_numpy(image)[None]
     score, similarity = psnr(found, clean), ssim(found, clean)
     with torch.no_grad():
-        distance = float(features(standardised(image), standardised(clean[0].numpy())[None]))
+        distance = float(features(standardized(image), standardized(clean[0].numpy())[None]))
     print(f"{name:20}{score:9.2f} dB{similarity:9.4f}{distance:11.4f}", flush=True)
     pictures[f"{name}\n{score:.2f} dB"] = image
 

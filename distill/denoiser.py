@@ -9,9 +9,9 @@ from losses import Loss
 
 
 class DirectDenoiser(nn.Module):
-    """A student backbone with its standardisation, its padding and the names of its outputs.
+    """A student backbone with its standardization, its padding and the names of its outputs.
 
-    backbone: any module (B, C, *S) -> (B, len(loss.outputs) * C, *S) on standardised images. If it
+    backbone: any module (B, C, *S) -> (B, len(loss.outputs) * C, *S) on standardized images. If it
     needs sizes that are multiples of a number, it says so in an attribute `multiple`.
     """
 
@@ -27,13 +27,13 @@ class DirectDenoiser(nn.Module):
         self.mean.copy_(mean)
         self.std.copy_(std)
 
-    def standardise(self, counts: Tensor) -> Tensor:
+    def standardize(self, counts: Tensor) -> Tensor:
         return (counts - self.mean) / self.std
 
     def predict(self, noisy: Tensor) -> Tensor:
-        """Raw counts (B, C, *S) -> the backbone's standardised output (B, K, *S), what losses see."""
+        """Raw counts (B, C, *S) -> the backbone's standardized output (B, K, *S), what losses see."""
         size = noisy.shape[2:]
-        padded = pad_to_multiple(self.standardise(noisy), getattr(self.backbone, "multiple", 1))
+        padded = pad_to_multiple(self.standardize(noisy), getattr(self.backbone, "multiple", 1))
         if padded.ndim == 4:
             padded = padded.contiguous(memory_format=torch.channels_last)
         return crop(self.backbone(padded).float(), size)

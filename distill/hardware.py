@@ -65,7 +65,7 @@ class Hardware:
         return images.to(self.device, memory_format=torch.channels_last)
 
 
-def synchronise(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Waits until the device has done what it was given: before reading a clock."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -17,7 +17,7 @@ class Loss(nn.Module, ABC):
     min_draws: int = 1
 
     def prepare(self, noisy: Tensor) -> None:
-        """Shown some training images (N, C, *S), standardised, once before training. What is kept
+        """Shown some training images (N, C, *S), standardized, once before training. What is kept
         of them must be a buffer. Default: nothing."""
 
     def schedule(self, progress: float) -> None:
@@ -25,7 +25,7 @@ class Loss(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, prediction: Tensor, draws: Tensor) -> Tensor:
-        """prediction (B, len(outputs)*C, *S), draws (n, B, C, *S), both standardised -> scalar.
+        """prediction (B, len(outputs)*C, *S), draws (n, B, C, *S), both standardized -> scalar.
 
         With `min_draws` above 1, n is at least that.
         """

@@ -24,7 +24,7 @@ class FeatureDistance(Loss):
 
     Each channel alone becomes a grey RGB image, in which the 0.1 and 99.9 percentiles of the training
     images are -1 and 1; nothing is clipped. The network is the process's, not the loss's: it is in no
-    checkpoint, optimiser or copy, and is loaded when it is first needed.
+    checkpoint, optimizer or copy, and is loaded when it is first needed.
     """
 
     outputs = ("perceptual",)
@@ -61,7 +61,7 @@ class FeatureDistance(Loss):
         return distance / len(draws)
 
     def _grey(self, images: Tensor) -> Tensor:
-        """Standardised (B, C, H, W) -> (B * C, 3, H, W) in about [-1, 1]."""
+        """Standardized (B, C, H, W) -> (B * C, 3, H, W) in about [-1, 1]."""
         low, high = self.window
         scaled = 2 * (images.float() - low) / (high - low) - 1
         return scaled.flatten(0, 1)[:, None].expand(-1, 3, -1, -1)

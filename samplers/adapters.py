@@ -68,8 +68,8 @@ class MonteCarloDropout(PosteriorSampler):
         with evaluating(self):
             for layer in self._dropouts():
                 layer.train()
-            standardised = (noisy - self.mean) / self.std
-            draws = [self.network(standardised) for _ in range(n)]
+            standardized = (noisy - self.mean) / self.std
+            draws = [self.network(standardized) for _ in range(n)]
         return torch.stack(draws) * self.std + self.mean
 
 

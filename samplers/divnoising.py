@@ -10,7 +10,7 @@ from samplers.vae import VAESampler
 
 
 class FlatVAE(nn.Module):
-    """Standardised images -> latents ~ N(mean, exp(logvar)) at 1 / 2^depth of their size -> signal."""
+    """Standardized images -> latents ~ N(mean, exp(logvar)) at 1 / 2^depth of their size -> signal."""
 
     def __init__(self, channels: int, depth: int, filters: int, latents: int) -> None:
         super().__init__()

@@ -95,7 +95,7 @@ def gaussian_kl(mean: Tensor, logvar: Tensor, prior_mean: Tensor, prior_logvar: 
 
 
 class LadderVAE(nn.Module):
-    """Standardised images -> signal features, through `levels` stochastic levels.
+    """Standardized images -> signal features, through `levels` stochastic levels.
 
     active_levels: those, numbered from 1 (finest), that see the image; the others only pass on
     what is above them (HDN3-6 is 3, 4, 5, 6).
@@ -142,7 +142,7 @@ class LadderVAE(nn.Module):
         self.head = nn.Conv2d(filters, channels, 3, padding=1)
 
     def encode(self, x: Tensor) -> list[Tensor]:
-        """(B, C, H, W) standardised -> bottom-up features, finest first, at the padded size / 2^level."""
+        """(B, C, H, W) standardized -> bottom-up features, finest first, at the padded size / 2^level."""
         height, width = x.shape[-2:]
         top, bottom = _centred(height, self.multiple)
         left, right = _centred(width, self.multiple)
@@ -154,7 +154,7 @@ class LadderVAE(nn.Module):
         return bottom_up
 
     def decode(self, bottom_up: list[Tensor], height: int, width: int) -> tuple[Tensor, Tensor]:
-        """One draw -> signal (B, C, height, width) standardised, KL per image and level (B, levels)."""
+        """One draw -> signal (B, C, height, width) standardized, KL per image and level (B, levels)."""
         features, kl = None, []
         for i in reversed(range(len(bottom_up))):
             features, level_kl = self.top_down[i](bottom_up[i], features, i + 1 in self.active)

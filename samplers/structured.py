@@ -110,7 +110,7 @@ class JointNoiseVAE(HDN):
         return elbo_loss + F.mse_loss(signal, x), signal * self.std + self.mean
 
     def log_density(self, x: Tensor, code: Tensor) -> Tensor:
-        """log p(x | code), x (B, C, H, W) standardised, code (B, C * code, H, W) -> (B * C, H, W)
+        """log p(x | code), x (B, C, H, W) standardized, code (B, C * code, H, W) -> (B * C, H, W)
         or its transpose. Each channel has its own part of the code."""
         x, code = (
             x.flatten(0, 1).unsqueeze(1),
@@ -134,7 +134,7 @@ class CodeVAE(LadderVAE):
         return super().decode(bottom_up, height, width)
 
     def decode(self, bottom_up: list[Tensor], height: int, width: int) -> tuple[Tensor, Tensor]:
-        """One draw -> signal (B, C, height, width) standardised, KL per image and level."""
+        """One draw -> signal (B, C, height, width) standardized, KL per image and level."""
         code, kl = self.code(bottom_up, height, width)
         return self.signal(code.detach()), kl
 

@@ -1,4 +1,4 @@
-"""What the VAE samplers share: standardisation, the negative ELBO, and draws that encode once."""
+"""What the VAE samplers share: standardization, the negative ELBO, and draws that encode once."""
 
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ DRAW_PIXELS = 2**17  # pixels that are decoded at once: bounds the memory of man
 class VAESampler(PosteriorSampler):
     """A VAE whose decoder predicts the signal, and a fixed noise model p(noisy | signal).
 
-    `vae` is the network in standardised units: encode(x (B, C, H, W)) -> list of feature maps,
+    `vae` is the network in standardized units: encode(x (B, C, H, W)) -> list of feature maps,
     decode(feature maps, H, W) -> one draw (B, C, H, W) and its KL (B, ...) in nats.
     """
 

@@ -75,8 +75,8 @@ class EncoderDecoder(nn.Module):
         return self
 
     def _settle(self, pretrained: bool) -> None:
-        """Fixes the statistics of new batch normalisation on noise like a standardised image: whatever
-        has grown above unit variance is standardised, one layer after another. And drops what an encoder
+        """Fixes the statistics of new batch normalisation on noise like a standardized image: whatever
+        has grown above unit variance is standardized, one layer after another. And drops what an encoder
         of less than full depth holds without using it.
 
         mobileone_s0 grows to 1e14 otherwise. To amplify what has shrunk as well cost 0.3 dB: deep

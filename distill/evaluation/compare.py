@@ -22,7 +22,7 @@ from distill.evaluation.pairs import Pairs
 from distill.evaluation.residuals import residual_scores
 from distill.evaluation.stored_draws import StoredDraws
 from distill.evaluation.tables import Row
-from distill.hardware import Precision, autocast, synchronise, working_memory
+from distill.hardware import Precision, autocast, synchronize, working_memory
 from samplers import NoiseModel, PosteriorSampler
 
 Metrics = dict[str, Callable[[Tensor, Tensor], float]]
@@ -90,10 +90,10 @@ def _answers(
         yield f"{n} draw{'s' * (n > 1)}", *drawn.take(n)
     noisy = noisy.to(device)[None]
     denoiser.maps(noisy)  # the first pass allocates
-    synchronise(device)
+    synchronize(device)
     started = time.perf_counter()
     maps = denoiser.maps(noisy)
-    synchronise(device)
+    synchronize(device)
     seconds = time.perf_counter() - started
     for i, (name, image) in enumerate(maps.items()):
         image = image[0].float().cpu()

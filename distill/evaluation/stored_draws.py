@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill.hardware import synchronise
+from distill.hardware import synchronize
 from samplers import PosteriorSampler
 from samplers.base import median
 
@@ -37,7 +37,7 @@ class StoredDraws:
             while len(self.seconds) < n:
                 started = time.perf_counter()
                 draw = next(self._draws)[0].float().cpu()
-                synchronise(device)
+                synchronize(device)
                 self._append(draw.numpy(), time.perf_counter() - started)
         mean, middle = self._consensus(n)
         return mean, middle, sum(self.seconds[:n])

@@ -39,7 +39,7 @@ def export(
     """Writes a run's student as one file that needs none of this toolkit -> the file's path.
 
     Raw counts (B, C, H, W) float32 in, named "noisy"; every output map in raw counts out, under its own
-    name, as with `predict`. Any B, H and W: standardisation, padding, crop and calibration are inside. The
+    name, as with `predict`. Any B, H and W: standardization, padding, crop and calibration are inside. The
     file is kept if it gives what the student does, within 1e-4 of its range, on images of several sizes.
 
     Args:

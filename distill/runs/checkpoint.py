@@ -73,6 +73,11 @@ def load_weights(run: str | Path, sampler: PosteriorSampler, student: nn.Module)
         network.load_state_dict(weights, strict=False)
 
 
+def settings(header: dict[str, Any]) -> dict[str, Any]:
+    """What `train` was called with, by a checkpoint's header; older ones spell the optimizer otherwise."""
+    return {"optimizer" if key == "optimiser" else key: value for key, value in header["settings"].items()}
+
+
 _OF_THE_IMAGES = ("mean", "std")
 
 

@@ -25,10 +25,10 @@ def check_arguments(settings: dict[str, Any], loss: Loss) -> None:
         raise UserError("steps and refine_steps: both are 0, so there is nothing to train")
     if settings["schedule"] not in ("cosine", "plateau"):
         raise UserError(f"schedule: got '{settings['schedule']}', allowed are cosine, plateau")
-    kind = getattr(torch.optim, settings["optimiser"], None)
+    kind = getattr(torch.optim, settings["optimizer"], None)
     if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
         raise UserError(
-            f"optimiser: got '{settings['optimiser']}', allowed is a class in torch.optim: AdamW, Adamax"
+            f"optimizer: got '{settings['optimizer']}', allowed is a class in torch.optim: AdamW, Adamax"
         )
 
 
@@ -59,4 +59,4 @@ def check_networks(sampler: PosteriorSampler, denoiser: DirectDenoiser, noisy: T
             f"{type(denoiser.loss).__name__} needs {wanted}; set its out_channels to {wanted[1]}"
         )
     with evaluating(denoiser), checks_of("loss"):
-        denoiser.loss(prediction, denoiser.standardise(draw))
+        denoiser.loss(prediction, denoiser.standardize(draw))

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from distill.errors import UserError
-from distill.hardware import Precision, autocast, choose_device, synchronise, working_memory
+from distill.hardware import Precision, autocast, choose_device, synchronize, working_memory
 from distill.images.sources import Images, as_stack
 from distill.runs import checkpoint, tensors
-from distill.training.optimiser import Optimiser
+from distill.training.optimizer import Optimizer
 from distill.training.patches import Patches, split
 
 DRAWS = 1000  # what the paper compares one pass with
@@ -27,7 +27,7 @@ class Cost:
     sampler_step: float  # the sampler trained alone
     both_step: float  # with its student
     student_step: float  # the student on the finished sampler
-    sampler_memory: float  # MB beyond weights, gradients and optimiser states
+    sampler_memory: float  # MB beyond weights, gradients and optimizer states
     both_memory: float
     extra_training: float  # seconds that the student added to the run
     seconds_per_draw: float  # of one frame
@@ -61,7 +61,7 @@ def training_cost(
         noisy: images like those that it was trained on.
         repeats: steps of each kind; the fastest counts, since other work only adds.
     """
-    settings = tensors.load(Path(run) / "checkpoint.safetensors")[1]["settings"]
+    settings = checkpoint.settings(tensors.load(Path(run) / "checkpoint.safetensors")[1])
     sampler, denoiser = checkpoint.load_sampler(run), checkpoint.load_denoiser(run)
     if not (sampler.trainable and settings["steps"]):
         raise UserError(f"{run}: its sampler was not trained with the student; pass a run that co-trained")
@@ -72,8 +72,8 @@ def training_cost(
     passes = settings["batch_size"] / micro
     whole, _ = split(frames, 0.0, settings["patch_size"], 0)
     batch = Patches(frames, whole, settings["patch_size"]).sample(micro, np.random.default_rng(0)).to(device)
-    optimise_sampler, optimise_student = (
-        Optimiser("", module, settings["optimiser"], 0.0, "cosine", 1, settings["clip"])
+    optimize_sampler, optimize_student = (
+        Optimizer("", module, settings["optimizer"], 0.0, "cosine", 1, settings["clip"])
         for module in (sampler, denoiser)
     )
 
@@ -82,14 +82,14 @@ def training_cost(
             sampler.train(train_sampler)
             cost, draw = sampler.training_step(batch) if train_sampler else (None, sampler.sample(batch)[0])
         if train_sampler:
-            optimise_sampler.backward(cost, 1.0)
-            optimise_sampler.step()
+            optimize_sampler.backward(cost, 1.0)
+            optimize_sampler.step()
         if train_student:
             with autocast(device, precision):
                 prediction = denoiser.predict(batch)
-            targets = denoiser.standardise(draw.detach())[None].expand(settings["draws"], *draw.shape)
-            optimise_student.backward(denoiser.loss(prediction, targets), 1.0)
-            optimise_student.step()
+            targets = denoiser.standardize(draw.detach())[None].expand(settings["draws"], *draw.shape)
+            optimize_student.backward(denoiser.loss(prediction, targets), 1.0)
+            optimize_student.step()
 
     kinds = {"sampler": (True, False), "both": (True, True), "student": (False, True)}
     steps = {kind: passes * _fastest(partial(update, *what), repeats, device) for kind, what in kinds.items()}
@@ -112,9 +112,9 @@ def _fastest(work: Callable[[], object], repeats: int, device: torch.device) -> 
     work()
     times = []
     for _ in range(repeats):
-        synchronise(device)
+        synchronize(device)
         started = time.perf_counter()
         work()
-        synchronise(device)
+        synchronize(device)
         times.append(time.perf_counter() - started)
     return min(times)

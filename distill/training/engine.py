@@ -22,7 +22,7 @@ from distill.runs.checkpoint import load_weights
 from distill.runs.rebuild import describe
 from distill.training.checks import check_arguments, check_networks
 from distill.training.logs import Log, Metrics, tensorboard_log
-from distill.training.optimiser import Optimiser, Schedule
+from distill.training.optimizer import Optimizer, Schedule
 from distill.training.patches import Patches, split
 from distill.training.resume import State, resume, stop_signals
 from distill.training.steps import Learn, Teach
@@ -31,7 +31,7 @@ from losses import L2, Loss
 from samplers import PosteriorSampler
 
 PUBLISHED: dict[str, Any] = dict(
-    refine_steps=0, batch_size=64, micro_batch=8, optimiser="Adamax", lr=3e-4, student_lr=3e-4,
+    refine_steps=0, batch_size=64, micro_batch=8, optimizer="Adamax", lr=3e-4, student_lr=3e-4,
     schedule="plateau", clip=None, ema=0.0, validate_every=400,
 )  # fmt: skip
 """What the paper trained with: train(..., steps=200_000, **PUBLISHED)."""
@@ -59,7 +59,7 @@ def train(
     micro_batch: int = 16,
     patch_size: int = 64,
     draws: int | None = None,
-    optimiser: str = "AdamW",
+    optimizer: str = "AdamW",
     lr: float = 2e-3,
     student_lr: float | None = None,
     schedule: Schedule = "cosine",
@@ -94,7 +94,7 @@ def train(
         patch_size: side of the square patches, in pixels.
         draws: draws per patch for the student. Default: the larger of loss.min_draws and
             sampler.free_draws, usually 1.
-        optimiser: name of a class in torch.optim; each network has its own.
+        optimizer: name of a class in torch.optim; each network has its own.
         lr: learning rate of the sampler.
         student_lr: learning rate of the student. Default: lr / 2, because a student without
             normalisation layers diverges at higher rates.
@@ -148,7 +148,7 @@ def train(
         if co_steps:
             sampler.prepare(some, mean, std)  # a sampler that is already trained keeps its statistics
         denoiser.prepare(mean, std)
-        loss.prepare(denoiser.standardise(some))
+        loss.prepare(denoiser.standardize(some))
     for module in (sampler, denoiser):
         module.to(hardware.device, memory_format=torch.channels_last)
     check_networks(sampler, denoiser, patches.sample(2, np.random.default_rng(0)).to(hardware.device), draws)
@@ -157,17 +157,17 @@ def train(
     if compile:
         teach, learn = torch.compile(teach), torch.compile(learn)
 
-    # One optimiser for each network; the sampler has none where it is frozen from the start.
-    optimise_student = Optimiser("student", denoiser, optimiser, student_lr, schedule, total, clip)
-    optimisers = [optimise_student]
+    # One optimizer for each network; the sampler has none where it is frozen from the start.
+    optimize_student = Optimizer("student", denoiser, optimizer, student_lr, schedule, total, clip)
+    optimizers = [optimize_student]
     if co_steps:
-        optimise_sampler = Optimiser("sampler", sampler, optimiser, lr, schedule, steps, clip)
-        optimisers.append(optimise_sampler)
+        optimize_sampler = Optimizer("sampler", sampler, optimizer, lr, schedule, steps, clip)
+        optimizers.append(optimize_sampler)
 
     # What a checkpoint holds; a run that was stopped, or that shall be longer, resumes from its last one.
     settings["data"] = [*stack.frames.shape, *mean.flatten().tolist(), *std.flatten().tolist()]
     settings["networks"] = [describe(module) for module in (sampler, student, loss)]
-    state = State({"sampler": sampler, "student": denoiser, "average": average}, optimisers, generator)
+    state = State({"sampler": sampler, "student": denoiser, "average": average}, optimizers, generator)
     metrics = Metrics(out, ([tensorboard_log(out)] if tensorboard else []) + ([on_log] if on_log else []))
     resume(out, state, settings)
     metrics.forget_after(state.step)
@@ -187,13 +187,13 @@ def train(
                     targets, sampler_loss = teach(noisy)
                 # 2. Update the sampler towards minimising its own loss.
                 if sampler_loss is not None:
-                    optimise_sampler.backward(sampler_loss, share)
+                    optimize_sampler.backward(sampler_loss, share)
                 # 3. Pass the same images to the student.
                 with hardware.autocast():
                     student_loss = learn(noisy, targets)
                 # 4. Update the student towards minimising its distance to the draws.
-                optimise_student.backward(student_loss, share)
-            active = optimisers if co_training else [optimise_student]
+                optimize_student.backward(student_loss, share)
+            active = optimizers if co_training else [optimize_student]
             row: dict[str, Any] = {"step": step}
             row |= {f"{each.name}_loss": each.check(step) for each in active}  # before any weight changes
             for each in active:
@@ -205,11 +205,11 @@ def train(
             if validating and validation is not None:
                 with hardware.autocast():
                     row |= validate(sampler, average.module, validation, seed, out / "preview.png")
-                for each in optimisers:
+                for each in optimizers:
                     each.validated(row.get(f"val_{each.name}_loss"))
                 state.validated(row["val_student_loss"])
             if validating or step % 10 == 0:
-                row |= {"lr": optimise_student.lr, "seconds": round(state.seconds, 2)}
+                row |= {"lr": optimize_student.lr, "seconds": round(state.seconds, 2)}
                 metrics.write(row)
                 bar.set_description("co-train" if co_training else "student", refresh=False)
                 bar.set_postfix({k: f"{row[k]:.3f}" for k in _SHOWN if k in row}, refresh=False)

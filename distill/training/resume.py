@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from distill.errors import UserError
+from distill.runs import checkpoint
 from distill.runs import tensors as files
-from distill.training.optimiser import Optimiser
+from distill.training.optimizer import Optimizer
 
 CHECKPOINT = "checkpoint.safetensors"
-MUST_MATCH = ("data", "networks", "batch_size", "patch_size", "draws", "optimiser", "lr", "student_lr",
+MUST_MATCH = ("data", "networks", "batch_size", "patch_size", "draws", "optimizer", "lr", "student_lr",
               "schedule", "clip", "ema", "val_fraction", "seed")  # fmt: skip
 """The settings that a resumed run must share. Steps may grow; the others change no result's meaning."""
 
@@ -29,7 +30,7 @@ class State:
     """All that a stopped run needs to resume exactly as if it had not stopped."""
 
     modules: dict[str, nn.Module]  # sampler, student, average
-    optimisers: list[Optimiser]
+    optimizers: list[Optimizer]
     generator: np.random.Generator  # of patches
     step: int = 0
     seconds: float = 0.0
@@ -48,8 +49,8 @@ class State:
             tensors |= {f"{role}.{name}": value for name, value in module.state_dict().items()}
         header: dict[str, Any] = {"settings": settings, "rng": self.generator.bit_generator.state}
         header |= {key: getattr(self, key) for key in _NUMBERS}
-        for optimiser in self.optimisers:
-            moments, header[optimiser.name] = optimiser.state()
+        for optimizer in self.optimizers:
+            moments, header[optimizer.name] = optimizer.state()
             tensors |= moments
         files.save(out / CHECKPOINT, tensors, header)
 
@@ -58,8 +59,8 @@ class State:
             start = f"{role}."
             own = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
             module.load_state_dict(own)
-        for optimiser in self.optimisers:
-            optimiser.restore(tensors, header[optimiser.name])
+        for optimizer in self.optimizers:
+            optimizer.restore(tensors, header[optimizer.name])
         self.generator.bit_generator.state = header["rng"]
         torch.set_rng_state(tensors["torch_rng"])
         if torch.cuda.is_available() and "cuda_rng" in tensors:
@@ -77,20 +78,20 @@ def resume(out: Path, state: State, settings: dict[str, Any]) -> None:
         out.mkdir(parents=True, exist_ok=True)
         return
     tensors, header = files.load(out / CHECKPOINT)
-    stored, now = header["settings"], json.loads(json.dumps(settings))
+    stored, now = checkpoint.settings(header), json.loads(json.dumps(settings))
     for key in MUST_MATCH:
         if stored.get(key, now[key]) != now[key]:
             raise UserError(
                 f"{out}: holds a run with {key}={stored[key]}, now {now[key]}; pass another --out for a "
                 "new run, or the same settings to resume the old one"
             )
-    co_training = len(state.optimisers) > 1
+    co_training = len(state.optimizers) > 1
     step = _resumed_step(out, header["step"], stored, now, co_training)
     state.restore(tensors, header)
     if any(stored[key] != now[key] for key in ("steps", "refine_steps")):
         state.step = step
-        for optimiser in state.optimisers:
-            optimiser.go_to(step)
+        for optimizer in state.optimizers:
+            optimizer.go_to(step)
 
 
 def _resumed_step(out: Path, step: int, stored: dict, now: dict, co_training: bool) -> int:

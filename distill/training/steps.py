@@ -44,4 +44,4 @@ class Learn(nn.Module):
     def forward(self, noisy: Tensor, draws: Tensor) -> Tensor:
         prediction = self.denoiser.predict(noisy[:, : len(self.denoiser.mean)])
         with torch.autocast(noisy.device.type, enabled=False):  # bf16 has 8 bits: too few for a loss
-            return self.loss(prediction, self.denoiser.standardise(draws))
+            return self.loss(prediction, self.denoiser.standardize(draws))

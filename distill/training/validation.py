@@ -23,7 +23,7 @@ def validate(
         if sampler.trainable:
             with evaluating(sampler):
                 row["val_sampler_loss"] = float(sampler.training_step(noisy)[0])
-        draws = denoiser.standardise(sampler.sample(noisy, denoiser.loss.min_draws))
+        draws = denoiser.standardize(sampler.sample(noisy, denoiser.loss.min_draws))
         drawn = sampler.sample(noisy[:16], sampler.free_draws if sampler.free_draws > 1 else 8)
     noisy = noisy[:, : len(denoiser.mean)]
     few = noisy[:16]

@@ -28,7 +28,7 @@ class AutoregressiveNoise(NoiseModel):
     min_scale: lower bound of a component's std, in units of the noise's std.
 
     The weights are parameters, so that a checkpoint keeps them, but never require gradients
-    outside `fit`: no optimiser takes them up. Nothing depends on training or eval mode.
+    outside `fit`: no optimizer takes them up. Nothing depends on training or eval mode.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class AutoregressiveNoise(NoiseModel):
         _check_extent(model.net, train.shape[-2:], patch_size, context)
         held_out = _crops(held_out, 64, patch_size, torch.Generator().manual_seed(seed))
         net, started = model.net.requires_grad_(True), time.monotonic()
-        optimiser = torch.optim.Adam(net.parameters(), lr)
+        optimizer = torch.optim.Adam(net.parameters(), lr)
         best, best_weights, stale, done = math.inf, None, 0, 0.0
         for step in range(steps + 1):
             done = max(step / steps, (time.monotonic() - started) / seconds)
@@ -157,11 +157,11 @@ class AutoregressiveNoise(NoiseModel):
                     best_weights = {k: v.clone() for k, v in net.state_dict().items()}
                 if done >= 1 or stale > patience:
                     break
-            optimiser.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * done))
-            optimiser.zero_grad()
+            optimizer.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * done))
+            optimizer.zero_grad()
             (-net.log_density(_crops(train, batch_size, patch_size, generator)).mean()).backward()
             torch.nn.utils.clip_grad_norm_(net.parameters(), 5.0)
-            optimiser.step()
+            optimizer.step()
         if best_weights is None:
             raise ValueError(f"AutoregressiveNoise.fit: likelihood is {value}; lower lr={lr}")
         net.load_state_dict(best_weights)

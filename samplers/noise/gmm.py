@@ -141,8 +141,8 @@ class GaussianMixtureNoise(NoiseModel):
         unit = float(unit)
         generator = torch.Generator().manual_seed(seed)
         held = torch.arange(min(len(s), 100_000))  # pairs are in random order already
-        optimiser = torch.optim.Adam([theta], lr=lr)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps, eta_min=lr * 1e-3)
+        optimizer = torch.optim.Adam([theta], lr=lr)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=lr * 1e-3)
         best, best_weight = math.inf, None
         for step in range(steps + 1):
             if step % 100 == 0 or step == steps:
@@ -150,9 +150,9 @@ class GaussianMixtureNoise(NoiseModel):
                     value = float(loss(held))
                 if value < best:
                     best, best_weight = value, weight().detach().clone()
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss(torch.randint(len(s), (batch_size,), generator=generator)).backward()
-            optimiser.step()
+            optimizer.step()
             schedule.step()
         if best_weight is None:
             raise ValueError(f"GaussianMixtureNoise.fit: likelihood is {value}; lower lr={lr}")

@@ -1,4 +1,4 @@
-"""Gated PixelCNN (van den Oord et al. 2016) with a Gaussian-mixture head, in standardised units."""
+"""Gated PixelCNN (van den Oord et al. 2016) with a Gaussian-mixture head, in standardized units."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def random_lite0(tmp_path) -> Features:
 
 
 def equally_wrong() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Standardised images (8, 1, 64, 64), and three changes of them of the same squared error."""
+    """Standardized images (8, 1, 64, 64), and three changes of them of the same squared error."""
     clean = torch.as_tensor(np.asarray(specimen(2).clean), dtype=torch.float32).reshape(-1, 1, 256, 256)
     clean = (clean - clean.mean()) / clean.std()
     clean = clean[:2, :, :128, :128].unfold(2, 64, 64).unfold(3, 64, 64).reshape(-1, 1, 64, 64)

@@ -17,12 +17,12 @@ def test_the_minimiser_is_the_functional(loss, functional):
     torch.manual_seed(0)
     draws = torch.randn(501, 4, 1, 2, 2).exp()  # skewed: mean and median differ
     prediction = torch.ones(4, 1, 2, 2, requires_grad=True)
-    optimiser = torch.optim.Adam([prediction], 0.02)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 400)
+    optimizer = torch.optim.Adam([prediction], 0.02)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 400)
     for _ in range(400):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         (loss(prediction, draws) / (1e-3 if getattr(loss, "delta", 1) < 1 else 1)).backward()
-        optimiser.step()
+        optimizer.step()
         schedule.step()
     torch.testing.assert_close(prediction.detach(), functional(draws), atol=0.02, rtol=0)
 

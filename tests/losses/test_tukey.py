@@ -38,11 +38,11 @@ def test_the_middle_of_two_equal_modes_repels():
     draws = torch.tensor([-1.0, 1.0]).repeat(50).reshape(-1, 1, 1, 1, 1) + 0.05 * torch.randn(100, 1, 1, 1, 1)
     for c, left in [(0.8, True), (1.0, True), (1.3, True), (2.0, False)]:
         prediction = torch.full((1, 1, 1, 1), 0.05, requires_grad=True)
-        optimiser = torch.optim.SGD([prediction], 0.2)
+        optimizer = torch.optim.SGD([prediction], 0.2)
         for _ in range(300):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             Tukey(c=c)(prediction, draws).backward()
-            optimiser.step()
+            optimizer.step()
         assert prediction.item() == pytest.approx(1 if left else 0, abs=0.1)
 
 

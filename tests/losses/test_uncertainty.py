@@ -12,12 +12,12 @@ def fitted(loss, draws: torch.Tensor) -> dict[str, torch.Tensor]:
     """The maps of the prediction that minimises the loss."""
     shape = (draws.shape[1], len(loss.outputs) * draws.shape[2], *draws.shape[3:])
     prediction = torch.zeros(shape, requires_grad=True)
-    optimiser = torch.optim.Adam([prediction], 0.1)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 500)
+    optimizer = torch.optim.Adam([prediction], 0.1)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 500)
     for _ in range(500):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss(prediction, draws).backward()
-        optimiser.step()
+        optimizer.step()
         schedule.step()
     return {name: value.detach() for name, value in loss.maps(prediction).items()}
 
@@ -70,8 +70,8 @@ def test_in_raw_counts_quantiles_are_places_and_a_std_is_a_width():
         denoiser = DirectDenoiser(backbone, loss)
         denoiser.prepare(torch.full((1, 1, 1), 500.0), torch.full((1, 1, 1), 20.0))
         x = 500 + 20 * torch.randn(1, 1, 4, 4)
-        standardised, counts = loss.maps(denoiser.predict(x)), denoiser.maps(x)
-        for name, value in standardised.items():
+        standardized, counts = loss.maps(denoiser.predict(x)), denoiser.maps(x)
+        for name, value in standardized.items():
             torch.testing.assert_close(counts[name], 20 * value + (0 if name == "std" else 500))
         assert denoiser(x).equal(counts[loss.outputs[0]])
 

@@ -85,7 +85,7 @@ def test_table1_is_of_the_paper_s_networks(tmp_path):
         sizes = [sum(p.numel() for p in net.parameters()) for net in (sampler.vae, student)]
         assert sizes[1] == 11_764_577 and (sizes[0] == 7_301_697 or name == "struct-convallaria")
         assert sampler.active_levels == ([3, 4, 5, 6] if name == "struct-convallaria" else None)
-        assert options["optimiser"] == "Adamax" and options["batch_size"] == 64
+        assert options["optimizer"] == "Adamax" and options["batch_size"] == 64
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ def test_one_draw_costs_one_pass_per_image_and_the_networks_are_frozen():
     assert not Ensemble([nn.Conv2d(1, 1, 1)]).trainable
 
 
-def test_networks_in_standardised_units():
+def test_networks_in_standardized_units():
     ensemble = Ensemble([Shift(0.5)], mean=100.0, std=20.0)
     torch.testing.assert_close(ensemble.sample(NOISY)[0], NOISY + 10)
     dropout = MonteCarloDropout(nn.Dropout(0.5), mean=100.0, std=20.0)

@@ -75,11 +75,11 @@ def test_denoises_a_field_without_posterior_collapse():
     noisy = field.observe(clean)
     sampler = DivNoising(GaussianNoise(20.0), filters=8, latents=8, kl_warmup=100)
     sampler.prepare(noisy, noisy.mean().view(1, 1, 1), noisy.std().view(1, 1, 1))
-    optimiser = torch.optim.AdamW(sampler.parameters(), 3e-3, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(sampler.parameters(), 3e-3, betas=(0.9, 0.99))
     for _ in range(250):
         loss, _ = sampler.training_step(noisy[torch.randint(0, 64, (16,))])
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     error = (posterior_mean(sampler, noisy, 20) - clean).square().mean().sqrt()
     assert error < 11  # noise and field have 20, the Wiener filter 5.7, a collapsed posterior 20

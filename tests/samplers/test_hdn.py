@@ -123,13 +123,13 @@ def test_two_flat_images_are_learnt_almost_to_the_entropy_of_the_noise():
     hdn = small_hdn(free_bits=0.0, filters=8, dropout=0.0).train()
     levels = torch.tensor([50.0, 150.0]).repeat(8)[:, None, None, None].expand(16, 1, 16, 16)
     hdn.prepare(levels, torch.full((1, 1, 1), 100.0), torch.full((1, 1, 1), 50.0))
-    optimiser = torch.optim.AdamW(hdn.parameters(), 5e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 200)
+    optimizer = torch.optim.AdamW(hdn.parameters(), 5e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 200)
     for _ in range(200):
         loss, _ = hdn.training_step(levels + 5 * torch.randn(levels.shape))
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         schedule.step()
     entropy = math.log(5 * math.sqrt(2 * math.pi * math.e)) + math.log(2) / 256  # nats per pixel
     assert entropy - 0.05 < loss.item() < entropy + 0.2

@@ -142,13 +142,13 @@ def test_joint_density_of_a_pixel_integrates_to_one():
 def test_training_lowers_the_loss(make):
     sampler = prepared(make(filters=8)).train()
     signal, noise = signal_and_noise(8, 16)
-    optimiser = torch.optim.AdamW([p for p in sampler.parameters() if p.requires_grad], 5e-3)
+    optimizer = torch.optim.AdamW([p for p in sampler.parameters() if p.requires_grad], 5e-3)
     losses = []
     for _ in range(40):
         loss, _ = sampler.training_step(signal + noise)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(float(loss.detach()))
     assert sum(losses[-5:]) / 5 < sum(losses[:5]) / 5 - 0.1
 
@@ -173,15 +173,15 @@ def test_joint_tells_line_noise_from_signal_without_any_calibration():
     noisy = signal + noise
     sampler = JointNoiseVAE(levels=2, latents=4, filters=8, blocks=1, patch_size=32, code=8, dilations=(1, 2))
     sampler.prepare(noisy, noisy.mean().view(1, 1, 1), noisy.std().view(1, 1, 1))
-    optimiser = torch.optim.AdamW(sampler.parameters(), 1e-2, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(sampler.parameters(), 1e-2, betas=(0.9, 0.99))
     sampler.train()
     for step in range(250):
-        optimiser.param_groups[0]["lr"] = 5e-3 * (1 + math.cos(math.pi * step / 250))
+        optimizer.param_groups[0]["lr"] = 5e-3 * (1 + math.cos(math.pi * step / 250))
         loss, _ = sampler.training_step(noisy[torch.randint(256, (8,))])
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(sampler.parameters(), 5.0)
-        optimiser.step()
+        optimizer.step()
     signal, noise = signal_and_noise(16, rho=0.8)
     denoised = posterior_mean(sampler, signal + noise, 20)
     assert (denoised - signal).square().mean().sqrt() < 12  # 20 of the noisy images

@@ -105,7 +105,7 @@ def test_what_cannot_be_described_is_loaded_with_an_object(tmp_path):
     assert load_denoiser(tmp_path, Forgetful(3)).backbone.weight.equal(backbone.weight)
 
 
-def test_a_denoiser_keeps_its_standardisation_and_loss(tmp_path):
+def test_a_denoiser_keeps_its_standardization_and_loss(tmp_path):
     denoiser = DirectDenoiser(UNet(depth=1, filters=2), L1())
     denoiser.prepare(torch.full((1, 1, 1), 50.0), torch.full((1, 1, 1), 3.0))
     save_denoiser(tmp_path / "student.safetensors", denoiser)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from distill import UserError, load_denoiser, load_sampler, train
+from distill.runs import tensors
 from distill.training.engine import PUBLISHED
 from distill.training.patches import Patches
 from losses import L1, L2, LPIPS, Features, MeanVariance, Quantiles, Tukey, WeightedSum
@@ -71,9 +72,9 @@ def test_the_students_target_is_the_draw_of_the_samplers_own_pass(noisy, tiny_un
             return super().forward(prediction, draws)
 
     run = train(noisy, Recorder(), tiny_unet, Spy(), tmp_path, steps=1, refine_steps=0, **QUICK)
-    standardised = run.denoiser.standardise(torch.tensor(7.0)).item()
+    standardized = run.denoiser.standardize(torch.tensor(7.0)).item()
     target = seen[1]  # the first call is the check before anything is written
-    assert torch.allclose(target, torch.tensor(standardised)) and not target.requires_grad
+    assert torch.allclose(target, torch.tensor(standardized)) and not target.requires_grad
 
 
 def test_a_frozen_sampler_is_not_touched(noisy, tiny_hdn, tiny_unet, tmp_path):
@@ -84,8 +85,9 @@ def test_a_frozen_sampler_is_not_touched(noisy, tiny_hdn, tiny_unet, tmp_path):
     assert "sampler_loss" not in rows(tmp_path)[-1]
 
 
+@pytest.mark.parametrize("older", [False, True])
 @pytest.mark.parametrize("settings", [{}, {k: v for k, v in PUBLISHED.items() if "batch" not in k}])
-def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(noisy, tmp_path, settings):
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(noisy, tmp_path, settings, older):
     def run(out, stop_at=None):
         from samplers import HDN, GaussianNoise
 
@@ -108,6 +110,11 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(noisy, tmp_path, setting
     whole = run(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "parts", stop_at=10)  # the second micro-batch of step 5
+    if older:  # versions that spelled it otherwise
+        path = tmp_path / "parts" / "checkpoint.safetensors"
+        stored, header = tensors.load(path)
+        header["settings"]["optimiser"] = header["settings"].pop("optimizer")
+        tensors.save(path, {k.replace("optimizer", "optimiser"): v for k, v in stored.items()}, header)
     resumed = run(tmp_path / "parts")
     assert weights(whole.denoiser).equal(weights(resumed.denoiser))
     assert weights(whole.sampler).equal(weights(resumed.sampler))
@@ -204,7 +211,7 @@ def test_micro_batches_add_up_to_the_batch(noisy, tmp_path):
         torch.manual_seed(0)
         unet = UNet(depth=2, filters=4)
         train(noisy, FunctionSampler(lambda x: x), unet, out=tmp_path / str(micro), steps=3,
-              refine_steps=0, optimiser="SGD", lr=0.05, precision="fp32", **(QUICK | dict(micro_batch=micro)))  # fmt: skip
+              refine_steps=0, optimizer="SGD", lr=0.05, precision="fp32", **(QUICK | dict(micro_batch=micro)))  # fmt: skip
         results.append(weights(unet))
     for result in results[1:]:
         torch.testing.assert_close(result, results[0], atol=1e-5, rtol=0)
@@ -221,7 +228,7 @@ def test_early_stopping_counts_validations_without_improvement(noisy, tiny_unet,
     [
         (dict(steps=0, refine_steps=0), "nothing to train"),
         (dict(batch_size=0), "batch_size: got 0"),
-        (dict(optimiser="AdamX"), "optimiser: got 'AdamX'"),
+        (dict(optimizer="AdamX"), "optimizer: got 'AdamX'"),
         (dict(schedule="linear"), "schedule: got 'linear'"),
         (dict(device="cuda:9"), "device"),
         (dict(device="gpu"), "device: got 'gpu'"),

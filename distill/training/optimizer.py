@@ -1,4 +1,4 @@
-"""One network under training: its optimiser, its learning rate, its gradients."""
+"""One network under training: its optimizer, its learning rate, its gradients."""
 
 import math
 from typing import Any, Literal
@@ -11,8 +11,8 @@ from distill.errors import UserError
 Schedule = Literal["cosine", "plateau"]
 
 
-class Optimiser:
-    """A torch optimiser that starts slowly, decays its learning rate, and refuses a broken loss.
+class Optimizer:
+    """A torch optimizer that starts slowly, decays its learning rate, and refuses a broken loss.
 
     cosine: linear warm-up over 5 % of `total` steps, then a half cosine to zero.
     plateau: half the rate after 10 validations without improvement, as published.
@@ -33,19 +33,19 @@ class Optimiser:
         options: dict[str, Any] = {"lr": lr}
         if kind == "AdamW":
             options |= {"betas": (0.9, 0.99), "weight_decay": 0.0, "fused": True}
-        self.optimiser = getattr(torch.optim, kind)(self.parameters, **options)
+        self.optimizer = getattr(torch.optim, kind)(self.parameters, **options)
         if schedule == "cosine":
             self.schedule = torch.optim.lr_scheduler.LambdaLR(
-                self.optimiser, lambda step: warmup_cosine(step, total)
+                self.optimizer, lambda step: warmup_cosine(step, total)
             )
         else:
             self.schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
-                self.optimiser, factor=0.5, patience=10, min_lr=1e-12
+                self.optimizer, factor=0.5, patience=10, min_lr=1e-12
             )
 
     @property
     def lr(self) -> float:
-        return self.optimiser.param_groups[0]["lr"]
+        return self.optimizer.param_groups[0]["lr"]
 
     def backward(self, loss: Tensor, share: float) -> None:
         """Adds the gradient of one micro-batch, which is `share` of the batch."""
@@ -66,8 +66,8 @@ class Optimiser:
 
     def step(self) -> None:
         """Updates the weights and, on a cosine, the learning rate."""
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         if isinstance(self.schedule, torch.optim.lr_scheduler.LambdaLR):
             self.schedule.step()
 
@@ -82,15 +82,15 @@ class Optimiser:
         if isinstance(self.schedule, torch.optim.lr_scheduler.LambdaLR):
             self.schedule.last_epoch = step
             for group, lr, rate in zip(
-                self.optimiser.param_groups, self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True
+                self.optimizer.param_groups, self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True
             ):
                 group["lr"] = lr * rate(step)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(tensors, plain data) for a checkpoint."""
-        state = self.optimiser.state_dict()
+        state = self.optimizer.state_dict()
         tensors = {
-            f"{self.name}_optimiser.{i}.{key}": torch.as_tensor(value)
+            f"{self.name}_optimizer.{i}.{key}": torch.as_tensor(value)
             for i, values in state["state"].items()
             for key, value in values.items()
         }
@@ -100,11 +100,11 @@ class Optimiser:
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             prefix, _, rest = name.partition(".")
-            if prefix == f"{self.name}_optimiser":
+            if prefix in (f"{self.name}_optimizer", f"{self.name}_optimiser"):  # as older runs have it
                 i, _, key = rest.partition(".")
                 state.setdefault(int(i), {})[key] = value
-        self.optimiser.load_state_dict({"state": state, "param_groups": data["groups"]})
-        for parameter, values in self.optimiser.state.items():
+        self.optimizer.load_state_dict({"state": state, "param_groups": data["groups"]})
+        for parameter, values in self.optimizer.state.items():
             for key, value in values.items():
                 if value.shape == parameter.shape:  # a fused step needs the parameter's memory layout
                     values[key] = torch.empty_like(parameter).copy_(value)
