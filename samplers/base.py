@@ -28,9 +28,10 @@ class PosteriorSampler(nn.Module, ABC):
         for _ in range(n):
             yield self.sample(noisy)[0]
 
-    def beside(self, frames: Any) -> Any:
-        """Training images (N, C, Y, X), raw counts, memory-mapped or not -> what `sample` is given
-        patches of, which may have more channels. Default: the images themselves."""
+    def training_images(self, frames: Any) -> Any:
+        """Called once before training, with the images (N, C, Y, X) in raw counts. Returns the array
+        (N, C', Y, X) that patches are cut from; the images themselves by default. Append channels
+        here if `sample` needs more than the noisy image, as CachedDraws does."""
         return frames
 
     def prepare(self, noisy: Tensor, mean: Tensor, std: Tensor) -> None:

@@ -33,7 +33,7 @@ class CachedDraws(PosteriorSampler):
             ) from None
         self.free_draws = self._draws.shape[1]
 
-    def beside(self, frames: Any) -> "FramesAndDraws":
+    def training_images(self, frames: Any) -> "FramesAndDraws":
         """Frames (N, C, Y, X) -> (N, C + K * C, Y, X). ValueError for other images."""
         if fingerprint(frames) != self._header["images"]:
             raise ValueError(
@@ -43,7 +43,7 @@ class CachedDraws(PosteriorSampler):
         return FramesAndDraws(frames, self._draws, self._header["mean"], self._header["std"])
 
     def sample(self, noisy: Tensor, n: int = 1) -> Tensor:
-        """(B, C + K * C, *S), cut from what `beside` gives -> n <= K different draws."""
+        """(B, C + K * C, *S), cut from what `training_images` gives -> n <= K different draws."""
         k, channels = self._draws.shape[1:3]
         if noisy.shape[1] != channels * (1 + k) or n > k:
             raise ValueError(

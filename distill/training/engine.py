@@ -130,7 +130,7 @@ def train(
     mean, std = (torch.from_numpy(v) for v in statistics(stack))
     regions, held_out = split(stack.frames, val_fraction, patch_size, seed)
     with checks_of(stack.name):
-        frames = sampler.beside(stack.frames)
+        frames = sampler.training_images(stack.frames)
     patches = Patches(frames, regions, patch_size)
     some = torch.from_numpy(stack.frames[spread(len(stack.frames), 8)].astype(np.float32))
     validation = None

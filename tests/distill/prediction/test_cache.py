@@ -32,7 +32,7 @@ def test_a_student_learns_from_cached_draws_alone(noisy, tiny_unet, tmp_path):
 
 def test_what_is_recalled_are_the_draws_of_each_patch(noisy, tmp_path):
     cached = cache_draws(FunctionSampler(jitter), noisy, tmp_path, draws=40)
-    patch = cached.beside(noisy[:, None])[1, :, 8:24, 4:20]
+    patch = cached.training_images(noisy[:, None])[1, :, 8:24, 4:20]
     draws = cached.sample(torch.from_numpy(patch)[None], 40)
     assert draws.shape == (40, 1, 1, 16, 16)
     residual = draws[:, 0, 0] - torch.from_numpy(noisy[1, 8:24, 4:20]).float()
@@ -47,7 +47,7 @@ def test_shares_keep_mean_and_std(noisy, tmp_path):
     torch.manual_seed(0)
     kept = cache_draws(FunctionSampler(jitter), noisy, tmp_path / "kept", draws=32, keep=8)
     draws, shares = (
-        c.sample(torch.from_numpy(c.beside(noisy[:, None])[0, :, :, :])[None], c.free_draws)
+        c.sample(torch.from_numpy(c.training_images(noisy[:, None])[0, :, :, :])[None], c.free_draws)
         for c in (whole, kept)
     )
     assert shares.shape[0] == 8 and (shares.diff(dim=0) >= 0).all()
@@ -82,7 +82,7 @@ def test_a_stopped_cache_goes_on(noisy, tmp_path):
 def test_tiles_channels_and_wrong_images(noisy, tiny_unet, tmp_path):
     frames = np.stack([np.tile(noisy, (1, 3, 3)), 2 * np.tile(noisy, (1, 3, 3))], axis=1)  # (4, 2, 144, 120)
     cached = cache_draws(FunctionSampler(lambda x: x), frames, tmp_path / "cache", draws=2, tile=64, halo=64)
-    seen = cached.beside(frames)[3, :, :, :]
+    seen = cached.training_images(frames)[3, :, :, :]
     assert seen.shape == (6, 144, 120)
     for k in range(2):
         np.testing.assert_allclose(seen[2 + 2 * k : 4 + 2 * k], frames[3], rtol=2e-3)
