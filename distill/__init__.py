@@ -3,12 +3,33 @@
 import importlib
 import importlib.util
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distill.errors import UserError
 
+if TYPE_CHECKING:  # for editors and type checkers; below, the same names for Python
+    from distill.datasets import specimen as specimen
+    from distill.denoiser import DirectDenoiser as DirectDenoiser
+    from distill.evaluation.calibration import calibrate as calibrate
+    from distill.evaluation.evaluate import evaluate as evaluate
+    from distill.evaluation.evaluate import evaluate_all as evaluate_all
+    from distill.evaluation.metrics import psnr as psnr
+    from distill.exporting.export import export as export
+    from distill.images.stack import Stack as Stack
+    from distill.images.tiff import read as read
+    from distill.images.tiff import write as write
+    from distill.prediction.cache import cache_draws as cache_draws
+    from distill.prediction.predict import predict as predict
+    from distill.reporting.page import report as report
+    from distill.runs.checkpoint import load_denoiser as load_denoiser
+    from distill.runs.checkpoint import load_sampler as load_sampler
+    from distill.runs.run import Run as Run
+    from distill.training.cost import training_cost as training_cost
+    from distill.training.engine import PUBLISHED as PUBLISHED
+    from distill.training.engine import train as train
+
 _HOMES = {
-    "train": "training.engine", "PUBLISHED": "training.engine", "Run": "training.engine",
+    "train": "training.engine", "PUBLISHED": "training.engine", "Run": "runs.run",
     "training_cost": "training.cost", "predict": "prediction.predict", "cache_draws": "prediction.cache",
     "evaluate": "evaluation.evaluate", "evaluate_all": "evaluation.evaluate",
     "calibrate": "evaluation.calibration", "psnr": "evaluation.metrics", "report": "reporting.page",

@@ -52,7 +52,7 @@ def main(steps: int = 300) -> None:
             *(f"{what} {psnr(image, clean):.2f} dB" for what, image in images.items()),
             sep="  ",
         )
-        report(run.path)
+        report(run)
     print(f"Wiener filter itself: {psnr(field.posterior_mean(noisy), clean):.2f} dB")
 
 

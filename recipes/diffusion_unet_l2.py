@@ -38,8 +38,8 @@ def main(out: str, noisy: str | None = None, denoiser: nn.Module | None = None, 
     torch.manual_seed(0)
     options = {"steps": steps, "refine_steps": 0, "batch_size": 4, "micro_batch": 4}
     run = train(noisy or images, sampler, UNet(filters=16), L2(), out, **options)
-    predict(run.path, noisy or images, f"{out}/denoised.tif", overwrite=True)
-    print(f"student, denoised images and curves: {report(run.path)}")
+    predict(run, noisy or images, f"{out}/denoised.tif", overwrite=True)
+    print(f"student, denoised images and curves: {report(run)}")
 
 
 if __name__ == "__main__":

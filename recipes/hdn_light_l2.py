@@ -28,9 +28,9 @@ def main(out: str, noisy: str | None = None, clean: str | None = None, steps: in
     sampler = HDN(noise_model, levels=4, latents=16, filters=32, blocks=2, dropout=0.0)
     run = train(noisy, sampler, LightUNet(), L2(), out, steps=steps, refine_steps=steps, batch_size=4)
 
-    predict(run.path, noisy, f"{out}/denoised.tif", overwrite=True)
-    print(format_table(evaluate(run.path, noisy, clean, frames=2)))
-    print(f"student, denoised images, pictures and tables: {report(run.path)}")
+    predict(run, noisy, f"{out}/denoised.tif", overwrite=True)
+    print(format_table(evaluate(run, noisy, clean, frames=2)))
+    print(f"student, denoised images, pictures and tables: {report(run)}")
 
 
 if __name__ == "__main__":

@@ -30,13 +30,13 @@ def main(out: str, noisy: str | None = None, clean: str | None = None, steps: in
     student = UNet(filters=16)
     run = train(noisy, sampler, student, L1(), f"{out}/l1", steps=steps, refine_steps=0, batch_size=4)
 
-    cached = cache_draws(run.path, noisy, f"{out}/draws", draws=16)
+    cached = cache_draws(run, noisy, f"{out}/draws", draws=16)
     train(noisy, cached, student, Tukey(), out, steps=steps, refine_steps=0, batch_size=4)
 
     predict(out, noisy, f"{out}/denoised.tif", overwrite=True)
-    print(format_table(evaluate(run.path, noisy, clean, frames=2)))
+    print(format_table(evaluate(run, noisy, clean, frames=2)))
     print(format_table(evaluate(out, noisy, clean, frames=2, draws=[])))
-    print(f"student, denoised images, pictures and tables: {report([out, run.path])}")
+    print(f"student, denoised images, pictures and tables: {report([out, run])}")
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def measure(data: DataSet, out: Path, fraction: float, small: bool, draws: list[
         sampler, student, options = networks(data, noise_model, steps, small)
         run = train(data.noisy, sampler, student, loss, out / name, steps=steps, **options)
         counts = draws if name == "l2" else []
-        for row in evaluate(run.path, data.test_noisy, data.test_clean, draws=counts, frames=frames):
+        for row in evaluate(run, data.test_noisy, data.test_clean, draws=counts, frames=frames):
             psnrs[row["image"]] = [row[key] + data.psnr_offset for key in ("psnr_median", "psnr_mean")]
         students.append(psnrs.pop("student")[0])
     report([out / "l1", out / "l2"], out / "report.html")

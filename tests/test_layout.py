@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import distill
+
 ROOT = Path(__file__).parent.parent
 FORBIDDEN = {
     "samplers": {"distill", "students", "losses", "recipes"},
@@ -32,6 +34,18 @@ def imported(path: Path) -> set[str]:
 def test_imports_run_one_way(package):
     for path in (ROOT / package).rglob("*.py"):
         assert not imported(path) & FORBIDDEN[package], path
+
+
+def test_type_checkers_see_the_names_that_python_finds():
+    tree = ast.parse((ROOT / "distill" / "__init__.py").read_text())
+    (guarded,) = (node for node in tree.body if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test))
+    seen = {}
+    for node in guarded.body:
+        assert isinstance(node, ast.ImportFrom) and node.module
+        assert all(alias.name == alias.asname for alias in node.names)  # else it is not a public name
+        seen |= dict.fromkeys((alias.name for alias in node.names), node.module)
+    assert seen == {name: f"distill.{module}" for name, module in distill._HOMES.items()}
+    assert all((ROOT / package / "py.typed").exists() for package in FORBIDDEN)
 
 
 def test_the_core_runs_on_torch_numpy_and_tifffile():

@@ -1,6 +1,7 @@
 """Conformal calibration: intervals that hold the truth as often as they say, on images with ground truth."""
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import NormalDist
@@ -32,7 +33,7 @@ class Calibration:
 
 
 def calibrate(
-    run: str | Path,
+    run: str | os.PathLike[str],
     noisy: Images,
     clean: Images,
     *,
@@ -51,6 +52,7 @@ def calibrate(
     like these: pixels of one image are not independent, so many images say more than many pixels.
 
     Args:
+        run: a run or its folder; later predictions have the new intervals.
         noisy, clean: images that were not trained on, and their ground truth: one frame for all
             noisy frames, or one for each.
         test_noisy, test_clean: other images to report the coverage of; the same ones unless told.

@@ -1,5 +1,6 @@
 """The paper's Table 1 on your images: the mean and median of n draws against the student's one pass."""
 
+import os
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from distill.training.cost import training_cost
 
 
 def evaluate(
-    run: str | Path,
+    run: str | os.PathLike[str],
     noisy: Images,
     clean: Images | None = None,
     out: str | Path | None = None,
@@ -41,7 +42,7 @@ def evaluate(
     again with the same arguments.
 
     Args:
-        run: folder of a run, with its sampler and its student.
+        run: a run or its folder, with its sampler and its student.
         clean: the ground truth: one frame for all noisy frames, or one for each.
         out: folder for evaluation.csv, .md, .npz (the first frame's images) and .png, with ground truth
             psnr_against_time.svg and without residuals.png; the run's own unless told.
@@ -89,7 +90,7 @@ def _titled(images: dict[str, np.ndarray], rows: list[Row]) -> dict[str, np.ndar
 
 
 def evaluate_all(
-    runs: Sequence[str | Path],
+    runs: Sequence[str | os.PathLike[str]],
     data: Sequence[tuple[Images, Images | None]],
     out: str | Path,
     **options: Any,

@@ -1,5 +1,6 @@
 """A run's student in files that other programs open: ONNX, torch.export, a bioimage.io model package."""
 
+import copy
 import importlib.util
 import os
 import tempfile
@@ -28,7 +29,7 @@ Example = tuple[Tensor, dict[str, Tensor]]  # noisy (B, C, H, W), and every map 
 
 
 def export(
-    run: str | Path,
+    run: str | os.PathLike[str] | DirectDenoiser,
     out: str | Path | None = None,
     *,
     format: Literal["onnx", "torch-export", "bioimageio"] = "onnx",
@@ -43,7 +44,7 @@ def export(
     file is kept if it gives what the student does, within 1e-4 of its range, on images of several sizes.
 
     Args:
-        run: folder of a run.
+        run: a run or its folder, or a DirectDenoiser.
         out: file to write, ending in .onnx, .pt2 or .zip; by default beside the run's student.
         format: "onnx"; "torch-export", for torch.export.load, on the CPU unless moved
             (torch.export.passes.move_to_device_pass); or "bioimageio", a package for bioimage.io with the
@@ -55,12 +56,13 @@ def export(
     _check_format(format)
     if format == "bioimageio":
         bioimageio.check(author, license)
-    denoiser = checkpoint.load_denoiser(run).requires_grad_(False).to(memory_format=torch.contiguous_format)
-    out = _checked_path(run, out, ENDINGS[format], overwrite)
-    student = f"{run}: its {type(denoiser.backbone).__name__}"
+    denoiser = copy.deepcopy(checkpoint.load_denoiser(run)).requires_grad_(False).cpu()
+    denoiser = denoiser.to(memory_format=torch.contiguous_format)
+    out, name = _checked_path(run, out, ENDINGS[format], overwrite), checkpoint.name_of(run)
+    student = f"{name}: its {type(denoiser.backbone).__name__}"
     if format != "torch-export" and sum(p.nbytes for p in denoiser.parameters()) >= ONNX_BYTES:
         raise UserError(f"{student} is too large for one ONNX file; pass --format torch-export")
-    with checks_of(str(run)), torch.inference_mode():
+    with checks_of(name), torch.inference_mode():
         examples = _examples(denoiser)
         if _difference(denoiser.maps, examples):
             raise UserError(
@@ -101,8 +103,12 @@ def _is_installed(name: str) -> bool:
         return False
 
 
-def _checked_path(run: str | Path, out: str | Path | None, ending: str, overwrite: bool) -> Path:
+def _checked_path(
+    run: str | os.PathLike[str] | DirectDenoiser, out: str | Path | None, ending: str, overwrite: bool
+) -> Path:
     if out is None:
+        if isinstance(run, DirectDenoiser):
+            raise UserError(f"out: needed for a DirectDenoiser, which has no folder; pass a name in {ending}")
         out = (Path(run) if Path(run).is_dir() else Path(run).parent) / f"student{ending}"
     out = Path(out)
     if out.suffix.lower() != ending:

@@ -1,6 +1,7 @@
 """A finished sampler's draws on disk, so that many students can be trained without running it."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from samplers.cached import fingerprint
 
 
 def cache_draws(
-    run: str | Path | PosteriorSampler,
+    run: str | os.PathLike[str] | PosteriorSampler,
     images: Images,
     out: str | Path,
     *,
@@ -37,7 +38,7 @@ def cache_draws(
     goes on with the first frame that is not finished.
 
     Args:
-        run: folder of a run, or a sampler.
+        run: a run or its folder, or a sampler.
         draws: how many draws of each frame to make.
         keep: keep only so many values per pixel: means of equal shares of the sorted draws, spread
             to the draws' own mean and std. Enough for losses that look at one pixel at a time, and
@@ -49,8 +50,7 @@ def cache_draws(
     if draws < 1 or (keep is not None and (keep < 1 or draws % keep)):
         raise UserError(f"draws, keep: got {draws}, {keep}; keep must divide draws, both at least 1")
     device, out = choose_device(device), Path(out)
-    sampler = run if isinstance(run, PosteriorSampler) else checkpoint.load_sampler(run)
-    sampler = sampler.eval().to(device)
+    sampler = checkpoint.load_sampler(run).to(device)
     stack = as_stack(images, axes)
     mean, std = statistics(stack)
     n, channels, *size = stack.frames.shape

@@ -1,6 +1,7 @@
 """A trained run on new images: one pass of the student, or many draws of the sampler."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -10,20 +11,21 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from distill.denoiser import DirectDenoiser
 from distill.errors import UserError, checks_of
 from distill.hardware import Precision, autocast, choose_device
 from distill.images import tiff
 from distill.images.sources import Images, as_stack
 from distill.prediction.tiles import ALIGNMENT, in_tiles
 from distill.runs import checkpoint
-from samplers import posterior_mean, posterior_median, posterior_std
+from samplers import PosteriorSampler, posterior_mean, posterior_median, posterior_std
 
 Statistic = Literal["mean", "median", "std"]
 STATISTICS = {"mean": posterior_mean, "median": posterior_median, "std": posterior_std}
 
 
 def predict(
-    run: str | Path,
+    run: str | os.PathLike[str] | DirectDenoiser | PosteriorSampler,
     noisy: Images,
     out: str | Path | None = None,
     *,
@@ -43,7 +45,7 @@ def predict(
     denoised_std.tif. What is returned is the central one.
 
     Args:
-        run: folder of a run.
+        run: a run or its folder, or a DirectDenoiser; with draws, a sampler.
         out: TIFF to write, with the pixel size and axes of the input.
         draws: 0 for the student's one pass, else how many draws of the sampler to take.
         statistic: what to make of the draws.
@@ -56,24 +58,16 @@ def predict(
     _check_arguments(draws, statistic, tile, halo)
     device = choose_device(device)
     stack = as_stack(noisy, axes)
-    denoiser = checkpoint.load_denoiser(run).to(device)
-    names = [statistic] if draws else denoiser.loss.outputs
+    answer, names, trained_on = _answer(run, draws, statistic, device)
     files = [] if out is None else map_files(out, names)
     for file in files:
         tiff.check_writable(file, overwrite)
-    if len(denoiser.mean) != stack.frames.shape[1]:
+    name = checkpoint.name_of(run)
+    if stack.frames.shape[1] != (trained_on or stack.frames.shape[1]):
         raise UserError(
-            f"{stack.name}: has {stack.frames.shape[1]} channels, but {run} was trained on "
-            f"{len(denoiser.mean)}; pass images like those that it was trained on"
+            f"{stack.name}: has {stack.frames.shape[1]} channels, but {name} was trained on "
+            f"{trained_on}; pass images like those that it was trained on"
         )
-
-    def answer(noisy: Tensor) -> Tensor:  # (B, C, H, W) -> (B, len(names) * C, H, W)
-        return torch.cat(list(denoiser.maps(noisy).values()), dim=1)
-
-    if draws:
-        sampler = checkpoint.load_sampler(run).to(device)
-        answer = partial(STATISTICS[statistic], sampler, n=draws)
-
     frames, channels, *size = stack.frames.shape
     maps = np.empty((frames, len(names) * channels, *size), np.float32)
     for i in tqdm(range(len(stack.frames)), desc="predict", unit="frame"):
@@ -81,13 +75,31 @@ def predict(
         if not np.isfinite(frame).all():
             raise UserError(f"{stack.name}: frame {i} holds NaN or infinity; replace those pixels first")
         noisy_frame = torch.from_numpy(frame)[None].to(device)
-        with checks_of(str(run)), torch.inference_mode(), autocast(device, precision):
+        with checks_of(name), torch.inference_mode(), autocast(device, precision):
             maps[i] = in_tiles(answer, noisy_frame, tile, halo)[0].float().cpu().numpy()
     images = np.split(maps, len(names), axis=1)
-    for file, name, image in zip(files, names, images, strict=False):
-        kind = "float32" if name == "std" else dtype  # whole counts would be too coarse for a spread
+    for file, map_name, image in zip(files, names, images, strict=False):
+        kind = "float32" if map_name == "std" else dtype  # whole counts would be too coarse for a spread
         tiff.write(file, image, stack, dtype=kind, overwrite=overwrite)
     return stack.restore(images[0])
+
+
+def _answer(
+    run: str | os.PathLike[str] | DirectDenoiser | PosteriorSampler,
+    draws: int, statistic: Statistic, device: torch.device,
+) -> tuple[Callable[[Tensor], Tensor], Sequence[str], int | None]:  # fmt: skip
+    """((B, C, H, W) -> (B, len(names) * C, H, W), names, the C that it was trained on if that is known)."""
+    if isinstance(run, PosteriorSampler) and draws:
+        return partial(STATISTICS[statistic], run.eval().to(device), n=draws), [statistic], None
+    denoiser = checkpoint.load_denoiser(run).to(device)
+    if draws:
+        sampler = checkpoint.load_sampler(run).to(device)
+        return partial(STATISTICS[statistic], sampler, n=draws), [statistic], denoiser.channels
+
+    def one_pass(noisy: Tensor) -> Tensor:
+        return torch.cat(list(denoiser.maps(noisy).values()), dim=1)
+
+    return one_pass, denoiser.loss.outputs, denoiser.channels
 
 
 def map_files(out: str | Path, names: Sequence[str]) -> list[Path]:

@@ -5,6 +5,7 @@ import csv
 import html
 import io
 import json
+import os
 import platform
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
@@ -26,15 +27,15 @@ from distill.runs.describe import describe_run
 SHOWN, ZOOMED = 256, 64  # px of the first frame: pages stay below a few MB
 
 
-def report(runs: str | Path | Sequence[str | Path], out: str | Path | None = None) -> Path:
+def report(runs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], out: str | Path | None = None) -> Path:
     """Writes the page -> its path; it needs no network and no other file.
 
     Args:
-        runs: folders of finished runs. What `evaluate` left in them, or in folders within, is shown,
+        runs: finished runs or their folders. What `evaluate` left in them, or in folders within, is shown,
             and so is what `calibrate` did.
         out: HTML file to write; report.html in the first run's folder unless told.
     """
-    runs = [Path(run) for run in ([runs] if isinstance(runs, str | Path) else runs)]
+    runs = [Path(run) for run in ([runs] if isinstance(runs, str | os.PathLike) else runs)]
     for run in runs:
         if not (run / "student.safetensors").exists():
             raise UserError(f"{run}: not a finished run; pass the folder that `distill train` wrote")

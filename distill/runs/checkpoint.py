@@ -1,5 +1,6 @@
 """Runs on disk: safetensors with JSON in the header, written whole or not at all, never pickle."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import nn
 from distill.denoiser import DirectDenoiser
 from distill.errors import UserError
 from distill.runs.rebuild import describe, rebuild
+from distill.runs.run import Run
 from distill.runs.tensors import load, save
 from samplers import PosteriorSampler
 
@@ -26,11 +28,15 @@ def save_denoiser(path: Path, denoiser: DirectDenoiser) -> None:
     save(path, denoiser.state_dict(), header)
 
 
-def load_sampler(run: str | Path, sampler: PosteriorSampler | None = None) -> PosteriorSampler:
-    """The trained sampler of a run (its folder or file), in eval mode.
+def load_sampler(
+    run: str | os.PathLike[str] | PosteriorSampler, sampler: PosteriorSampler | None = None
+) -> PosteriorSampler:
+    """The trained sampler of a run (its folder, its file or the Run), in eval mode; one in hand is itself.
 
     sampler: an object of the same architecture, for one that the file cannot describe.
     """
+    if isinstance(run, Run | PosteriorSampler):
+        return (run.sampler if isinstance(run, Run) else run).eval()
     path = _file(run, "sampler.safetensors")
     tensors, header = load(path)
     sampler = sampler or _described(path, header, "sampler")
@@ -38,11 +44,15 @@ def load_sampler(run: str | Path, sampler: PosteriorSampler | None = None) -> Po
     return sampler.eval().to(memory_format=torch.channels_last)
 
 
-def load_denoiser(run: str | Path, backbone: nn.Module | None = None) -> DirectDenoiser:
-    """The trained student of a run (its folder or file), in eval mode.
+def load_denoiser(
+    run: str | os.PathLike[str] | DirectDenoiser, backbone: nn.Module | None = None
+) -> DirectDenoiser:
+    """The trained student of a run (its folder, its file or the Run), in eval mode; one in hand is itself.
 
     backbone: an object of the same architecture, for one that the file cannot describe.
     """
+    if isinstance(run, Run | DirectDenoiser):
+        return (run.denoiser if isinstance(run, Run) else run).eval()
     path = _file(run, "student.safetensors")
     tensors, header = load(path)
     backbone = backbone or _described(path, header, "backbone")
@@ -51,7 +61,7 @@ def load_denoiser(run: str | Path, backbone: nn.Module | None = None) -> DirectD
     return denoiser.eval().to(memory_format=torch.channels_last)
 
 
-def load_weights(run: str | Path, sampler: PosteriorSampler, student: nn.Module) -> None:
+def load_weights(run: str | os.PathLike[str], sampler: PosteriorSampler, student: nn.Module) -> None:
     """Copies the weights of a finished run into networks of the same architecture, for training on.
 
     Statistics of the images, and the noise model, are not taken over: they belong to the run's images.
@@ -81,7 +91,14 @@ def settings(header: dict[str, Any]) -> dict[str, Any]:
 _OF_THE_IMAGES = ("mean", "std")
 
 
-def _file(run: str | Path, name: str) -> Path:
+def name_of(run: str | os.PathLike[str] | nn.Module) -> str:
+    """What a message calls it."""
+    return type(run).__name__ if isinstance(run, nn.Module) else str(run)
+
+
+def _file(run: str | os.PathLike[str], name: str) -> Path:
+    if isinstance(run, nn.Module):
+        raise UserError(f"{name_of(run)}: holds no {Path(name).stem}; pass what train returned, or its folder")
     return Path(run) / name if Path(run).is_dir() else Path(run)
 
 

@@ -1,5 +1,7 @@
 """What the student costs in training and saves afterwards (paper, section 5)."""
 
+import copy
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,7 +48,7 @@ class Cost:
 
 
 def training_cost(
-    run: str | Path,
+    run: str | os.PathLike[str],
     noisy: Images,
     *,
     repeats: int = 5,
@@ -57,12 +59,12 @@ def training_cost(
     """Measures copies of a run's networks on its own settings; the run stays as it is.
 
     Args:
-        run: folder of a run, with its checkpoint.
+        run: a run or its folder, with its checkpoint.
         noisy: images like those that it was trained on.
         repeats: steps of each kind; the fastest counts, since other work only adds.
     """
     settings = checkpoint.settings(tensors.load(Path(run) / "checkpoint.safetensors")[1])
-    sampler, denoiser = checkpoint.load_sampler(run), checkpoint.load_denoiser(run)
+    sampler, denoiser = map(copy.deepcopy, (checkpoint.load_sampler(run), checkpoint.load_denoiser(run)))
     if not (sampler.trainable and settings["steps"]):
         raise UserError(f"{run}: its sampler was not trained with the student; pass a run that co-trained")
     device = choose_device(device)

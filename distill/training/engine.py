@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from distill.images.statistics import spread, statistics
 from distill.runs import checkpoint
 from distill.runs.checkpoint import load_weights
 from distill.runs.rebuild import describe
+from distill.runs.run import Run
 from distill.training.checks import check_arguments, check_networks
 from distill.training.logs import Log, Metrics, tensorboard_log
 from distill.training.optimizer import Optimizer, Schedule
@@ -35,15 +35,6 @@ PUBLISHED: dict[str, Any] = dict(
     schedule="plateau", clip=None, ema=0.0, validate_every=400,
 )  # fmt: skip
 """What the paper trained with: train(..., steps=200_000, **PUBLISHED)."""
-
-
-@dataclass
-class Run:
-    """A finished training: its folder, the sampler in eval mode, the student that users keep."""
-
-    path: Path
-    sampler: PosteriorSampler
-    denoiser: DirectDenoiser
 
 
 def train(
