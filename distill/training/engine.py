@@ -1,5 +1,6 @@
 """Co-training of a posterior sampler and the student that learns from its draws (paper, section 4)."""
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -66,7 +67,7 @@ def train(
     tensorboard: bool = False,
     on_log: Log | None = None,
     axes: str | None = None,
-    init: str | Path | None = None,
+    init: str | os.PathLike[str] | None = None,
 ) -> Run:
     """Trains `student` to predict, in one pass, what averaging draws of `sampler` would give.
 
