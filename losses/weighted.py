@@ -1,6 +1,7 @@
 """Several losses on the same output."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ class WeightedSum(Loss):
 
     Args:
         losses: losses with equally many outputs.
-        weights: a positive number for each; all 1 unless given.
+        weights: a positive number for each. Default: all 1.
     """
 
     def __init__(self, losses: Sequence[Loss], weights: Sequence[float] | None = None) -> None:
@@ -28,15 +29,15 @@ class WeightedSum(Loss):
             described = ", ".join(f"{type(loss).__name__} {loss.outputs}" for loss in losses)
             raise ValueError(f"WeightedSum: got {described}; combine losses with equally many outputs")
         self.losses, self.weights = nn.ModuleList(losses), weights
-        self.outputs = self.losses[0].outputs
+        self.outputs = losses[0].outputs
         self.min_draws = max(loss.min_draws for loss in losses)
 
     def prepare(self, noisy: Tensor) -> None:
-        for loss in self.losses:
+        for loss in self._parts():
             loss.prepare(noisy)
 
     def schedule(self, progress: float) -> None:
-        for loss in self.losses:
+        for loss in self._parts():
             loss.schedule(progress)
 
     def forward(self, prediction: Tensor, draws: Tensor) -> Tensor:
@@ -44,4 +45,7 @@ class WeightedSum(Loss):
         return torch.stack(each).sum()
 
     def maps(self, prediction: Tensor) -> dict[str, Tensor]:
-        return self.losses[0].maps(prediction)
+        return cast(Loss, self.losses[0]).maps(prediction)
+
+    def _parts(self) -> Iterable[Loss]:
+        return cast(Iterable[Loss], self.losses)  # a ModuleList does not tell the type of its items

@@ -79,9 +79,9 @@ class DiffusionSampler(PosteriorSampler):
     Each draw is a whole diffusion with a seed of its own. deepinv's class of the same name is not
     used: its running mean counts the noisy image as the first draw.
 
-    model: called as model(y, physics), or with seed=... where it has that argument, on images
-        scaled to [0, 1]; on the device of the images, where it must have been made.
-    noise_std: of the noise, in raw counts. It becomes deepinv's Denoising physics.
+    model: called as model(y, physics), or with seed=... if it has that argument, on images
+        scaled to [0, 1]. Build it on the device that the images will be on.
+    noise_std: standard deviation of the noise, in raw counts. It becomes deepinv's Denoising physics.
     black, white: the raw counts that are 0 and 1 to the model; noisy pixels may lie outside.
     physics: instead of noise_std, a deepinv physics in units of [0, 1].
     """
@@ -128,7 +128,8 @@ class DiffusionSampler(PosteriorSampler):
 
 def _denoising(sigma: float) -> nn.Module:
     try:
-        from deepinv.physics import Denoising, GaussianNoise
+        # An optional package that the tests do not install.
+        from deepinv.physics import Denoising, GaussianNoise  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ValueError(
             f"DiffusionSampler: deepinv cannot be imported ({error}); "

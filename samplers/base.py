@@ -67,11 +67,10 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 def _moments(sampler: PosteriorSampler, noisy: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """Mean and sum of squared deviations (Welford): memory does not grow with n."""
     accurate = torch.float32 if noisy.device.type == "mps" else torch.float64  # mps has no float64
-    mean = m2 = None
-    for i, draw in enumerate(sampler.draws(noisy, n), start=1):
-        draw = draw.to(accurate)
-        if mean is None:
-            mean, m2 = torch.zeros_like(draw), torch.zeros_like(draw)
+    draws = (draw.to(accurate) for draw in sampler.draws(noisy, n))
+    mean = next(draws).clone()
+    m2 = torch.zeros_like(mean)
+    for i, draw in enumerate(draws, start=2):
         delta = draw - mean
         mean += delta / i
         m2 += delta * (draw - mean)

@@ -16,7 +16,7 @@ class FunctionSampler(PosteriorSampler):
     - fn(noisy, n) -> (n, B, C', *S), if it has a parameter `n` or two required ones.
 
     A `fn` that is an nn.Module becomes a submodule: it moves with the sampler, and draws in eval
-    mode. Raises ValueError where `fn` returns another shape.
+    mode. Raises ValueError if `fn` returns another shape.
     """
 
     def __init__(self, fn: Callable[..., Tensor]):

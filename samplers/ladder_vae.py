@@ -78,10 +78,8 @@ class TopDownLevel(nn.Module):
             posterior = self.to_posterior(self.merge(bottom_up, above) if active else above)
         mean, logvar = posterior.float().chunk(2, dim=1)  # float32: latents must not be rounded
         kl = gaussian_kl(mean, logvar, *prior.float().chunk(2, dim=1))
-        if active or self.training:
-            latent = mean + (logvar / 2).exp() * torch.randn_like(mean)
-        else:
-            latent = mean  # a deactivated level draws in training only, as published
+        draws = active or self.training  # a deactivated level draws in training only, as published
+        latent = mean + (logvar / 2).exp() * torch.randn_like(mean) if draws else mean
         features = self.from_latent(latent)
         if not self.is_top:
             features = self.merge_latent(features, above)

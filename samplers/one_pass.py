@@ -1,6 +1,7 @@
 """A trained network that draws in one pass, as a posterior sampler."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +18,11 @@ class OnePassSampler(PosteriorSampler):
         self.denoiser = denoiser
 
     def draws(self, noisy: Tensor, n: int) -> Iterator[Tensor]:
+        maps = cast(Callable[[Tensor], dict[str, Tensor]], self.denoiser.maps)
         left = n
         while left > 0:
             with evaluating(self):
-                some = list(self.denoiser.maps(noisy).values())[:left]
+                some = list(maps(noisy).values())[:left]
             yield from some
             left -= len(some)
 

@@ -19,12 +19,12 @@ class StructuredNoiseVAE(HDN):
     """HDN whose likelihood is a fitted AutoregressiveNoise (Salmon & Krull, ECCV workshops 2022).
 
     noise_model: fitted to frames without signal, or to noisy - signal (an object or its .npz
-    file); it stays as it is. For noise that depends on the signal, or where there is nothing to
+    file); it stays as it is. For noise that depends on the signal, or if there is nothing to
     fit it to: JointNoiseVAE.
-    Without dropout and free bits, as published; 0.5 to 1 free bits help where the KL sticks at 0.
+    Without dropout and free bits, as published; 0.5 to 1 free bits help if the KL sticks at 0.
     """
 
-    isotropic = False  # the noise model knows the noise as it lies
+    isotropic = False  # the noise model knows the noise in one orientation only
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class StructuredNoiseVAE(HDN):
 class JointNoiseVAE(HDN):
     """Learns signal and noise together from noisy images alone (Salmon & Krull, WACV 2025).
 
-    For noise that is correlated along one axis only, also where it depends on the signal: `x`
+    For noise that is correlated along one axis only, even if it depends on the signal: `x`
     along the rows, `y` along the columns. The ladder VAE ends in a code of each pixel; p(noisy |
     code) conditions each pixel on its code and on those before it along that axis, so it can
     explain line noise; the rest of the image has to pass through the code. A draw is what a
@@ -67,6 +67,8 @@ class JointNoiseVAE(HDN):
     """
 
     isotropic = False  # turned lines would count as signal
+    vae: CodeVAE
+    noise_model: PixelCNN  # p(noisy | code), where HDN has p(noisy | signal)
 
     def __init__(
         self,
@@ -89,12 +91,12 @@ class JointNoiseVAE(HDN):
     ) -> None:
         if direction not in ("x", "y"):
             raise ValueError(f"JointNoiseVAE: got direction='{direction}', allowed are x, y")
-        # What explains the noise is HDN's noise model; this one sees the code, not the signal.
+        noise_model = PixelCNN(code, kernel, dilations, components, min_scale, code=code)
         super().__init__(
-            PixelCNN(code, kernel, dilations, components, min_scale, code=code),
-            channels=channels, levels=levels, latents=latents, filters=filters, blocks=blocks,
+            None, channels=channels, levels=levels, latents=latents, filters=filters, blocks=blocks,
             dropout=dropout, patch_size=patch_size, free_bits=free_bits, kl_warmup=kl_warmup,
         )  # fmt: skip
+        self.noise_model = noise_model
         self.direction, self.code, self.kernel = direction, code, kernel
         self.dilations, self.components, self.min_scale = list(dilations), components, min_scale
         self.vae = CodeVAE(code, channels, levels, latents, filters, blocks, dropout, patch_size)

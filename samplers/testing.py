@@ -24,8 +24,8 @@ def check_sampler(
     Works on copies, prepared with `noisy`; torch's random state is left as it was.
 
     Args:
-        noisy: images (B, C, *S) in raw counts, B >= 2, like those that the sampler is for;
-            smooth 32 x 32 ones around 100 counts unless given.
+        noisy: images (B, C, *S) in raw counts, B >= 2, like those that the sampler is for.
+            Default: smooth 32 x 32 ones around 100 counts.
         scale_equivariant: also check that draws follow a change of gain and offset of the images.
         sizes: image sizes that it must also take; () for those of `noisy` alone.
     """
@@ -148,7 +148,7 @@ def _check_draws(sampler: PosteriorSampler, noisy: Tensor) -> None:
     distinct = not all(_same(draw, one_by_one[0]) for draw in one_by_one[1:])
     _require(distinct, "draws: draws(noisy, 8) gave 8 times the same")
     levels = [draws.flatten(1).mean(dim=1).double() for draws in (together, one_by_one)]
-    spread = sum(level.var() / 8 for level in levels).sqrt() + 1e-3 * float(noisy.std())
+    spread = ((levels[0].var() + levels[1].var()) / 8).sqrt() + 1e-3 * float(noisy.std())
     gap = abs(levels[0].mean() - levels[1].mean())
     _require(gap < 6 * spread, f"draws: their mean is {float(gap):.4g} from that of sample's")
 
@@ -170,7 +170,8 @@ def _check_state(sampler: PosteriorSampler, unprepared: PosteriorSampler, noisy:
 
 def _check_training_step(sampler: PosteriorSampler, noisy: Tensor) -> None:
     if not sampler.trainable:
-        return _check_frozen(sampler, noisy)
+        _check_frozen(sampler, noisy)
+        return
     seen, other, evaluated = (copy.deepcopy(sampler.train()) for _ in range(3))
     torch.manual_seed(1)
     loss, draw = _step(sampler, noisy)

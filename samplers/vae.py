@@ -3,9 +3,10 @@
 from abc import abstractmethod
 from collections.abc import Iterator
 from os import PathLike
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from samplers.base import PosteriorSampler, evaluating
 from samplers.noise import GaussianNoise, NoiseModel, load_noise_model
@@ -13,21 +14,34 @@ from samplers.noise import GaussianNoise, NoiseModel, load_noise_model
 DRAW_PIXELS = 2**17  # pixels that are decoded at once: bounds the memory of many draws
 
 
+class VAE(Protocol):
+    """A network in standardized units."""
+
+    def encode(self, x: Tensor, /) -> list[Tensor]:
+        """(B, C, H, W) -> feature maps."""
+        ...
+
+    def decode(self, features: list[Tensor], height: int, width: int, /) -> tuple[Tensor, Tensor]:
+        """One draw -> signal (B, C, height, width), and its KL (B, ...) in nats."""
+        ...
+
+
 class VAESampler(PosteriorSampler):
-    """A VAE whose decoder predicts the signal, and a fixed noise model p(noisy | signal).
+    """A VAE whose decoder predicts the signal, and a fixed noise model p(noisy | signal)."""
 
-    `vae` is the network in standardized units: encode(x (B, C, H, W)) -> list of feature maps,
-    decode(feature maps, H, W) -> one draw (B, C, H, W) and its KL (B, ...) in nats.
-    """
-
-    vae: nn.Module
+    vae: VAE
+    noise_model: NoiseModel | None
+    steps: Tensor
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, noise_model: NoiseModel | str | None, channels: int, kl_warmup: int) -> None:
         super().__init__()
         is_file = isinstance(noise_model, str | PathLike)
-        self.noise_model = load_noise_model(noise_model) if is_file else noise_model
+        # registered even if None: what replaces it later comes before the network in state_dict
+        self.register_module("noise_model", load_noise_model(noise_model) if is_file else noise_model)
         self.channels, self.kl_warmup = channels, kl_warmup
-        self.register_buffer("steps", torch.zeros(()))  # a tensor: a resumed run goes on from here
+        self.register_buffer("steps", torch.zeros(()))  # a tensor: a resumed run continues from here
         self.register_buffer("mean", torch.zeros(channels, 1, 1))
         self.register_buffer("std", torch.ones(channels, 1, 1))
 
@@ -59,6 +73,7 @@ class VAESampler(PosteriorSampler):
         features = self.vae.encode((noisy - self.mean) / self.std)
         signal, kl = self.vae.decode(features, *noisy.shape[-2:])
         signal = signal * self.std + self.mean
+        assert self.noise_model is not None  # `prepare` estimates one
         reconstruction = -self.noise_model.log_likelihood(noisy, signal).mean()
         return reconstruction + self.warmed_up(self.kl_cost(kl)) / noisy[0].numel(), signal
 

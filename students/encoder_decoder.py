@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from students import smp
 from students.unet import conv
@@ -18,10 +19,11 @@ class EncoderDecoder(nn.Module):
     with the input merely added to the output, 24.6 dB; with neither, 24.1 dB.
 
     Batch normalisation keeps its first statistics, those of pretraining or of noise (`_settle`), and
-    learns scale and shift only: small batches of small patches have not the statistics of whole images
-    (25.0 dB). So training computes what prediction does, and batches of one work. Dropout is off.
+    learns scale and shift only: batch statistics of small patches differ from those of whole images
+    (25.0 dB with them). With fixed statistics the network computes the same in training and prediction,
+    and batches of one image work. Dropout is off.
 
-    Tiles of an image give what the whole gives only where nothing averages over a tile: not with squeeze
+    Tiles of an image give what the whole gives only if nothing averages over a tile: not with squeeze
     and excitation or attention (mobilenetv3, lcnet, efficientvit), nor in FPN, MAnet, PSPNet, the
     DeepLabs and UPerNet.
 
@@ -85,25 +87,25 @@ class EncoderDecoder(nn.Module):
         self.train()
         fresh = set(_batch_norms(self))
         if pretrained:
-            fresh -= set(_batch_norms(self.network.encoder))
+            fresh -= set(_batch_norms(self.network.get_submodule("encoder")))
         hooks = [norm.register_forward_pre_hook(_measure) for norm in fresh]
         noise = torch.randn(2, self.in_channels, 4 * self.multiple, 4 * self.multiple)
         self.network(noise).sum().backward()
         for hook in hooks:
             hook.remove()
-        _drop_unused(self.network.encoder)
+        _drop_unused(self.network.get_submodule("encoder"))
         self.zero_grad()
 
 
-def _batch_norms(module: nn.Module) -> list[nn.Module]:
-    return [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+def _batch_norms(module: nn.Module) -> list[_BatchNorm]:
+    return [m for m in module.modules() if isinstance(m, _BatchNorm)]
 
 
 @torch.no_grad()
 def _measure(norm: nn.Module, inputs: tuple[Tensor]) -> None:
     variance, mean = torch.var_mean(inputs[0], dim=(0, 2, 3))
-    norm.running_var.copy_(variance.clamp(min=1))
-    norm.running_mean.copy_(mean * (variance > 1))
+    norm.get_buffer("running_var").copy_(variance.clamp(min=1))
+    norm.get_buffer("running_mean").copy_(mean * (variance > 1))
 
 
 def _drop_unused(module: nn.Module) -> None:

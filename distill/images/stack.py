@@ -120,5 +120,3 @@ def checked(stack: Stack) -> Stack:
             " boolean type of at most 64 bits"
         )
     return stack
-
-

@@ -27,7 +27,9 @@ from distill.runs.describe import describe_run
 SHOWN, ZOOMED = 256, 64  # px of the first frame: pages stay below a few MB
 
 
-def report(runs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], out: str | Path | None = None) -> Path:
+def report(
+    runs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], out: str | Path | None = None
+) -> Path:
     """Writes the page -> its path; it needs no network and no other file.
 
     Args:

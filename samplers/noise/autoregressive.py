@@ -31,6 +31,9 @@ class AutoregressiveNoise(NoiseModel):
     outside `fit`: no optimizer takes them up. Nothing depends on training or eval mode.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         context: Literal["image", "row", "column"] = "image",
@@ -87,7 +90,7 @@ class AutoregressiveNoise(NoiseModel):
 
     @classmethod
     def read(cls, path: npz.NoiseFile) -> AutoregressiveNoise:
-        """The model in an .npz file that `write` wrote; ValueError where it is not one."""
+        """The model in an .npz file that `write` wrote; ValueError if it is not one."""
         stored = npz.read(path, ["context", "dilations"])
         arguments = {key: stored.pop(key).tolist() for key in _ARGUMENTS if key in stored}
         model = cls(**arguments)
@@ -222,7 +225,7 @@ def _check_extent(net: PixelCNN, size: Sequence[int], patch_size: int, context: 
 
 
 def _crops(frames: Tensor, count: int, size: int, generator: torch.Generator) -> Tensor:
-    """Random (count, 1, size, size) of (N, 1, H, W), smaller where the frames are."""
+    """Random (count, 1, size, size) of (N, 1, H, W), smaller if the frames are."""
     height, width = (min(size, side) for side in frames.shape[-2:])
     picks = [
         torch.randint(n, (count,), generator=generator).tolist()

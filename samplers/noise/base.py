@@ -9,10 +9,10 @@ class NoiseModel(nn.Module, ABC):
     """p(noisy | signal) in raw counts on both sides; fixed while a sampler trains: no tensor of it
     requires a gradient.
 
-    Those of Gaussians take `step` and `clip`. With `step` the data are multiples of it (integers:
-    1) and the likelihood is the log probability of a bin that wide; with `clip`, e.g. (0, 255) for
-    uint8, the two end bins hold the whole tail. At an end bin the gradient fades where the signal
-    lies beyond it: a clipped pixel says no more than "at least that bright".
+    The Gaussian models take `step` and `clip`. `step` is the spacing of the recorded values (1 for
+    integers); the likelihood is then the log probability of a bin of that width. With `clip`, e.g.
+    (0, 255) for uint8, the two end bins hold the whole tail. At an end bin the gradient fades where
+    the signal lies beyond it: a clipped pixel says no more than "at least that bright".
     """
 
     @abstractmethod

@@ -43,19 +43,14 @@ class GaussianNoise(NoiseModel):
         self.step, self.clip = step, checked("GaussianNoise", step, clip)
         self.std, self.gain, self.offset = std, gain, offset
         self.min_variance = min_variance
-        if (std is None) == (gain is None):
-            raise ValueError(
-                f"GaussianNoise: got std={std}, gain={gain}; "
-                "pass either std, or gain with offset, in raw counts"
-            )
-        if std is not None:
+        if std is not None and gain is None:
             if not 0 < std < math.inf or offset is not None:
                 raise ValueError(
                     f"GaussianNoise: got std={std}, offset={offset}; "
                     "std must be positive and finite, and takes no offset"
                 )
             line = (0.0, std**2, std**2)
-        else:
+        elif gain is not None and std is None:
             offset = offset or 0.0
             floor = 0.01 * (gain**2 + max(offset, 0.0)) if min_variance is None else min_variance
             if not (0 <= gain < math.inf and math.isfinite(offset) and 0 < floor < math.inf):
@@ -64,6 +59,11 @@ class GaussianNoise(NoiseModel):
                     "needs gain >= 0 and a variance above 0"
                 )
             line = (gain, offset, floor)
+        else:
+            raise ValueError(
+                f"GaussianNoise: got std={std}, gain={gain}; "
+                "pass either std, or gain with offset, in raw counts"
+            )
         self._line = tuple(map(float, line))  # plain numbers: no device, no cast by .half()
 
     def variance(self, signal: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ class GaussianNoise(NoiseModel):
 
     @classmethod
     def read(cls, path: npz.NoiseFile) -> GaussianNoise:
-        """The model in an .npz file that `write` wrote; ValueError where it is not one."""
+        """The model in an .npz file that `write` wrote; ValueError if it is not one."""
         try:
             return cls(**{key: value.tolist() for key, value in npz.read(path).items()})
         except (TypeError, ValueError) as error:
@@ -124,7 +124,7 @@ class GaussianNoise(NoiseModel):
         After Foi et al. 2008 (IEEE TIP 17, 1737): variance against mean over smooth pixels. All
         frames and channels share one line. Noise must be uncorrelated between pixels: correlated
         noise is underestimated. At most 2 million pixels are read, evenly spread.
-        Raises ValueError where the frames are too small, constant or not finite.
+        Raises ValueError if the frames are too small, constant or not finite.
         """
         mean, square, level, structure, clipped = _pixel_statistics(_tiles(frames))
         return cls._from_bins(*_smooth_bins(mean, square, level, structure, clipped))
@@ -218,7 +218,7 @@ def _smooth_bins(
     if not rows:  # an image of a few pixels: one bin of all
         rows = [[float(v.mean()) for v in (mean, square, clipped)] + [len(mean)]]
     table = torch.tensor(rows, dtype=torch.float64)
-    # Clipping eats variance. Where it is everywhere (single photons pile up at 0), live with it.
+    # Clipping eats variance. If it is everywhere (single photons pile up at 0), live with it.
     unclipped = table[table[:, 2] < 0.005]
     table = unclipped if len(unclipped) >= 3 else table
     return table[:, 0], table[:, 1], table[:, 3]

@@ -30,6 +30,8 @@ class GaussianMixtureNoise(NoiseModel):
     weights are then those of the camera before rounding, which dequantised fits come close to.
     """
 
+    _coefficients: Tensor
+
     def __init__(
         self,
         weight: Sequence[Sequence[float]],
@@ -53,11 +55,11 @@ class GaussianMixtureNoise(NoiseModel):
 
     @classmethod
     def read(cls, path: npz.NoiseFile) -> GaussianMixtureNoise:
-        """The model in a PN2V, PPN2V or CAREamics .npz file; ValueError where it is not one."""
+        """The model in a PN2V, PPN2V or CAREamics .npz file; ValueError if it is not one."""
         stored = npz.read(path, _KEYS)
         quantised = {key: stored[key].tolist() for key in _QUANTISED if key in stored}
         try:
-            return cls(*(stored[key] for key in _KEYS), **quantised)
+            return cls(*(stored[key].tolist() for key in _KEYS), **quantised)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
@@ -164,7 +166,7 @@ def mixture(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(log weights, mean - signal, variances), each (G, *signal.shape), of weight (3G, K).
 
-    Outside [low, high] weights and offsets stay as at the end; the variance goes on as its
+    Outside [low, high] weights and offsets stay as at the end; the variance follows its
     tangent: polynomials run wild there, and a decoder does go there.
     """
     t = (signal - low) / (high - low)
@@ -189,7 +191,8 @@ def mixture_log_density(residual: Tensor, log_alpha: Tensor, offset: Tensor, var
 def _check(table: np.ndarray, low: float, high: float, floor: float) -> None:
     if table.ndim != 2 or table.shape[0] % 3 or table.size == 0 or not np.isfinite(table).all():
         raise ValueError(
-            f"GaussianMixtureNoise: weight of shape {table.shape}; allowed is (3 * Gaussians, coefficients), all finite"
+            f"GaussianMixtureNoise: weight of shape {table.shape}; allowed is (3 * Gaussians, "
+            "coefficients), all finite"
         )
     if not (math.isfinite(low) and low < high < math.inf and 0 < floor < math.inf):
         raise ValueError(

@@ -31,6 +31,9 @@ class HistogramNoise(NoiseModel):
     Bins must not be wider than the noise: 16-bit data may need `bins` in the thousands, or a GMM.
     """
 
+    _density: Tensor
+    _moments: Tensor
+
     def __init__(self, table: Sequence[Sequence[float]], low: float, high: float):
         super().__init__()
         given = np.asarray(table)
@@ -49,10 +52,10 @@ class HistogramNoise(NoiseModel):
 
     @classmethod
     def read(cls, path: npz.NoiseFile) -> HistogramNoise:
-        """The model in an .npz file that `write` wrote; ValueError where it is not one."""
+        """The model in an .npz file that `write` wrote; ValueError if it is not one."""
         stored = npz.read(path, _KEYS)
         try:
-            return cls(*(stored[key] for key in _KEYS))
+            return cls(*(stored[key].tolist() for key in _KEYS))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
@@ -68,7 +71,8 @@ class HistogramNoise(NoiseModel):
         above = inside - row
         beyond = (position - inside).abs().clamp(max=1)  # fades in over one bin: no jump
         moments = torch.lerp(self._moments.float()[:, row], self._moments.float()[:, row + 1], above)
-        return row, above, beyond, *moments
+        offset, variance = moments
+        return row, above, beyond, offset, variance
 
     def log_likelihood(self, noisy: Tensor, signal: Tensor) -> Tensor:
         with torch.autocast(signal.device.type, enabled=False):

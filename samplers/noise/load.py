@@ -8,7 +8,7 @@ from samplers.noise.gmm import GaussianMixtureNoise
 from samplers.noise.histogram import HistogramNoise
 
 # A key that only files of this kind hold.
-KINDS: dict[str, type[NoiseModel]] = {
+KINDS: dict[str, type[AutoregressiveNoise | GaussianMixtureNoise | GaussianNoise | HistogramNoise]] = {
     "context": AutoregressiveNoise,  # before std, which it holds as well
     "trained_weight": GaussianMixtureNoise,
     "gain": GaussianNoise,
@@ -20,7 +20,7 @@ KINDS: dict[str, type[NoiseModel]] = {
 def load_noise_model(path: npz.NoiseFile) -> NoiseModel:
     """The noise model in an .npz file, of whichever kind (PN2V tools' GMM files as well).
 
-    Raises ValueError where there is none.
+    Raises ValueError if there is none.
     """
     keys = npz.read(path).keys()
     kind = next((kind for key, kind in KINDS.items() if key in keys), None)

@@ -10,7 +10,7 @@ NoiseFile = str | PathLike
 
 
 def read(path: NoiseFile, needed: Sequence[str] = ()) -> dict[str, np.ndarray]:
-    """All arrays; ValueError, which names `path`, where it is not such a file or lacks a key."""
+    """All arrays; ValueError, which names `path`, if it is not such a file or lacks a key."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file}

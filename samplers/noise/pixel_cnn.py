@@ -16,7 +16,7 @@ class PixelCNN(nn.Module):
 
     One layer that cannot see the pixel itself, then one per dilation. rows_above: with the vertical
     stack, which sees the rows above; without it the context is the pixel's own row.
-    code: channels of a code that every layer is conditioned on; 0 for none, as with rows_above.
+    code: channels of a code that every layer is conditioned on; 0 for none, also with rows_above.
     """
 
     def __init__(
@@ -53,7 +53,8 @@ class PixelCNN(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.xavier_normal_(module.weight)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def vertical(self, x: Tensor) -> list[Tensor]:
         """(N, 1, H, W) -> per layer (N, 2F, H, W), of the rows above each pixel."""

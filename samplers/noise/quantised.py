@@ -33,7 +33,7 @@ def log_bin_probability(
 
 
 def quantise(noisy: Tensor, step: float | None, clip: Sequence[float] | None) -> Tensor:
-    """Rounded to multiples of `step` and clipped; as it is where `step` is None."""
+    """Rounded to multiples of `step` and clipped; unchanged if `step` is None."""
     if step is None:
         return noisy
     rounded = (noisy / step).round() * step
@@ -41,13 +41,13 @@ def quantise(noisy: Tensor, step: float | None, clip: Sequence[float] | None) ->
 
 
 def checked(name: str, step: float | None, clip: Sequence[float] | None) -> list[float] | None:
-    """`clip` as plain numbers; ValueError where the two make no sense."""
+    """`clip` as plain numbers; ValueError if the two make no sense."""
     clip = None if clip is None else [float(v) for v in clip]
     bad_step = step is not None and not 0 < step < math.inf
     bad_clip = clip is not None and (step is None or len(clip) != 2 or not clip[0] < clip[1])
     if bad_step or bad_clip:
         raise ValueError(
             f"{name}: got step={step}, clip={clip}; pass step > 0 (1 for integers), "
-            "and with it clip=(lowest, highest) value where the data type clips, or None"
+            "and with it clip=(lowest, highest) value if the data type clips, or None"
         )
     return clip
