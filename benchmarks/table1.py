@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from cached_confocal import TEACHER, stack
 
-from distill import evaluate_all, report, specimen, train
+from distill import evaluate_all, report, specimen, train, training_cost
 from distill.images.stack import Stack
 from losses import L2
 from recipes.hdn_unet_l2 import main as specimen_recipe
@@ -39,6 +39,7 @@ else:
     sampler = HDN(levels=4, latents=16, filters=32, blocks=2, dropout=0.0)
     train(pairs[0][0], sampler, UNet(filters=16), L2(), run, steps=1000, refine_steps=500, batch_size=4)
 
-evaluate_all([run], pairs, run / "table1", frames=frames, draws=options.draws, cost=True)
+evaluate_all([run], pairs, run / "table1", frames=frames, draws=options.draws)
+training_cost(run, pairs[0][0])
 print((run / "table1" / "table1.md").read_text())
 print(report(run))

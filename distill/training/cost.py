@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from distill.errors import UserError
+from distill.files import write_text
 from distill.hardware import Precision, autocast, choose_device, synchronise, working_memory
 from distill.images.sources import Images, as_stack
 from distill.runs import checkpoint, tensors
@@ -54,7 +55,7 @@ def training_cost(
     precision: Precision = "auto",
     axes: str | None = None,
 ) -> Cost:
-    """Measures copies of a run's networks on its own settings; the run stays as it is.
+    """Measures copies of a run's networks on its own settings; `report` shows what goes into its cost.txt.
 
     Args:
         run: folder of a run, with its checkpoint.
@@ -80,9 +81,9 @@ def training_cost(
     def update(train_sampler: bool, train_student: bool) -> None:
         with autocast(device, precision):
             sampler.train(train_sampler)
-            cost, draw = sampler.training_step(batch) if train_sampler else (None, sampler.sample(batch)[0])
+            loss, draw = sampler.training_step(batch) if train_sampler else (None, sampler.sample(batch)[0])
         if train_sampler:
-            optimise_sampler.backward(cost, 1.0)
+            optimise_sampler.backward(loss, 1.0)
             optimise_sampler.step()
         if train_student:
             with autocast(device, precision):
@@ -102,10 +103,12 @@ def training_cost(
     extra = (
         settings["steps"] * (steps["both"] - steps["sampler"]) + settings["refine_steps"] * steps["student"]
     )
-    return Cost(
+    cost = Cost(
         str(device), steps["sampler"], steps["both"], steps["student"], memory["sampler"], memory["both"],
         extra, per_draw, per_pass, extra / max(DRAWS * per_draw - per_pass, 1e-12),
     )  # fmt: skip
+    write_text(Path(run) / "cost.txt", f"{cost}\n")
+    return cost
 
 
 def _fastest(work: Callable[[], object], repeats: int, device: torch.device) -> float:
