@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from distill import predict, psnr, train
 from distill.evaluation.metrics import ssim
 from distill.evaluation.pairs import paired
-from distill.hardware import autocast, choose_device
+from distill.hardware import autocast, choose_device, keep_freed_memory
 from losses import L2
 from samplers import CachedDraws
 from students import EncoderDecoder, LightUNet, UNet
@@ -145,4 +145,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main()

@@ -16,6 +16,7 @@ import torch
 from cached_confocal import TEACHER, stack
 
 from distill import evaluate_all, report, specimen, train, training_cost
+from distill.hardware import keep_freed_memory
 from distill.images.stack import Stack
 from losses import L2
 from recipes.hdn_unet_l2 import main as specimen_recipe
@@ -26,6 +27,7 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("images", choices=["specimen", "confocal"])
 parser.add_argument("--draws", type=int, nargs="+", default=[1, 10, 100, 1000])
 options = parser.parse_args()
+keep_freed_memory()
 
 if options.images == "specimen":
     run, frames = Path("runs/hdn_unet_l2"), 2
