@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from distill import cache_draws, read
-from distill.images.statistics import spread
+from distill.images.statistics import some_frames
 from samplers import CachedDraws
 
 DATA = Path(os.environ.get("DISTILL_TEST_DATA", "."))
@@ -21,8 +21,7 @@ def stack(fov: str) -> tuple[Path, Path]:
 
 def images_and_draws(teacher: str = TEACHER) -> tuple[np.ndarray, CachedDraws]:
     """(8, 1, Y, X) frames of FOV 1, spread evenly, and 32 draws of each: 12 minutes on one core, once."""
-    frames = read(stack("fov1")[0]).frames
-    images = np.ascontiguousarray(frames[spread(len(frames), FRAMES)])
+    images = some_frames(read(stack("fov1")[0]), FRAMES)
     folder = f"{teacher}/cached_draws"
     if (Path(folder) / "draws.json").exists():
         return images, CachedDraws(folder)

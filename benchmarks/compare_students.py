@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from distill import predict, psnr, train
 from distill.evaluation.metrics import ssim
 from distill.evaluation.pairs import paired
-from distill.hardware import autocast, choose_device
+from distill.hardware import autocast, choose_device, keep_freed_memory
 from losses import L2
 from samplers import CachedDraws
 from students import EncoderDecoder, LightUNet, UNet
@@ -98,12 +98,10 @@ def accuracy(
 
 def plot(rows: dict[str, tuple[float, list[tuple[float, float]]]], path: Path) -> None:
     """Accuracy against time, a panel for each field of view."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg", force=False)
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(13, 5.5))
+    figure = Figure(figsize=(13, 5.5))
+    axes = figure.subplots(1, 2)
     for axis, title, i in zip(axes, ("FOV 1", "FOV 19, never seen"), (0, 1), strict=True):
         for name, (seconds, scores) in rows.items():
             at = 1e3 * seconds, scores[i][0]
@@ -147,4 +145,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main()

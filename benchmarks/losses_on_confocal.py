@@ -20,6 +20,7 @@ from cached_confocal import TEACHER, images_and_draws, stack
 from distill import calibrate, load_sampler, predict, psnr, train
 from distill.evaluation.metrics import ssim
 from distill.evaluation.pairs import paired
+from distill.hardware import keep_freed_memory
 from distill.plots.pictures import comparison
 from losses import L1, L2, EnergyScore, Features, Huber, MeanVariance, Quantiles, Tukey, WeightedSum
 from samplers import OnePassSampler, posterior_mean, posterior_std
@@ -29,6 +30,7 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("--teacher", default=TEACHER, help="folder of a run with the sampler")
 parser.add_argument("--steps", type=int, default=1000)
 options = parser.parse_args()
+keep_freed_memory()
 out, fov1, fov19 = Path("runs/losses"), stack("fov1"), stack("fov19")
 some, cached = images_and_draws(options.teacher)
 

@@ -6,8 +6,6 @@ Confocal FOV 1, 50 frames, whose mean is the signal. "fov1": pixels that no fit 
 seen; "fov19": another field with its own mean of 50. Dequantised, nats per pixel, lower is better.
 """
 
-import contextlib
-import io
 import os
 import tempfile
 import time
@@ -45,8 +43,7 @@ figures = {}
 
 def report(name: str, build) -> None:
     started = time.monotonic()
-    with contextlib.redirect_stdout(io.StringIO()):
-        model = build()
+    model = build()
     seconds = time.monotonic() - started
     with torch.no_grad():
         figures[name] = [-float(model.log_likelihood(x, s).mean()) for s, x in (fov1, fov19)]

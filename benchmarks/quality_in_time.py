@@ -16,6 +16,7 @@ import torch
 from distill.datasets import specimen
 from distill.evaluation.compare import compare
 from distill.evaluation.tables import format_table
+from distill.hardware import keep_freed_memory
 from distill.training.engine import PUBLISHED, train
 from losses import L2
 from samplers import GaussianNoise
@@ -32,6 +33,7 @@ parser.add_argument("--draws", type=int, nargs="*", default=[10, 100])
 parser.add_argument("--images", type=int, default=4, help="how many to report on")
 parser.add_argument("--set", nargs="*", default=[], help="more arguments of train: name=value")
 options = parser.parse_args()
+keep_freed_memory()
 
 data = specimen(20, 256, noise="gaussian", sigma=25)
 settings = dict(PUBLISHED) if options.published else {}

@@ -19,6 +19,7 @@ import torch
 from scipy.ndimage import uniform_filter
 
 from distill import evaluate, predict, specimen, train
+from distill.hardware import keep_freed_memory
 from distill.images.statistics import spread
 from distill.plots.pictures import comparison
 from losses import L2
@@ -31,6 +32,7 @@ parser.add_argument("--steps", type=int, default=300)
 parser.add_argument("--draws", type=int, nargs="+", default=[1, 10, 100])
 parser.add_argument("--samplers", nargs="+")
 options = parser.parse_args()
+keep_freed_memory()
 
 if options.kind == "lines":
     cells = specimen(noise="lines")

@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 from cached_confocal import TEACHER, stack
 
-from distill import evaluate_all, report, specimen, train
+from distill import evaluate_all, report, specimen, train, training_cost
+from distill.hardware import keep_freed_memory
 from distill.images.stack import Stack
 from losses import L2
 from recipes.hdn_unet_l2 import main as specimen_recipe
@@ -26,6 +27,7 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("images", choices=["specimen", "confocal"])
 parser.add_argument("--draws", type=int, nargs="+", default=[1, 10, 100, 1000])
 options = parser.parse_args()
+keep_freed_memory()
 
 if options.images == "specimen":
     run, frames = Path("runs/hdn_unet_l2"), 2
@@ -39,6 +41,7 @@ else:
     sampler = HDN(levels=4, latents=16, filters=32, blocks=2, dropout=0.0)
     train(pairs[0][0], sampler, UNet(filters=16), L2(), run, steps=1000, refine_steps=500, batch_size=4)
 
-evaluate_all([run], pairs, run / "table1", frames=frames, draws=options.draws, cost=True)
+evaluate_all([run], pairs, run / "table1", frames=frames, draws=options.draws)
+training_cost(run, pairs[0][0])
 print((run / "table1" / "table1.md").read_text())
 print(report(run))

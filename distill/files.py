@@ -11,11 +11,13 @@ from distill.errors import UserError
 
 
 @contextmanager
-def whole_file(path: str | os.PathLike) -> Iterator[Path]:
-    """Yields a temporary path beside `path` to write to; it takes its name when the block ends without an error.
+def whole_file(path: str | os.PathLike, sync: bool = True) -> Iterator[Path]:
+    """Yields a temporary path beside `path` to write to; it takes that name when the block ends well.
 
     So `path` is at any moment the old file or the new one, also after a crash, and readable for those
     whom the umask allows. Raises UserError if the disk or the rights forbid it.
+
+    sync: wait for the disk, so that a power failure does not tear it either.
     """
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -24,8 +26,9 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
         mode = part.stat().st_mode  # what the umask gives: some libraries make files for their owner alone
         yield part
         part.chmod(mode)
-        with open(part, "rb+") as file:
-            os.fsync(file.fileno())
+        if sync:
+            with open(part, "rb+") as file:
+                os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
         reason = error.strerror or error
@@ -34,10 +37,43 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def write_text(path: str | os.PathLike, text: str) -> None:
-    with whole_file(path) as part:
+def write_text(path: str | os.PathLike, text: str, sync: bool = True) -> None:
+    with whole_file(path, sync) as part:
         part.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | os.PathLike, data: Any) -> None:
     write_text(path, json.dumps(data, indent=1) + "\n")
+
+
+class Unfinished:
+    """How much of some work is done, and of which work: in a JSON file, so that a stopped one goes on."""
+
+    def __init__(self, path: str | os.PathLike, work: Any) -> None:
+        """work: what tells it from other work, its settings or a fingerprint; in the terms of JSON."""
+        self.path, self.work = Path(path), json.loads(json.dumps(work))
+
+    def load(self) -> Any:
+        """What `save` was told last, of the same work; else None."""
+        stored = self._stored()
+        return stored["done"] if stored and stored["work"] == self.work else None
+
+    def other(self) -> Any:
+        """The work that the file is of, where that is another one; else None."""
+        stored = self._stored()
+        return stored["work"] if stored and stored["work"] != self.work else None
+
+    def save(self, done: Any) -> None:
+        # Not synced: it may be written every few milliseconds, and torn by a power failure it counts as none.
+        write_text(self.path, json.dumps({"work": self.work, "done": done}), sync=False)
+
+    def delete(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+    def _stored(self) -> dict[str, Any] | None:
+        """None for no file, a torn one, or one of anything else."""
+        try:
+            stored = json.loads(self.path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return None
+        return stored if isinstance(stored, dict) and stored.keys() == {"work", "done"} else None

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distill import psnr, report, train
+from distill.hardware import keep_freed_memory
 from losses import L2
 from samplers import FunctionSampler, LinearGaussianField, posterior_mean
 from students import UNet
@@ -57,4 +58,5 @@ def main(steps: int = 300) -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main()

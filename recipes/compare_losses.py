@@ -14,6 +14,7 @@ import torch
 
 from distill import cache_draws, evaluate_all, predict, read, report, specimen, train
 from distill.evaluation.tables import format_table, table1
+from distill.hardware import keep_freed_memory
 from distill.plots.pictures import comparison
 from losses import L1, L2, Features, MeanVariance, Quantiles, Tukey, WeightedSum
 from samplers import HDN, GaussianNoise
@@ -60,4 +61,5 @@ def main(out: str, noisy: str | None = None, clean: str | None = None, steps: in
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main("runs/compare_losses", *sys.argv[1:])

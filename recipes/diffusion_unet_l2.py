@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from distill import predict, read, report, specimen, train
-from distill.hardware import choose_device
+from distill.hardware import choose_device, keep_freed_memory
 from losses import L2
 from samplers import DiffusionSampler, GaussianNoise
 from students import UNet
@@ -43,4 +43,5 @@ def main(out: str, noisy: str | None = None, denoiser: nn.Module | None = None, 
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main("runs/diffusion_unet_l2", *sys.argv[1:])

@@ -9,6 +9,7 @@ import torch
 
 from distill import evaluate, predict, report, specimen, train
 from distill.evaluation.tables import format_table
+from distill.hardware import keep_freed_memory
 from losses import L2
 from samplers import DivNoising, GaussianNoise
 from students import UNet
@@ -33,4 +34,5 @@ def main(out: str, noisy: str | None = None, clean: str | None = None, steps: in
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main("runs/divnoising_unet_l2", *sys.argv[1:])

@@ -12,6 +12,7 @@ import torch
 
 from distill import evaluate, predict, report, specimen, train
 from distill.evaluation.tables import format_table
+from distill.hardware import keep_freed_memory
 from losses import L2
 from samplers import HDN, GaussianNoise
 from students import LightUNet
@@ -34,4 +35,5 @@ def main(out: str, noisy: str | None = None, clean: str | None = None, steps: in
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main("runs/hdn_light_l2", *sys.argv[1:])

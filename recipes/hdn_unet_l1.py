@@ -5,8 +5,10 @@ python recipes/hdn_unet_l1.py [noisy.tif [clean.tif]]
 
 import sys
 
+from distill.hardware import keep_freed_memory
 from losses import L1
 from recipes.hdn_unet_l2 import main
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main(L1(), "runs/hdn_unet_l1", *sys.argv[1:])

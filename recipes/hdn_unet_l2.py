@@ -11,6 +11,7 @@ import torch
 
 from distill import evaluate, predict, report, specimen, train
 from distill.evaluation.tables import format_table
+from distill.hardware import keep_freed_memory
 from losses import L2, Loss
 from samplers import HDN, GaussianNoise
 from students import UNet
@@ -35,4 +36,5 @@ def main(loss: Loss, out: str, noisy: str | None = None, clean: str | None = Non
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main(L2(), "runs/hdn_unet_l2", *sys.argv[1:])

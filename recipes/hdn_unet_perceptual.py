@@ -8,8 +8,10 @@ python recipes/hdn_unet_perceptual.py [noisy.tif [clean.tif]]
 
 import sys
 
+from distill.hardware import keep_freed_memory
 from losses import L1, Features, WeightedSum
 from recipes.hdn_unet_l2 import main
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main(WeightedSum([L1(), Features()], [1.0, 0.1]), "runs/hdn_unet_perceptual", *sys.argv[1:])

@@ -10,6 +10,7 @@ say, on images with ground truth that were not trained on: here, other fields of
 import sys
 
 from distill import calibrate, predict, report, specimen
+from distill.hardware import keep_freed_memory
 from losses import Quantiles
 from recipes import hdn_unet_l2
 
@@ -25,4 +26,5 @@ def main(out: str, noisy: str | None = None, clean: str | None = None, steps: in
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main("runs/hdn_unet_quantiles", *sys.argv[1:])

@@ -13,6 +13,7 @@ import torch
 
 from distill import cache_draws, evaluate, predict, report, specimen, train
 from distill.evaluation.tables import format_table
+from distill.hardware import keep_freed_memory
 from losses import L1, Tukey
 from samplers import HDN, GaussianNoise
 from students import UNet
@@ -40,4 +41,5 @@ def main(out: str, noisy: str | None = None, clean: str | None = None, steps: in
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main("runs/hdn_unet_tukey", *sys.argv[1:])

@@ -18,6 +18,7 @@ import torch
 
 from distill import PUBLISHED, UserError, evaluate, report, train
 from distill.datasets import RECORDS, DataSet, load
+from distill.hardware import keep_freed_memory
 from losses import L1, L2
 from samplers import HDN
 from students import UNet
@@ -127,4 +128,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main()

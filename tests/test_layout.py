@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,9 @@ def test_imports_run_one_way(package):
 
 def test_type_checkers_see_the_names_that_python_finds():
     tree = ast.parse((ROOT / "distill" / "__init__.py").read_text())
-    (guarded,) = (node for node in tree.body if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test))
+    (guarded,) = (
+        node for node in tree.body if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+    )
     seen = {}
     for node in guarded.body:
         assert isinstance(node, ast.ImportFrom) and node.module
@@ -46,6 +49,57 @@ def test_type_checkers_see_the_names_that_python_finds():
         seen |= dict.fromkeys((alias.name for alias in node.names), node.module)
     assert seen == {name: f"distill.{module}" for name, module in distill._HOMES.items()}
     assert all((ROOT / package / "py.typed").exists() for package in FORBIDDEN)
+
+
+def arrows() -> dict[str, set[str]]:
+    """Module of distill: the modules of distill that it imports, anywhere in its file."""
+    modules = {}
+    for path in (ROOT / "distill").rglob("*.py"):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        modules[".".join(parts).removesuffix(".__init__")] = path
+    found = {}
+    for module, path in modules.items():
+        named = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                named |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert not node.level, f"{path}: a relative import"
+                below = {f"{node.module}.{alias.name}" for alias in node.names}
+                inside = below & modules.keys()
+                named |= inside if len(inside) == len(below) else inside | {node.module}
+        found[module] = named & modules.keys()
+    return found
+
+
+def room(module: str) -> str:
+    """What lies directly in distill."""
+    return ".".join(module.split(".")[:2])
+
+
+def test_no_import_runs_in_a_circle():
+    files = arrows()
+    rooms: dict[str, set[str]] = {}
+    for module, targets in files.items():
+        rooms.setdefault(room(module), set()).update({room(target) for target in targets} - {room(module)})
+    for graph in (files, rooms):
+        try:
+            TopologicalSorter(graph).prepare()
+        except CycleError as error:
+            pytest.fail(f"imports in a circle, each of the next: {' <- '.join(error.args[1])}")
+    assert len(files) > 40 and sum(map(len, files.values())) > 100
+    assert "distill.evaluation" not in rooms["distill.training"]
+    assert "distill.training" not in rooms["distill.evaluation"]
+
+
+def test_no_module_takes_the_place_of_a_public_function():
+    """`import distill.export` would replace the function `distill.export` by the module."""
+    children = {path.stem for path in (ROOT / "distill").iterdir()} - {"__init__", "__main__"}
+    assert not children & set(distill.__all__)
+    for path in (ROOT / "distill").glob("*/__init__.py"):
+        if path.parent.name != "datasets":
+            body = ast.parse(path.read_text()).body
+            assert len(body) == 1 and isinstance(body[0], ast.Expr), f"{path}: more than a docstring"
 
 
 def test_the_core_runs_on_torch_numpy_and_tifffile():

@@ -6,11 +6,13 @@ import shutil
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from distill.datasets.records import Record
 from distill.errors import UserError
+from distill.files import whole_file, write_text
 
 
 def fetch(record: Record, root: str | os.PathLike | None = None) -> list[Path]:
@@ -70,15 +72,21 @@ def _missing(folder: Path, record: Record) -> str:
 
 def _download(record: Record, archive: Path) -> None:
     """It takes its name when it is whole and an archive: nothing less counts as there."""
-    pooch, part = _pooch(), archive.with_name(archive.name + ".part")
+    pooch = _pooch()
     downloader = pooch.HTTPDownloader(progressbar=True, chunk_size=2**20)
-    try:
-        try:
+    with _else_by_hand(record, archive):
+        archive.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(archive) as part:
+        part.unlink()  # pooch takes a file that is there for the one wanted
+        with _else_by_hand(record, archive):
             pooch.retrieve(record.url, None, part.name, part.parent, downloader=downloader)
-            _check_kind(part, record)
-            os.replace(part, archive)
-        finally:
-            part.unlink(missing_ok=True)
+        _check_kind(part, record)
+
+
+@contextmanager
+def _else_by_hand(record: Record, archive: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:  # those of the network are OSErrors as well
         raise UserError(
             f"{record.archive}: cannot be downloaded from {record.url} ({_reason(error)}); "
@@ -136,7 +144,7 @@ def _unpack(record: Record, archive: Path, folder: Path) -> None:
             raise UserError(f"{archive}: lacks {missing}; {_by_hand(record, archive.parent)}")
         stored = _checksum_file(archive)
         if not stored.exists():
-            stored.write_text(f"{_sha256(archive)}  {archive.name}\n")
+            write_text(stored, f"{_sha256(archive)}  {archive.name}\n")
         inner = part / folder.name  # most archives hold one folder of that name
         os.replace(inner if inner.is_dir() else part, folder)
     except (OSError, EOFError, zlib.error, zipfile.BadZipFile, tarfile.TarError) as error:

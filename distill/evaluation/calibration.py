@@ -1,6 +1,5 @@
 """Conformal calibration: intervals that hold the truth as often as they say, on images with ground truth."""
 
-import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from tqdm import tqdm
 from distill.denoiser import DirectDenoiser
 from distill.errors import UserError
 from distill.evaluation.pairs import Pairs, paired
+from distill.files import write_json
 from distill.hardware import Precision, autocast, choose_device
 from distill.images.sources import Images
 from distill.runs import checkpoint
@@ -83,7 +83,7 @@ def calibrate(
     stored = asdict(found) | {"levels": list(curve)}
     stored |= {"coverage_before": [inside(reach) for reach in curve.values()]}
     stored |= {"coverage_after": [inside(factor * reach) for reach in curve.values()]}
-    (Path(run) / "calibration.json").write_text(json.dumps(stored))
+    write_json(Path(run) / "calibration.json", stored)
     return found
 
 

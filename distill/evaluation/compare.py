@@ -2,7 +2,6 @@
 
 import copy
 import hashlib
-import json
 import shutil
 import tempfile
 import time
@@ -22,6 +21,7 @@ from distill.evaluation.pairs import Pairs
 from distill.evaluation.residuals import residual_scores
 from distill.evaluation.stored_draws import StoredDraws
 from distill.evaluation.tables import Row
+from distill.files import Unfinished, whole_file
 from distill.hardware import Precision, autocast, synchronize, working_memory
 from samplers import NoiseModel, PosteriorSampler
 
@@ -47,28 +47,32 @@ def compare(
     """
     counts, metrics = sorted(set(draws)), metrics or {"psnr": psnr, "ssim": ssim}
     sampler.eval().to(device), denoiser.eval().to(device)
-    frames: list[list[Row]] = []
     with ExitStack() as stack:
         folder = unfinished or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        _begin_or_go_on(folder, _fingerprint(sampler, denoiser, pairs, counts, metrics))
+        work = _fingerprint(sampler, denoiser, pairs, counts, metrics)
+        state = Unfinished(folder / "state.json", work)
+        frames: list[list[Row]] | None = state.load()
+        if frames is None:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            state.save(frames := [])
         stack.enter_context(torch.inference_mode())
         stack.enter_context(autocast(device, precision))
         if counts:
             next(sampler.draws(pairs[0][0].to(device)[None], 1))  # the first draw allocates
-        for index, (noisy, clean) in enumerate(tqdm(pairs, desc="evaluate", unit="image")):
-            finished = folder / f"{index}.rows.json"
-            if not finished.exists():
-                drawn = StoredDraws(
-                    folder / f"{index}", sampler, noisy.to(device)[None], max(counts, default=0)
-                )
-                with checks_of(type(sampler).__name__):
-                    answers = list(_answers(drawn, denoiser, noisy, clean, counts, device))
-                if index == 0:
-                    np.savez(folder / "images.npz", **{name: mean[0] for name, mean, _, _ in answers})
-                rows = _judged(answers, noisy, clean, metrics, noise_model_of(sampler))
-                finished.write_text(json.dumps(rows))
-                drawn.delete()
-            frames.append(json.loads(finished.read_text()))
+        done = len(frames)
+        for i in tqdm(range(done, len(pairs)), desc="evaluate", unit="image", initial=done, total=len(pairs)):
+            noisy, clean = pairs[i]
+            total = max(counts, default=0)
+            drawn = StoredDraws(folder / f"{i}", sampler, noisy.to(device)[None], total, work)
+            with checks_of(type(sampler).__name__):
+                answers = list(_answers(drawn, denoiser, noisy, clean, counts, device))
+            if i == 0:
+                with whole_file(folder / "images.npz") as part, open(part, "wb") as file:
+                    np.savez(file, **{name: mean[0] for name, mean, _, _ in answers})
+            frames.append(_judged(answers, noisy, clean, metrics, noise_model_of(sampler)))
+            state.save(frames)
+            drawn.delete()
         rows = [_mean_row(same_image) for same_image in zip(*frames, strict=True)]
         memory = _memory(sampler, denoiser, pairs[0][0].to(device)[None], counts, device)
         for row in rows:
@@ -148,15 +152,6 @@ def noise_model_of(sampler: PosteriorSampler) -> NoiseModel | None:
     """The sampler's, on the CPU, where it has one of raw counts."""
     noise_model = getattr(sampler, "noise_model", None)
     return copy.deepcopy(noise_model).cpu() if isinstance(noise_model, NoiseModel) else None
-
-
-def _begin_or_go_on(folder: Path, fingerprint: str) -> None:
-    """Empties the folder unless it holds a part of the same evaluation."""
-    stored = folder / "fingerprint"
-    if not stored.exists() or stored.read_text() != fingerprint:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        stored.write_text(fingerprint)
 
 
 def _fingerprint(

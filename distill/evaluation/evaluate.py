@@ -13,12 +13,12 @@ from distill.evaluation.compare import INPUT, Metrics, compare, noise_model_of
 from distill.evaluation.metrics import lpips, psnr, ssim
 from distill.evaluation.pairs import paired
 from distill.evaluation.tables import Row, distinct, format_table, table1, write_csv
+from distill.files import whole_file, write_text
 from distill.hardware import Precision, choose_device
 from distill.images.sources import Images, as_stack
 from distill.plots.pictures import comparison
 from distill.plots.residuals import residual_picture
 from distill.runs import checkpoint
-from distill.training.cost import training_cost
 
 
 def evaluate(
@@ -30,7 +30,6 @@ def evaluate(
     draws: Iterable[int] = (1, 10, 100),
     frames: int | None = None,
     perceptual: bool = False,
-    cost: bool = False,
     device: str | None = None,
     precision: Precision = "auto",
     axes: str | None = None,
@@ -49,7 +48,6 @@ def evaluate(
         draws: how many draws to average.
         frames: only so many noisy frames, spread evenly; all unless told.
         perceptual: LPIPS too; its network must be there or be downloaded.
-        cost: measure what training takes too, into the run's cost.txt (`training_cost`).
     """
     sampler, denoiser = checkpoint.load_sampler(run), checkpoint.load_denoiser(run)
     noisy = as_stack(noisy, axes)  # read once
@@ -60,22 +58,20 @@ def evaluate(
     rows, images = compare(sampler, denoiser, pairs, draws, device, precision, metrics, out / "unfinished")
     rows = [{"data": noisy.name, "run": Path(run).name} | row for row in rows]
     write_csv(out / "evaluation.csv", rows)
-    (out / "evaluation.md").write_text(format_table(rows) + "\n")
-    np.savez_compressed(out / "evaluation.npz", **images)
+    write_text(out / "evaluation.md", format_table(rows) + "\n")
+    with whole_file(out / "evaluation.npz") as part, open(part, "wb") as file:
+        np.savez_compressed(file, **images)
     comparison(out / "evaluation.png", _titled(images, rows))
     if clean is not None:
         from distill.plots.curves import psnr_against_time
 
         for svg, _ in psnr_against_time(rows):
-            (out / "psnr_against_time.svg").write_text(svg)
+            write_text(out / "psnr_against_time.svg", svg)
     else:
         others = (INPUT, *(name for name in images if name.startswith("student ")))
         shown = {name: torch.from_numpy(v)[None] for name, v in images.items() if name not in others}
         residual_picture(out / "residuals.png", pairs[0][0], shown, noise_model_of(sampler))
     shutil.rmtree(out / "unfinished")
-    if cost:
-        found = training_cost(run, noisy, device=str(device), precision=precision, axes=axes)
-        (Path(run) / "cost.txt").write_text(f"{found}\n")
     return rows
 
 
@@ -105,5 +101,5 @@ def evaluate_all(
             rows += [row | {"data": name, "run": label} for row in found]
     write_csv(out / "table1.csv", rows)
     if all(clean is not None for _, clean in data):
-        (out / "table1.md").write_text(table1(rows) + "\n")
+        write_text(out / "table1.md", table1(rows) + "\n")
     return rows

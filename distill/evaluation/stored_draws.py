@@ -1,6 +1,5 @@
 """Any number of draws of one image in a file: memory holds one, and a stop loses none."""
 
-import json
 import time
 from pathlib import Path
 from zlib import crc32
@@ -9,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distill.files import Unfinished
 from distill.hardware import synchronize
 from samplers import PosteriorSampler
 from samplers.base import median
@@ -18,15 +18,18 @@ BAND_BYTES = 2**27  # of all draws, read at once for the median
 
 class StoredDraws:
     """Draws of `noisy` (1, C, H, W) by a sampler in eval mode, at most `total`, in the two files
-    `path`.json and .f32, which have to be of the same sampler and image if they are there."""
+    `path`.json and .f32; those that are there count if they are of the same work.
 
-    def __init__(self, path: Path, sampler: PosteriorSampler, noisy: Tensor, total: int) -> None:
-        self._header, self._pixels = path.with_suffix(".json"), path.with_suffix(".f32")
-        self._noisy, self._shape = noisy, None
-        self.seconds: list[float] = []
-        if self._header.exists():
-            stored = json.loads(self._header.read_text())
-            self.seconds, self._shape = stored["seconds"], stored["shape"]
+    work: a fingerprint of the sampler and the image.
+    """
+
+    def __init__(
+        self, path: Path, sampler: PosteriorSampler, noisy: Tensor, total: int, work: str = ""
+    ) -> None:
+        self._state, self._pixels = Unfinished(path.with_suffix(".json"), work), path.with_suffix(".f32")
+        self._noisy = noisy
+        self.seconds: list[float]
+        self._shape, self.seconds = self._state.load() or (None, [])
         self._draws = sampler.draws(noisy, total - len(self.seconds))  # encodes once
 
     def take(self, n: int) -> tuple[Tensor, Tensor, float]:
@@ -48,7 +51,7 @@ class StoredDraws:
             file.seek(len(self.seconds) * draw.nbytes)  # over what a stop may have left half-written
             file.write(draw.tobytes())
         self.seconds.append(seconds)
-        self._header.write_text(json.dumps({"shape": self._shape, "seconds": self.seconds}))
+        self._state.save([self._shape, self.seconds])
 
     def _consensus(self, n: int) -> tuple[Tensor, Tensor]:
         """(mean, median), a band of rows at a time."""
@@ -64,4 +67,4 @@ class StoredDraws:
 
     def delete(self) -> None:
         self._pixels.unlink(missing_ok=True)
-        self._header.unlink(missing_ok=True)
+        self._state.delete()

@@ -5,6 +5,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from distill.files import whole_file
+
 Row = dict[str, str | float]
 
 HEADINGS = {  # column: (title, digits)
@@ -20,7 +22,7 @@ HEADINGS = {  # column: (title, digits)
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    with open(path, "w", newline="") as file:
+    with whole_file(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
         writer.writeheader()
         writer.writerows(rows)

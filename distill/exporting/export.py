@@ -16,6 +16,7 @@ from torch import Tensor
 from distill.denoiser import DirectDenoiser
 from distill.errors import UserError, checks_of
 from distill.exporting import bioimageio, graph
+from distill.files import whole_file
 from distill.prediction import backends
 from distill.runs import checkpoint
 
@@ -85,7 +86,8 @@ def export(
         if format == "bioimageio":
             with _in_one_line(f"{student} cannot be packed for bioimage.io"):
                 file = bioimageio.package(file, denoiser, author, license)
-        os.replace(file, out)
+        with whole_file(out) as part:
+            os.replace(file, part)
     return out
 
 

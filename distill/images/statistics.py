@@ -14,6 +14,11 @@ def spread(n: int, count: int) -> np.ndarray:
     return ((np.arange(count) + 0.5) * n / count).astype(int)
 
 
+def some_frames(stack: Stack, count: int) -> np.ndarray:
+    """`count` of its frames (or all, if fewer), spread evenly: (count, C, Y, X) float32, in raw counts."""
+    return stack.frames[spread(len(stack.frames), count)].astype(np.float32)
+
+
 def statistics(stack: Stack, frames_index=None) -> tuple[np.ndarray, np.ndarray]:
     """Per-channel (mean, std), each (C, 1, 1) float32, of all frames or those in `frames_index`.
 

@@ -1,7 +1,7 @@
 """TIFF, OME-TIFF and ImageJ hyperstacks in and out, through tifffile."""
 
+import logging
 import os
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
@@ -10,7 +10,10 @@ import numpy as np
 import tifffile
 
 from distill.errors import UserError
+from distill.files import whole_file
 from distill.images.stack import Stack, checked
+
+log = logging.getLogger(__name__)
 
 BIG_BYTES = 3.9e9  # larger files are BigTIFF
 # tifffile's other letters: I, Q are unnamed page axes; R, P, M, V number positions.
@@ -59,7 +62,7 @@ def _pixels(tif: tifffile.TiffFile, path: Path) -> tuple[np.ndarray, str]:
     kind = (first.shape, first.dtype, first.axes)
     equal = [s for s in tif.series if (s.shape, s.dtype, s.axes) == kind]
     if others := len(tif.series) - len(equal):
-        warnings.warn(f"{path}: {others} series of another shape or type left out", stacklevel=4)
+        log.warning(f"{path}: {others} series of another shape or type left out")
     if len(equal) > 1:
         return np.stack([s.asarray() for s in equal]), "S" + axes
     # A multi-file OME-TIFF may hold its pixels elsewhere, hence the look at each page's parent.
@@ -142,15 +145,8 @@ def write(
     ome = path.name.lower().endswith((".ome.tif", ".ome.tiff"))
     if ome and target.name in _NOT_OME:
         raise UserError(f"{path}: OME-TIFF cannot hold {target}; pass a .tif name, or float32")
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with whole_file(path) as part:
         _write_tiff(part, array, axes, target, like, ome)
-        os.replace(part, path)
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"{path}: cannot be written ({reason}); check space and rights") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _write_tiff(path: Path, array: np.ndarray, axes: str, dtype: np.dtype, like: Stack, ome: bool) -> None:

@@ -1,5 +1,6 @@
 """Fit a noise model to repeated frames, to a calibration stack, or to the noisy data alone."""
 
+import logging
 import os
 from pathlib import Path
 from typing import Literal
@@ -8,11 +9,14 @@ import numpy as np
 import torch
 
 from distill.errors import UserError
+from distill.files import whole_file
 from distill.images.sources import Images, as_stack
 from distill.images.stack import Stack
 from distill.noise_fitting.pairs import bootstrapped, given, levels, noise_images, repeated
 from distill.plots.noise import noise_autocorrelation, noise_density
 from samplers import AutoregressiveNoise, GaussianMixtureNoise, GaussianNoise, HistogramNoise, NoiseModel
+
+log = logging.getLogger(__name__)
 
 KINDS = {"gmm": GaussianMixtureNoise, "gaussian": GaussianNoise, "histogram": HistogramNoise}
 METHODS = ("repeats", "calibration", "bootstrap", "dark")
@@ -87,12 +91,15 @@ def fit_noise_model(
         raise UserError(f"{stack.name}: held_out={held_out} leaves no pixel to judge by; raise it")
     model.held_out_nll = -float(model.log_likelihood(held[1], held[0]).mean())
     low, high = np.percentile(train[0], percentiles)
-    print(f"{out}: {kind} for signals {low:.4g} to {high:.4g}, held-out"
-          f" {model.held_out_nll:.4f} nats/pixel on {len(held[0])} pixels")  # fmt: skip
+    log.info(
+        f"{out}: {kind} for signals {low:.4g} to {high:.4g}, held-out {model.held_out_nll:.4f} nats/pixel "
+        f"on {len(held[0])} pixels"
+    )
     _warn_of_range(s if data is None else levels(as_stack(data)), low, high)
-    _replace(out, model.write)
+    with whole_file(out) as part:
+        model.write(part)
     picture = [v[:: max(1, len(v) // 300_000)] for v in train]
-    _replace(out.with_suffix(".png"), lambda path: noise_density(path, model, *picture, low, high))
+    noise_density(out.with_suffix(".png"), model, *picture, low, high)
     return model
 
 
@@ -110,10 +117,13 @@ def _fit_autoregressive(
         model.held_out_nll = -float(model.log_likelihood(held, torch.zeros_like(held)).mean())
     white = GaussianNoise(float(noise[:, :height].std()))
     white_nll = -float(white.log_likelihood(held, torch.zeros_like(held)).mean())
-    print(f"{out}: autoregressive over the {context}, held-out {model.held_out_nll:.4f} nats/pixel;"
-          f" white Gaussian noise: {white_nll:.4f}")  # fmt: skip
-    _replace(out, model.write)
-    _replace(out.with_suffix(".png"), lambda path: noise_autocorrelation(path, model, noise))
+    log.info(
+        f"{out}: autoregressive over the {context}, held-out {model.held_out_nll:.4f} nats/pixel; "
+        f"white Gaussian noise: {white_nll:.4f}"
+    )
+    with whole_file(out) as part:
+        model.write(part)
+    noise_autocorrelation(out.with_suffix(".png"), model, noise)
     return model
 
 
@@ -122,19 +132,11 @@ def _warn_of_range(signal: np.ndarray, low: float, high: float) -> None:
     outside = ((signal < low - slack) | (signal > high + slack)).mean()
     if outside > 0.02:  # the default percentiles leave out 1 % by intent
         least, most = np.percentile(signal, (0.1, 99.9))
-        print(f"warning: signals reach from {least:.4g} to {most:.4g}, {100 * outside:.0f} % beyond the"
-              f" fitted {low:.4g} to {high:.4g}, where the model is extrapolated; widen percentiles"
-              " or add frames of that brightness")  # fmt: skip
-
-
-def _replace(path: Path, write) -> None:
-    """The old file or the whole new one, never a part."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        log.warning(
+            f"signals reach from {least:.4g} to {most:.4g}, {100 * outside:.0f} % beyond the fitted "
+            f"{low:.4g} to {high:.4g}, where the model is extrapolated; widen percentiles or add frames of "
+            "that brightness"
+        )
 
 
 def _check(out, kind, method, signal, percentiles, held_out, n_gaussian, n_coeff, overwrite) -> None:

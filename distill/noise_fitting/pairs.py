@@ -1,10 +1,15 @@
 """(signal, observation) pairs of raw counts, the observation dequantised, for fitting noise models."""
 
+import logging
+
 import numpy as np
 
 from distill.errors import UserError
 from distill.images.stack import Stack
+from distill.images.statistics import some_frames
 from distill.noise_fitting.blind_spot import blind_spot_pairs
+
+log = logging.getLogger(__name__)
 
 MAX_PAIRS, MAX_FRAMES = 2_000_000, 400
 
@@ -20,8 +25,10 @@ def repeated(stack: Stack, rng: np.random.Generator) -> tuple[np.ndarray, np.nda
     left, right = residual[:, 0::2].ravel(), residual[:, 1::2].ravel()
     correlation = (left * right).mean() / max((residual**2).mean(), 1e-12)
     if correlation > 0.2:
-        print(f"warning: {stack.name}: residuals of neighbours correlate at {correlation:.2f}; the"
-              " scene moves or bleaches, or the noise is structured: this fit is too wide")  # fmt: skip
+        log.warning(
+            f"{stack.name}: residuals of neighbours correlate at {correlation:.2f}; the scene moves or "
+            "bleaches, or the noise is structured: this fit is too wide"
+        )
     residual += _dequantising(stack, residual.shape, rng)
     return np.broadcast_to(s, x.shape).astype("f4"), (s + residual).astype("f4")
 
@@ -104,8 +111,7 @@ def _dequantising(stack: Stack, shape: tuple[int, ...], rng: np.random.Generator
 def levels(data: Stack) -> np.ndarray:
     """Rough signals of noisy data: means of 4 x 4 pixels in some frames."""
     _, channels, y, x = data.frames.shape
-    some = data.frames[np.unique(np.linspace(0, len(data.frames) - 1, 8).round().astype(int))]
-    crop = np.asarray(some, dtype="f4")[..., : max(y // 4, 1) * 4, : max(x // 4, 1) * 4]
+    crop = some_frames(data, 8)[..., : max(y // 4, 1) * 4, : max(x // 4, 1) * 4]
     if min(y, x) < 4:
         return crop
     return crop.reshape(-1, channels, y // 4, 4, x // 4, 4).mean((3, 5))

@@ -6,11 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg", force=False)
-
-from matplotlib import pyplot as plt
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 INK = "#123456"  # becomes currentColor
@@ -28,8 +24,9 @@ def psnr_against_time(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
     if not draws:
         return []
     student = next(row for row in rows if row["image"] == "student")
-    with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+    with rc_context(STYLE):
+        figure = Figure(figsize=(6, 4), layout="constrained")
+        axis = figure.subplots()
         seconds = [row["seconds_per_image"] for row in draws]
         axis.plot(seconds, [row["psnr_mean"] for row in draws], "o-", color=DRAWS, label="mean of draws")
         axis.plot(seconds, [row["psnr_median"] for row in draws], "s--", color=DRAWS, label="median of draws")
@@ -53,8 +50,9 @@ def training_curves(metrics: Path) -> list[tuple[str, str]]:
         curves = {"training": (key, "-", DRAWS), "held out": (f"val_{key}", "o-", STUDENT)}
         if key == "psnr_to_draws":
             curves = {"held out": (key, "o-", STUDENT)}
-        with plt.rc_context(STYLE):
-            figure, axis = plt.subplots(figsize=(6, 3.4), layout="constrained")
+        with rc_context(STYLE):
+            figure = Figure(figsize=(6, 3.4), layout="constrained")
+            axis = figure.subplots()
             for label, (name, style, colour) in curves.items():
                 points = [(row["step"], row[name]) for row in rows if name in row]
                 if points:
@@ -63,14 +61,14 @@ def training_curves(metrics: Path) -> list[tuple[str, str]]:
             if axis.lines:
                 axis.legend()
                 plots.append((_svg(figure), caption))
-            plt.close(figure)
     return plots
 
 
 def coverage(found: dict[str, Any]) -> tuple[str, str]:
     """Share of the true pixels inside intervals against what the intervals say."""
-    with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(4.5, 4), layout="constrained")
+    with rc_context(STYLE):
+        figure = Figure(figsize=(4.5, 4), layout="constrained")
+        axis = figure.subplots()
         axis.plot([0, 1], [0, 1], ":", color=INK, linewidth=1)
         axis.plot(found["levels"], found["coverage_before"], "o--", color=DRAWS, label="before calibration")
         axis.plot(found["levels"], found["coverage_after"], "o-", color=STUDENT, label="after")
@@ -82,6 +80,5 @@ def coverage(found: dict[str, Any]) -> tuple[str, str]:
 def _svg(figure: Figure) -> str:
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    plt.close(figure)
     svg = file.getvalue()
     return re.sub(r"(?s)^.*?(<svg)", r"\1", svg).replace(INK, "currentColor")

@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
+from distill.files import whole_file
 from samplers import AutoregressiveNoise, NoiseModel
 from samplers.noise import autocorrelation
-
-matplotlib.use("Agg", force=False)
 
 LAGS = 12  # px
 
@@ -26,8 +25,6 @@ def noise_density(
 
     Contours: where the density is 60, 14 and 1 % of its signal's highest (1, 2, 3 std of a Gaussian).
     """
-    from matplotlib import pyplot as plt
-
     bottom, top = np.percentile(observation, (0.01, 99.99))
     bottom, top = bottom - 0.05 * (top - bottom), top + 0.05 * (top - bottom)
     margin = 0.05 * (high - low)
@@ -37,7 +34,8 @@ def noise_density(
     share = density / density.sum(0).clamp(min=1e-300)
     mean = (share * x[:, None]).sum(0)
     std = (share * (x[:, None] - mean) ** 2).sum(0).sqrt()
-    figure, axis = plt.subplots(figsize=(6.4, 5.4))
+    figure = Figure(figsize=(6.4, 5.4))
+    axis = figure.subplots()
     extent = [[float(s[0]), float(s[-1])], [bottom, top]]
     axis.hist2d(signal, observation, bins=(150, 150), range=extent, norm="log", cmap="Greys")
     relative = density / density.amax(0).clamp(min=1e-300)
@@ -49,21 +47,20 @@ def noise_density(
     axis.set(xlabel="signal (counts)", ylabel="observation (counts)", ylim=(bottom, top))
     axis.set_title(f"{type(model).__name__}, held-out {model.held_out_nll:.4f} nats/pixel", fontsize=10)
     axis.legend(loc="upper left")
-    figure.savefig(path, format="png", dpi=110)
-    plt.close(figure)
+    with whole_file(path) as part:
+        figure.savefig(part, format="png", dpi=110)
 
 
 def noise_autocorrelation(path: Path, model: AutoregressiveNoise, noise: np.ndarray) -> None:
     """Autocorrelation of real noise (N, H, W) beside that of noise drawn from the model."""
-    from matplotlib import pyplot as plt
-
     side = min(64, *noise.shape[-2:])
     lags = min(LAGS, side - 1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         drawn = model.sample(torch.zeros(16, side, side))
     maps = {"real": autocorrelation(noise, lags).numpy(), "sampled": autocorrelation(drawn, lags).numpy()}
-    figure, axes = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    axes = figure.subplots(1, 3)
     for axis, (name, values) in zip(axes, maps.items(), strict=False):
         picture = axis.imshow(values, cmap="RdBu_r", vmin=-1, vmax=1, extent=[-lags - 0.5, lags + 0.5] * 2)
         axis.set(title=f"{name} noise", xlabel="columns apart")
@@ -77,5 +74,5 @@ def noise_autocorrelation(path: Path, model: AutoregressiveNoise, noise: np.ndar
     axes[2].axhline(0, color="grey", linewidth=0.5)
     axes[2].legend(fontsize=8)
     figure.colorbar(picture, ax=axes[:2])
-    figure.savefig(path, format="png", dpi=110)
-    plt.close(figure)
+    with whole_file(path) as part:
+        figure.savefig(part, format="png", dpi=110)

@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from distill.files import whole_file
+
 
 def mosaic(path: Path, columns: list[Tensor], rows: int = 4) -> None:
     """A PNG whose columns show the same `rows` patches (B, C, H, W) in different versions.
@@ -17,9 +19,8 @@ def mosaic(path: Path, columns: list[Tensor], rows: int = 4) -> None:
     low, high = np.percentile(shown[-1], (0.5, 99.8))
     framed = [np.pad(patches, ((0, 0), (1, 1), (1, 1)), constant_values=high) for patches in shown]
     picture = np.concatenate([np.concatenate(list(patches)) for patches in framed], axis=1)
-    temporary = path.with_name(path.name + ".tmp")
-    imsave(temporary, picture.repeat(2, 0).repeat(2, 1), cmap="gray", vmin=low, vmax=high, format="png")
-    temporary.replace(path)
+    with whole_file(path) as part:
+        imsave(part, picture.repeat(2, 0).repeat(2, 1), cmap="gray", vmin=low, vmax=high, format="png")
 
 
 def comparison(path: Path, images: dict[str, np.ndarray], zoom: int = 96) -> None:
@@ -27,25 +28,24 @@ def comparison(path: Path, images: dict[str, np.ndarray], zoom: int = 96) -> Non
 
     All share the grey scale of the last image's percentiles; the zoom is where it varies most.
     """
-    import matplotlib
-
-    matplotlib.use("Agg", force=False)
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
 
     reference = list(images.values())[-1]
     low, high = np.percentile(reference, (0.5, 99.8))
     zoom = min(zoom, *reference.shape)
     y, x = busiest(reference, zoom)
-    figure, axes = plt.subplots(2, len(images), figsize=(3 * len(images), 6.4), squeeze=False)
+    figure = Figure(figsize=(3 * len(images), 6.4))
+    axes = figure.subplots(2, len(images), squeeze=False)
     for (title, image), (whole, detail) in zip(images.items(), axes.T, strict=True):
         for axis, shown in ((whole, image), (detail, image[y : y + zoom, x : x + zoom])):
             axis.imshow(shown, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
             axis.set_xticks([]), axis.set_yticks([])
         whole.set_title(title, fontsize=10)
-        whole.add_patch(plt.Rectangle((x, y), zoom, zoom, fill=False, color="orange"))
+        whole.add_patch(Rectangle((x, y), zoom, zoom, fill=False, color="orange"))
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    with whole_file(path) as part:
+        figure.savefig(part, format="png", dpi=110)
 
 
 def busiest(image: np.ndarray, size: int) -> tuple[int, int]:

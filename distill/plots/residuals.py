@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distill.files import whole_file
 from samplers import AutoregressiveNoise, NoiseModel
 from samplers.noise import autocorrelation
 
@@ -17,14 +18,10 @@ def residual_picture(
 ) -> None:
     """For each denoised image (C, H, W): the residual, its autocorrelation, and its mean and std
     against the signal with the noise model's std beside it. First channel."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg", force=False)
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(
-        len(images), 3, figsize=(13, 4 * len(images)), squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(13, 4 * len(images)), layout="constrained")
+    axes = figure.subplots(len(images), 3, squeeze=False)
     for (name, image), (whole, correlation, against) in zip(images.items(), axes, strict=True):
         residual = (noisy - image)[0]
         reach = 3 * float(residual.std())
@@ -46,8 +43,8 @@ def residual_picture(
         against.axhline(0, color="grey", linewidth=0.5)
         against.set(title="residual against signal", xlabel="signal (counts)", ylabel="counts")
         correlation.legend(fontsize=8), against.legend(fontsize=8)
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    with whole_file(path) as part:
+        figure.savefig(part, format="png", dpi=100)
 
 
 def _by_signal(signal: np.ndarray, residual: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,6 +1,5 @@
 """A finished sampler's draws on disk, so that many students can be trained without running it."""
 
-import json
 import os
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from distill.errors import UserError
+from distill.files import Unfinished, write_json
 from distill.hardware import Precision, autocast, choose_device
 from distill.images.sources import Images, as_stack
 from distill.images.statistics import statistics
@@ -58,7 +58,8 @@ def cache_draws(
         "name": stack.name, "images": fingerprint(stack.frames), "draws": draws, "keep": keep,
         "mean": mean.ravel().tolist(), "std": std.ravel().tolist(),
     }  # fmt: skip
-    cache, done = _open(out, header, (n, keep or draws, channels, *size))
+    state = Unfinished(out / "unfinished.json", header)
+    cache, done = _open(out, state, (n, keep or draws, channels, *size))
 
     def answer(noisy: Tensor) -> Tensor:  # (1, C, h, w) -> (1, K * C, h, w)
         drawn = torch.stack(list(sampler.draws(noisy, draws)))
@@ -70,25 +71,23 @@ def cache_draws(
             drawn = in_tiles(answer, noisy, tile, halo).float().cpu().numpy()
         cache[i] = (drawn.reshape(-1, channels, *size) - mean) / std
         cache.flush()
-        (out / "unfinished.json").write_text(json.dumps(header | {"done": i + 1}))
-    (out / "unfinished.json").replace(out / "draws.json")
+        state.save(i + 1)
+    write_json(out / "draws.json", header)
+    state.delete()
     return CachedDraws(str(out))
 
 
-def _open(out: Path, header: dict, shape: tuple[int, ...]) -> tuple[np.ndarray, int]:
+def _open(out: Path, state: Unfinished, shape: tuple[int, ...]) -> tuple[np.ndarray, int]:
     """The array on disk, and how many frames of it a stopped run has finished."""
     if (out / "draws.json").exists():
         raise UserError(f"{out}: holds a finished cache; pass another folder, or delete it first")
-    unfinished = out / "unfinished.json"
-    if unfinished.exists():
-        stored = json.loads(unfinished.read_text())
-        done = stored.pop("done")
-        if stored != header:
-            raise UserError(f"{out}: holds a part of another cache; pass another folder, or delete it")
+    if state.other():
+        raise UserError(f"{out}: holds a part of another cache; pass another folder, or delete it")
+    if done := state.load():
         return np.lib.format.open_memmap(out / "draws.npy", mode="r+"), done
     out.mkdir(parents=True, exist_ok=True)
     cache = np.lib.format.open_memmap(out / "draws.npy", mode="w+", dtype=np.float16, shape=shape)
-    unfinished.write_text(json.dumps(header | {"done": 0}))
+    state.save(0)
     return cache, 0
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,15 @@ import torch
 from torch import Tensor
 
 from distill.errors import UserError
+from distill.files import whole_file
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], header: dict[str, Any]) -> None:
-    """Writes to a temporary name, syncs and renames: `path` is always either the old or the new."""
+    """`path` is always either the old file or the new one."""
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     metadata = {"header": json.dumps(header), "sha256": _digest(tensors)}
-    temporary = path.with_name(path.name + ".tmp")
-    safetensors.torch.save_file(tensors, temporary, metadata)
-    with open(temporary, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with whole_file(path) as part:
+        safetensors.torch.save_file(tensors, part, metadata)
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from distill.errors import UserError
+from distill.files import write_text
 from distill.hardware import Precision, autocast, choose_device, synchronize, working_memory
 from distill.images.sources import Images, as_stack
 from distill.runs import checkpoint, tensors
@@ -56,7 +57,7 @@ def training_cost(
     precision: Precision = "auto",
     axes: str | None = None,
 ) -> Cost:
-    """Measures copies of a run's networks on its own settings; the run stays as it is.
+    """Measures copies of a run's networks on its own settings; `report` shows what goes into its cost.txt.
 
     Args:
         run: a run or its folder, with its checkpoint.
@@ -82,9 +83,9 @@ def training_cost(
     def update(train_sampler: bool, train_student: bool) -> None:
         with autocast(device, precision):
             sampler.train(train_sampler)
-            cost, draw = sampler.training_step(batch) if train_sampler else (None, sampler.sample(batch)[0])
+            loss, draw = sampler.training_step(batch) if train_sampler else (None, sampler.sample(batch)[0])
         if train_sampler:
-            optimize_sampler.backward(cost, 1.0)
+            optimize_sampler.backward(loss, 1.0)
             optimize_sampler.step()
         if train_student:
             with autocast(device, precision):
@@ -104,10 +105,12 @@ def training_cost(
     extra = (
         settings["steps"] * (steps["both"] - steps["sampler"]) + settings["refine_steps"] * steps["student"]
     )
-    return Cost(
+    cost = Cost(
         str(device), steps["sampler"], steps["both"], steps["student"], memory["sampler"], memory["both"],
         extra, per_draw, per_pass, extra / max(DRAWS * per_draw - per_pass, 1e-12),
     )  # fmt: skip
+    write_text(Path(run) / "cost.txt", f"{cost}\n")
+    return cost
 
 
 def _fastest(work: Callable[[], object], repeats: int, device: torch.device) -> float:

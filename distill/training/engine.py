@@ -16,7 +16,7 @@ from distill.denoiser import DirectDenoiser
 from distill.errors import checks_of
 from distill.hardware import Hardware, Precision
 from distill.images.sources import Images, as_stack
-from distill.images.statistics import spread, statistics
+from distill.images.statistics import some_frames, statistics
 from distill.runs import checkpoint
 from distill.runs.checkpoint import load_weights
 from distill.runs.rebuild import describe
@@ -124,7 +124,7 @@ def train(
     with checks_of(stack.name):
         frames = sampler.training_images(stack.frames)
     patches = Patches(frames, regions, patch_size)
-    some = torch.from_numpy(stack.frames[spread(len(stack.frames), 8)].astype(np.float32))
+    some = torch.from_numpy(some_frames(stack, 8))
     validation = None
     if len(held_out):
         validation = Patches(frames, held_out, patch_size).grid(64).to(hardware.device)

@@ -1,4 +1,5 @@
 import csv
+import json
 import math
 
 import numpy as np
@@ -64,6 +65,7 @@ def test_stored_draws_go_on_after_a_stop_with_other_draws(tmp_path, monkeypatch)
     noisy = field.observe(field.prior(1, (8, 16)))
     StoredDraws(tmp_path / "0", field, noisy, 7).take(3)
     (tmp_path / "0.f32").open("ab").write(b"half a draw")
+    assert not StoredDraws(tmp_path / "0", field, noisy, 7, "of another image").seconds
     stored = StoredDraws(tmp_path / "0", field, noisy, 7)
     assert len(stored.seconds) == 3
     mean, middle, seconds = stored.take(7)
@@ -136,6 +138,18 @@ def test_a_stopped_evaluation_goes_on(noisy, run, monkeypatch):
         evaluate(run, noisy, noisy, draws=[1, 3], device="cpu")
     rows = evaluate(run, noisy, noisy, draws=[1, 3], device="cpu")
     assert taken == [1, 3, 1, 3] + [1, 3] * 3 and len(rows) == 4  # the first frame was not drawn again
+
+
+def test_a_stop_in_the_first_image_keeps_its_draws(noisy, run, monkeypatch):
+    stop = lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+    with monkeypatch.context() as stopped, pytest.raises(KeyboardInterrupt):
+        stopped.setattr(StoredDraws, "_consensus", stop)
+        evaluate(run, noisy, noisy, draws=[3], device="cpu")
+    state = json.loads((run / "unfinished" / "0.json").read_text())
+    monkeypatch.setattr(StoredDraws, "delete", lambda self: None)
+    monkeypatch.setattr("shutil.rmtree", lambda path: None)
+    rows = evaluate(run, noisy, noisy, draws=[3], device="cpu")
+    assert json.loads((run / "unfinished" / "0.json").read_text()) == state and len(rows) == 3
 
 
 def test_every_map_of_a_student_and_several_runs_and_data_sets(noisy, tiny_hdn, tmp_path):

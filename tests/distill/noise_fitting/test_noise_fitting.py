@@ -36,6 +36,11 @@ def variance(model: GaussianNoise, level: float) -> float:
     return float(model.variance(torch.tensor(level)))
 
 
+@pytest.fixture(autouse=True)
+def _log(caplog):
+    caplog.set_level("INFO", "distill")
+
+
 @pytest.mark.parametrize("n", [2, 3, 30])
 @pytest.mark.parametrize("method", ["repeats", "calibration"])
 def test_variance_is_unbiased_however_few_the_frames(tmp_path, n, method):
@@ -48,7 +53,7 @@ def test_variance_is_unbiased_however_few_the_frames(tmp_path, n, method):
     ("kind", "expected"),
     [("gmm", GaussianMixtureNoise), ("gaussian", GaussianNoise), ("histogram", HistogramNoise)],
 )
-def test_every_kind_is_fitted_written_plotted_and_recognised(tmp_path, capsys, monkeypatch, kind, expected):
+def test_every_kind_is_fitted_written_plotted_and_recognised(tmp_path, caplog, monkeypatch, kind, expected):
     quick = partial(GaussianMixtureNoise.fit, steps=150, batch_size=4096)
     monkeypatch.setattr(GaussianMixtureNoise, "fit", quick)
     frames = observe(scene(64), 20)
@@ -58,7 +63,7 @@ def test_every_kind_is_fitted_written_plotted_and_recognised(tmp_path, capsys, m
     s, x = torch.from_numpy(truth).float(), torch.from_numpy(frames.astype("f4"))
     ideal = -GaussianNoise(gain=GAIN, offset=READ).log_likelihood(x, s).mean()
     assert abs(model.held_out_nll - ideal) < (0.08 if kind == "histogram" else 0.03)
-    assert f"held-out {model.held_out_nll:.4f} nats/pixel" in capsys.readouterr().out
+    assert f"held-out {model.held_out_nll:.4f} nats/pixel" in caplog.text
     again = load_noise_model(tmp_path / "noise.npz")
     assert type(again) is expected
     assert torch.allclose(model.log_likelihood(x, s), again.log_likelihood(x, s), rtol=1e-5)
@@ -82,7 +87,7 @@ def test_the_blind_spot_is_blind():
 
 
 @pytest.mark.parametrize("method", ["repeats", "dark", "bootstrap"])
-def test_line_noise_is_fitted_as_an_autoregressive_model(tmp_path, capsys, method):
+def test_line_noise_is_fitted_as_an_autoregressive_model(tmp_path, caplog, method):
     rng = np.random.default_rng(0)
     lines = lfilter([1.0], [1.0, -0.9], rng.normal(0, 4, (16, 48, 48)), axis=2)
     clean = np.full((48, 48), 100) if method == "dark" else scene(48)
@@ -93,7 +98,7 @@ def test_line_noise_is_fitted_as_an_autoregressive_model(tmp_path, capsys, metho
     )  # fmt: skip
     ideal = 0.5 * np.log(2 * np.pi * np.e * 4**2)  # the entropy of an innovation
     assert ideal - 0.02 < model.held_out_nll < ideal + 0.15
-    assert "white Gaussian noise: 3.6" in capsys.readouterr().out
+    assert "white Gaussian noise: 3.6" in caplog.text
     again = load_noise_model(tmp_path / "noise.npz")
     noise, signal = torch.from_numpy(lines[:, None]).float(), torch.zeros(16, 1, 48, 48)
     assert isinstance(again, AutoregressiveNoise)
@@ -112,17 +117,18 @@ def test_signal_given_as_tiff(tmp_path):
     assert abs(variance(model, 150.0) / (GAIN * 150 + READ) - 1) < 0.1
 
 
-def test_warnings(tmp_path, capsys):
+def test_warnings(tmp_path, caplog):
     frames = observe(scene(), 6)
     fit_noise_model(frames, tmp_path / "a.npz", **QUICK)
-    assert "warning: " not in capsys.readouterr().out
+    assert "WARNING" not in caplog.text
     fit_noise_model(frames, tmp_path / "b.npz", percentiles=(30, 40), **QUICK)
-    assert "is extrapolated" in capsys.readouterr().out
+    assert "is extrapolated" in caplog.text
+    caplog.clear()
     fit_noise_model(frames, tmp_path / "c.npz", method="calibration", data=3 * frames, **QUICK)
-    assert "is extrapolated" in capsys.readouterr().out
+    assert "is extrapolated" in caplog.text
     moving = np.stack([np.roll(f, 8 * i, 0) for i, f in enumerate(frames)])
     fit_noise_model(moving, tmp_path / "d.npz", **QUICK)
-    assert "residuals of neighbours correlate" in capsys.readouterr().out
+    assert "residuals of neighbours correlate" in caplog.text
 
 
 def test_same_seed_same_model(tmp_path):

@@ -79,6 +79,13 @@ def test_a_stopped_cache_goes_on(noisy, tmp_path):
         cache_draws(FunctionSampler(jitter), noisy, tmp_path / "cache", draws=2)
 
 
+def test_a_torn_state_starts_over(noisy, tmp_path):
+    (tmp_path / "unfinished.json").write_text('{"work": {"name": "arr')
+    cached = cache_draws(FunctionSampler(jitter), noisy, tmp_path, draws=2)
+    assert np.asarray(cached._draws).any(axis=(1, 2, 3, 4)).all()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["draws.json", "draws.npy"]
+
+
 def test_tiles_channels_and_wrong_images(noisy, tiny_unet, tmp_path):
     frames = np.stack([np.tile(noisy, (1, 3, 3)), 2 * np.tile(noisy, (1, 3, 3))], axis=1)  # (4, 2, 144, 120)
     cached = cache_draws(FunctionSampler(lambda x: x), frames, tmp_path / "cache", draws=2, tile=64, halo=64)

@@ -34,7 +34,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "x.safetensors"
     save(path, {"a": torch.zeros(1)}, {"version": 1})
     monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match="disk full"):
         save(path, {"a": torch.ones(1)}, {"version": 2})
     assert load(path)[1] == {"version": 1}
 

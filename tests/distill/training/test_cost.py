@@ -16,6 +16,7 @@ def test_what_a_student_costs_and_when_it_has_paid(noisy, tiny_hdn, tiny_unet, t
     assert cost.extra_training == pytest.approx(extra)
     assert cost.break_even == pytest.approx(extra / (1000 * cost.seconds_per_draw - cost.seconds_per_pass))
     assert "paid for itself" in str(cost) and (run / "student.safetensors").read_bytes() == stored
+    assert (run / "cost.txt").read_text() == f"{cost}\n"
 
 
 def test_a_sampler_that_was_not_trained_has_no_cost(noisy, tiny_unet, tmp_path):
