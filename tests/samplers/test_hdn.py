@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from samplers import HDN, GaussianNoise, posterior_mean, posterior_median, posterior_std
-from samplers.ladder_vae import LadderVAE, gaussian_kl
+from samplers.hdn import LIGHT
+from samplers.ladder_vae import LadderVAE, gaussian_kl, moments
 
 SMALL = dict(levels=2, latents=2, filters=4, blocks=1, patch_size=16)
 
@@ -135,3 +136,32 @@ def test_two_flat_images_are_learnt_almost_to_the_entropy_of_the_noise():
     assert entropy - 0.05 < loss.item() < entropy + 0.2
     denoised = posterior_mean(hdn, levels + 5 * torch.randn(levels.shape), 10)
     assert (denoised - levels).square().mean().sqrt() < 2.5  # half the noise
+
+
+def test_half_resolution_computes_nothing_at_full_size_and_widens_with_depth():
+    hdn = small_hdn(levels=3, filters=8, unshuffle=2, growth=1.5)
+    vae = hdn.vae
+    assert vae.multiple == 16
+    with torch.no_grad():
+        features = vae.encode(torch.zeros(1, 1, 32, 64))
+    assert [tuple(f.shape[1:]) for f in features] == [(16, 8, 16), (16, 4, 8), (24, 2, 4)]
+    noisy = 50 + 10 * torch.randn(2, 1, 37, 50)
+    assert hdn.sample(noisy, 3).shape == (3, 2, 1, 37, 50)
+    hdn.train()
+    loss, draw = hdn.training_step(noisy)
+    assert loss.isfinite() and draw.shape == noisy.shape
+    with pytest.raises(ValueError, match="unshuffle"):
+        small_hdn(unshuffle=0)
+
+
+def test_light_is_a_fraction_of_the_published_network():
+    count = lambda m: sum(p.numel() for p in m.parameters())
+    assert count(HDN(**LIGHT)) < 0.6 * count(HDN())
+
+
+def test_log_variances_that_would_overflow_stay_finite_and_others_are_as_they_are():
+    features = torch.tensor([0.0, 200.0]).reshape(1, 2, 1, 1)
+    mean, logvar = moments(features)
+    assert logvar.exp().isfinite().all()
+    assert moments(torch.tensor([1.0, -5.5]).reshape(1, 2, 1, 1))[1].item() == -5.5
+    assert gaussian_kl(mean, logvar, mean, -logvar).isfinite().all()
