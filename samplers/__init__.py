@@ -13,6 +13,7 @@ from samplers.noise import (
     GaussianNoise,
     HistogramNoise,
     NoiseModel,
+    PhotonNoise,
     load_noise_model,
 )
 from samplers.one_pass import OnePassSampler
@@ -35,6 +36,7 @@ __all__ = [
     "MonteCarloDropout",
     "NoiseModel",
     "OnePassSampler",
+    "PhotonNoise",
     "PosteriorSampler",
     "SkewedPixels",
     "StructuredNoiseVAE",

@@ -52,7 +52,10 @@ class LightUNet(nn.Module):
         self.head = nn.Sequential(conv(width, out_channels * unshuffle**2), nn.PixelShuffle(unshuffle))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)  # (B, width, H / unshuffle, W / unshuffle)
+        return self.head(self.body(self.stem(x)))
+
+    def body(self, x: Tensor) -> Tensor:
+        """(B, width, H / unshuffle, W / unshuffle) -> the same shape."""
         skips = []
         for encode, down in zip(self.encoders, self.downs, strict=True):
             skips.append(encode(x))
@@ -60,7 +63,7 @@ class LightUNet(nn.Module):
         x = self.bottom(x)
         for i in reversed(range(self.depth)):
             x = self.decoders[i](skips[i] + self.ups[i](x))
-        return self.head(x)
+        return x
 
 
 class Residual(nn.Module):

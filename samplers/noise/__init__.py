@@ -7,6 +7,7 @@ from samplers.noise.gaussian import GaussianNoise
 from samplers.noise.gmm import GaussianMixtureNoise
 from samplers.noise.histogram import HistogramNoise
 from samplers.noise.load import load_noise_model
+from samplers.noise.photons import PhotonNoise
 
 __all__ = [
     "AutoregressiveNoise",
@@ -14,6 +15,7 @@ __all__ = [
     "GaussianNoise",
     "HistogramNoise",
     "NoiseModel",
+    "PhotonNoise",
     "autocorrelation",
     "load_noise_model",
 ]

@@ -6,11 +6,15 @@ from samplers.noise.base import NoiseModel
 from samplers.noise.gaussian import GaussianNoise
 from samplers.noise.gmm import GaussianMixtureNoise
 from samplers.noise.histogram import HistogramNoise
+from samplers.noise.photons import PhotonNoise
 
 # A key that only files of this kind hold.
-KINDS: dict[str, type[AutoregressiveNoise | GaussianMixtureNoise | GaussianNoise | HistogramNoise]] = {
+KINDS: dict[
+    str, type[AutoregressiveNoise | GaussianMixtureNoise | GaussianNoise | HistogramNoise | PhotonNoise]
+] = {
     "context": AutoregressiveNoise,  # before std, which it holds as well
     "trained_weight": GaussianMixtureNoise,
+    "read_noise": PhotonNoise,  # before gain, which it holds as well
     "gain": GaussianNoise,
     "std": GaussianNoise,
     "histogram": HistogramNoise,

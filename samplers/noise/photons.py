@@ -1,0 +1,165 @@
+"""Photon-counting noise: pulses of single photons, amplified, with the read noise of the electronics."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from samplers.noise import npz
+from samplers.noise.base import NoiseModel
+
+_ARGUMENTS = ("gain", "offset", "read_noise", "shape", "step")
+_FEW = 6.0  # gains: above, the number of pulses need not be told, their Gaussian limit is exact enough
+_PULSES = 16  # that fewer than _FEW gains of light give
+_RING = torch.ones(1, 1, 5, 5)
+_RING[..., 2, 2] = 0
+
+
+class PhotonNoise(NoiseModel):
+    """black level + pulses + N(0, read_noise^2): Poisson many pulses, each of Gamma(shape) size.
+
+    Its variance is the line gain * signal + offset, as GaussianNoise's; unlike that it is right at one
+    photon a pixel, where noise is skewed, and it can tell which part of a count may have come from
+    which photon (`split`). shape: of the size of one pulse; a photomultiplier's is about 1 to 6, a
+    camera's infinite. read_noise: its std, that of rounding included. step: spacing of the recorded
+    values (1 for integers), None for continuous ones. All in raw counts; gain > 0.
+    """
+
+    def __init__(
+        self, gain: float, offset: float, read_noise: float, shape: float = math.inf, step: float | None = None
+    ) -> None:
+        super().__init__()
+        if not (0 < gain < math.inf and math.isfinite(offset) and 0 < read_noise < math.inf and shape > 0):
+            raise ValueError(
+                f"PhotonNoise: got {gain=}, {offset=}, {read_noise=}, {shape=}; gain, read_noise and shape must be above 0"
+            )
+        self.gain, self.offset, self.read_noise, self.shape, self.step = gain, offset, read_noise, shape, step
+        self.black = (read_noise**2 - offset) / gain  # where no photon comes
+        self.pulse = gain / (1 + 1 / shape)  # mean size: Var of Poisson many of them is gain * their mean
+
+    def variance(self, signal: Tensor) -> Tensor:
+        """Noise variance at `signal`, in counts squared."""
+        return self.gain * (signal.float() - self.black).clamp(min=0) + self.read_noise**2
+
+    def log_likelihood(self, noisy: Tensor, signal: Tensor) -> Tensor:
+        with torch.autocast(signal.device.type, enabled=False):
+            noisy, signal = noisy.float(), signal.float()
+            variance = self.variance(signal)
+            gaussian = -0.5 * ((noisy - signal) ** 2 / variance + (2 * math.pi * variance).log())
+            rate = ((signal - self.black) / self.pulse).clamp(min=0.02)
+            dark = (rate < _FEW).detach() & (noisy - self.black < 2 * _FEW * self.gain)
+            if not dark.any():
+                return gaussian
+            n = torch.arange(_PULSES + 1.0, device=signal.device)
+            prior = n * rate[..., None].log() - rate[..., None] - torch.lgamma(n + 1)
+            pulses = (self._given_pulses(noisy - self.black) + prior).logsumexp(-1)
+            # Below the black level the pulses' rate has no slope: the Gaussian's keeps it finite there.
+            below = 0.5 * ((signal - self.black).clamp(max=0) / self.read_noise) ** 2
+            return torch.where(dark, pulses - below, gaussian)
+
+    def sample(self, signal: Tensor) -> Tensor:
+        rate = ((signal.float() - self.black) / self.pulse).clamp(min=0)
+        pulses = torch.poisson(rate)
+        counts = self.pulse * pulses
+        if self.shape < math.inf:
+            counts = _gamma(self.shape * pulses) * self.pulse / self.shape
+        noisy = self.black + counts + self.read_noise * torch.randn_like(counts)
+        return noisy if self.step is None else (noisy / self.step).round() * self.step
+
+    def split(self, noisy: Tensor, share: float) -> tuple[Tensor, Tensor]:
+        """Two noisy images of the same signal whose noise is independent, (B, C, H, W) both.
+
+        The first has `share` of the light, the second the rest, each on the scale of the whole: their
+        lines are gain / share and gain / (1 - share). Which pulses a count is made of is drawn from its
+        posterior, at the rate of the neighbours; each goes to one side by a coin. The read noise is
+        divided by adding and taking (Pang et al. 2021, arXiv:2106.02087).
+        """
+        if self.step is not None:  # a lattice would tell the network what was not split
+            noisy = noisy + self.step * (torch.rand_like(noisy) - 0.5)
+        above = noisy - self.black
+        rate = ((ring_mean(noisy) - self.black) / self.pulse).clamp(min=0.03)
+        taken = math.sqrt(share * (1 - share)) * self.read_noise * torch.randn_like(above)
+        photons = (above / self.gain - 1).clamp(min=1e-2)  # a Beta share has the moments of a binomial's
+        first, second = _gamma(share * photons), _gamma((1 - share) * photons)
+        part = above * first / (first + second).clamp(min=1e-9)
+        dark = (above < _FEW * self.gain) & (rate < _FEW)
+        part = torch.where(dark, self._dark_part(above, rate, share), part) + taken
+        return part / share + self.black, (above - part) / (1 - share) + self.black
+
+    def _dark_part(self, above: Tensor, rate: Tensor, share: float) -> Tensor:
+        """The share of few pulses: their number from its posterior, their sizes from Gamma's."""
+        n = torch.arange(_PULSES + 1.0, device=above.device)
+        posterior = self._given_pulses(above) + n * rate[..., None].log() - torch.lgamma(n + 1)
+        gumbel = -torch.log(-torch.log(torch.rand_like(posterior).clamp(1e-12, 1 - 1e-7)))
+        pulses = (posterior + gumbel).argmax(-1).float()
+        spread = pulses * self.pulse**2 / self.shape
+        read = self.read_noise**2
+        light = self.pulse * pulses + (above - self.pulse * pulses) * spread / (spread + read)
+        light = light + (spread * read / (spread + read)).sqrt() * torch.randn_like(above)
+        light = torch.where(pulses > 0, light.clamp(min=0), torch.zeros_like(light))  # the rest is read noise
+        mine = torch.binomial(pulses, torch.full_like(pulses, share))
+        if self.shape < math.inf:
+            first, second = _gamma(self.shape * mine), _gamma(self.shape * (pulses - mine))
+            mine = first / (first + second).clamp(min=1e-9)
+        else:
+            mine = mine / pulses.clamp(min=1)
+        return light * mine + share * (above - light)
+
+    def _given_pulses(self, above: Tensor) -> Tensor:
+        """log p(counts above black | n pulses), n = 0 to _PULSES in a last dimension: a Gamma of matched
+        moments where read noise is small, for a pulse's size is skewed; else a Gaussian."""
+        n = torch.arange(1.0, _PULSES + 1, device=above.device)
+        mean, variance = self.pulse * n, self.pulse**2 * n / self.shape + self.read_noise**2
+        above = above[..., None]
+        if self.read_noise < self.pulse / 2 and self.shape < math.inf:
+            order, scale = mean**2 / variance, variance / mean
+            some = (order - 1) * above.clamp(min=1e-3).log() - above / scale - torch.lgamma(order)
+            some = (some - order * scale.log()).where(above > 0, torch.full_like(above, -1e9))
+        else:
+            some = -0.5 * (above - mean) ** 2 / variance - 0.5 * (2 * math.pi * variance).log()
+        none = (-0.5 * (above / self.read_noise) ** 2).clamp(min=-50) - math.log(self.read_noise * math.sqrt(2 * math.pi))
+        return torch.cat([none, some], -1)
+
+    @classmethod
+    def fit(
+        cls, noisy: Tensor, denoised: Tensor, gain: float, offset: float, step: float | None = None,
+        pixels: int = 30_000, seed: int = 0,
+    ) -> PhotonNoise:  # fmt: skip
+        """read_noise and shape on a known line, by the likelihood of dark pixels beside an estimate of their signal."""
+        draw = torch.Generator().manual_seed(seed)
+        pick = torch.randperm(noisy.numel(), generator=draw)[:pixels]
+        y, s = (v.detach().float().cpu().flatten()[pick] for v in (noisy, denoised))
+        if step is not None:
+            y = y + step * (torch.rand(len(y), generator=draw) - 0.5)
+        darkest = float(s.quantile(0.01))
+        dark = s <= min(float(s.quantile(0.9)), darkest + 8 * gain)
+        floor = max(gain * darkest + offset, 0.09 * (step or 0.0) ** 2, 1e-4 * gain**2)
+        least = max(0.3 * (step or 0.0), 0.1 * math.sqrt(floor))
+        reads = torch.logspace(math.log10(least), math.log10(max(1.07 * least, 1.1 * math.sqrt(floor))), 12)
+        models = [cls(gain, offset, float(read), shape, step)
+                  for shape, read in itertools.product((1.5, 3.0, 6.0, math.inf), reads)]  # fmt: skip
+        return max(models, key=lambda model: float(model.log_likelihood(y[dark], s[dark]).mean()))
+
+    @classmethod
+    def read(cls, path: npz.NoiseFile) -> PhotonNoise:
+        arrays = npz.read(path, ("gain", "offset", "read_noise", "shape"))
+        return cls(**{key: arrays[key].item() for key in _ARGUMENTS if key in arrays})
+
+    def write(self, path: npz.NoiseFile) -> None:
+        npz.write(path, **{k: v for k in _ARGUMENTS if (v := getattr(self, k)) is not None})
+
+
+def ring_mean(images: Tensor) -> Tensor:
+    """Mean of each pixel's 24 neighbours, (B, C, H, W): independent of the pixel's own noise."""
+    flat = images.flatten(0, 1).unsqueeze(1)
+    mean = F.conv2d(F.pad(flat, (2, 2, 2, 2), "reflect"), _RING.to(images) / 24)
+    return mean.view_as(images)
+
+
+def _gamma(order: Tensor) -> Tensor:
+    """Gamma(order, 1), 0 where order is 0."""
+    return torch._standard_gamma(order.clamp(min=1e-2)) * (order > 0)

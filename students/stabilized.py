@@ -1,0 +1,100 @@
+"""A student that sees every camera's noise with standard deviation 1, so that one set of weights starts them all."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from students.light import LightUNet
+
+WEIGHTS = Path(__file__).with_name("stabilized.safetensors")
+_DARK_SLOPE = (3 / 8) ** -0.5
+_FLAT = 1000.0  # of the darkest pixel where noise is Gaussian and knows no zero
+
+
+class StabilizedUNet(nn.Module):
+    """(B, C, H, W) -> (B, out_channels, H, W), both standardized; H and W multiples of `multiple`.
+
+    Noise of variance gain * signal + offset becomes noise of standard deviation 1 by the generalised
+    Anscombe transform (Anscombe 1948; Makitalo & Foi 2013), z = 2 sqrt(y + 3/8) of the photons
+    y = counts / gain + offset / gain^2. A LightUNet predicts what to add to z, and z^2 / 4 - 3/8 is
+    trained to be the signal's posterior mean, so that the inverse needs no correction. Each channel is
+    denoised by itself. `load_pretrained` gives weights that have seen synthetic images of many kinds;
+    they denoise before any training (`benchmarks/pretrain.py` made them).
+
+    out_channels: a multiple of in_channels; the first in_channels are the image itself, what is left
+    are further maps of the loss, which start at -3 (a small spread, through a softplus).
+    """
+
+    gain: Tensor
+    offset: Tensor
+    mean: Tensor
+    std: Tensor
+    level: Tensor
+
+    def __init__(self, in_channels: int = 1, out_channels: int = 1, width: int = 40) -> None:
+        super().__init__()
+        if in_channels < 1 or out_channels < 1 or out_channels % in_channels:
+            raise ValueError(
+                f"StabilizedUNet: got {in_channels=}, {out_channels=}; out_channels must be a multiple of "
+                "in_channels, one for each output of the loss"
+            )
+        self.in_channels, self.out_channels, self.width = in_channels, out_channels, width
+        self.network = LightUNet(2, out_channels // in_channels, width)
+        self.multiple = self.network.multiple
+        head = self.network.head[0]
+        with torch.no_grad():
+            head.weight.mul_(0.1)  # starts near the identity
+            head.bias[self.network.unshuffle ** 2 :] = -3.0
+        for name, value in {"gain": 1.0, "offset": 0.0, "mean": 0.0, "std": 1.0, "level": 0.0}.items():
+            self.register_buffer(name, torch.full((in_channels, 1, 1), value))
+
+    def prepare(self, noisy: Tensor, mean: Tensor, std: Tensor, gain: Tensor, offset: Tensor) -> None:
+        """Called once before training or prediction: some frames (N, C, H, W) in raw counts, the data's
+        mean and std, and the noise line, each (C, 1, 1). A gain of 0 is Gaussian noise."""
+        variance = gain * mean + offset
+        # Where brightness hardly changes the noise, z would be a small difference of large numbers.
+        self.gain.copy_(torch.where(gain * std > 1e-3 * variance, gain, 0 * gain))
+        self.offset.copy_(torch.where(self.gain > 0, offset, variance))
+        self.mean.copy_(mean)
+        self.std.copy_(std)
+        self.level.copy_(self._stabilize(noisy.to(mean), 1.0).mean((0, 2, 3))[:, None, None])
+
+    def load_pretrained(self) -> None:
+        """The weights that ship with the package. Further maps than the image keep their own start."""
+        if self.width != StabilizedUNet().width:
+            raise ValueError(f"StabilizedUNet: the shipped weights have width 40, got {self.width}")
+        weights = {key: value.float() for key, value in load_file(WEIGHTS).items()}
+        own = self.network.state_dict()
+        for key, value in weights.items():
+            own[key][: len(value)] = value  # of the head, the image's channels alone
+        self.network.load_state_dict(own)
+
+    def forward(self, x: Tensor, share: float = 1.0) -> Tensor:
+        """share: of the light that the image was made with (`PhotonNoise.split`): its noise is stronger."""
+        counts = x.float() * self.std + self.mean
+        z = self._stabilize(counts, share)
+        level = torch.where(self.gain > 0, self.level, self.level - _FLAT) * share**0.5
+        level = torch.where(self.gain > 0, level, level + _FLAT)
+        seen = torch.stack([(z - level) / 4, z.clamp(max=16) / 8], dim=2).flatten(0, 1)  # (B * C, 2, H, W)
+        with torch.autocast(x.device.type, enabled=False):  # z has more digits than bf16
+            features = self.network.stem(seen.contiguous(memory_format=torch.channels_last))
+        features = self.network.body(features)
+        with torch.autocast(x.device.type, enabled=False):
+            maps = self.network.head(features.float()).unflatten(0, (len(x), -1))  # (B, C, maps, H, W)
+        image = (self._counts(z + maps[:, :, 0], share) - self.mean) / self.std
+        return torch.cat([image, maps[:, :, 1:].transpose(1, 2).flatten(1, 2)], dim=1)
+
+    def _stabilize(self, counts: Tensor, share: float) -> Tensor:
+        gain, offset = self.gain.clamp(min=1e-12) / share, self.offset / share
+        y = counts / gain + offset / gain**2
+        z = 2 * (y.clamp(min=0) + 3 / 8).sqrt() + y.clamp(max=0) * _DARK_SLOPE  # read noise goes on below 0
+        return torch.where(self.gain > 0, z, _FLAT + (counts - self.mean) / offset.clamp(min=1e-12).sqrt())
+
+    def _counts(self, z: Tensor, share: float) -> Tensor:
+        gain, offset = self.gain.clamp(min=1e-12) / share, self.offset / share
+        y = z.clamp(min=0) ** 2 / 4 - 3 / 8
+        return torch.where(
+            self.gain > 0, gain * y - offset / gain, (z - _FLAT) * offset.clamp(min=1e-12).sqrt() + self.mean
+        )
