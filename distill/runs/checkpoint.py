@@ -98,7 +98,9 @@ def name_of(run: str | os.PathLike[str] | nn.Module) -> str:
 
 def _file(run: str | os.PathLike[str], name: str) -> Path:
     if isinstance(run, nn.Module):
-        raise UserError(f"{name_of(run)}: holds no {Path(name).stem}; pass what train returned, or its folder")
+        raise UserError(
+            f"{name_of(run)}: holds no {Path(name).stem}; pass what train returned, or its folder"
+        )
     return Path(run) / name if Path(run).is_dir() else Path(run)
 
 
