@@ -1,13 +1,17 @@
 """The command `distill`: dispatches to distill.cli, without importing torch before it must."""
 
+import logging
+import os
 import sys
+import traceback
 
 from distill.errors import UserError
 
 COMMANDS = {
     "train": "co-train a sampler and a student on noisy images",
     "predict": "denoise images with a trained run",
-    "evaluate": "compare draws and student with ground truth",
+    "evaluate": "compare draws and student, with or without ground truth",
+    "table1": "several runs on several data sets, as the paper's Table 1",
     "report": "one HTML page of runs: tables, pictures, curves",
     "calibrate": "make a student's intervals hold the truth as often as they say",
     "export": "a student as ONNX, torch.export program or bioimage.io package",
@@ -32,10 +36,15 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if command not in COMMANDS:
             raise UserError(f"got '{command}', allowed are {', '.join(COMMANDS)}; try distill --help")
-        from distill import cli
+        _log_to_stderr()
+        from distill import cli, hardware
 
+        hardware.keep_freed_memory()
         cli.run(command, arguments[1:])
     except UserError as error:
+        if os.environ.get("DISTILL_TRACEBACK"):
+            traceback.print_exc()
+            return 2
         print("distill: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
     except SystemExit as done:  # --help and --print_config
@@ -46,13 +55,20 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def _log_to_stderr() -> None:
+    logger = logging.getLogger("distill")
+    logger.handlers = [logging.StreamHandler()]  # one, on the stderr of now, however often main is called
+    logger.setLevel(logging.INFO)
+
+
 def _usage() -> str:
     commands = "\n".join(f"  distill {name:13}{text}" for name, text in COMMANDS.items())
     return f"""Distil a posterior sampler into a network that denoises in one pass.
 
 {commands}
 
-`distill COMMAND --help` lists a command's options. To begin:
+`distill COMMAND --help` lists a command's options; with DISTILL_TRACEBACK=1 in the environment, errors
+come with where they were raised. To begin:
   distill train noisy.tif --out runs/mine
   distill predict runs/mine noisy.tif --out denoised.tif"""
 

@@ -1,8 +1,13 @@
 """Command-line arguments from the signatures of train, predict, evaluate; class names or dotted paths
-for sampler, student and loss."""
+for sampler, student and loss.
+
+Why not jsonargparse's auto_cli: what a run or an image may be in Python (arrays, networks) would have to
+be narrowed in a second signature of every function, and those would be longer than the parsers here.
+"""
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +18,18 @@ from torch import nn
 import losses
 import samplers
 import students
+from distill import files
 from distill.errors import UserError
 from distill.evaluation import calibration, evaluate, tables
 from distill.exporting import export
 from distill.images.describe import describe_image
 from distill.images.sources import as_stack
 from distill.noise_fitting import fit
+from distill.options import Parser
 from distill.prediction import cache, predict
 from distill.reporting import page
 from distill.runs.describe import describe_run
-from distill.training import engine
+from distill.training import cost, engine
 
 ROLES = {
     "sampler": (samplers, samplers.PosteriorSampler, "HDN"),
@@ -31,25 +38,27 @@ ROLES = {
 }
 
 
+DRAWS = "numbers of draws to average"
+
+
 def run(command: str, arguments: list[str]) -> None:
     sys.path.append("")  # dotted paths may name files in the working folder
-    commands = {"train": _train, "predict": _predict, "evaluate": _evaluate, "calibrate": _calibrate}
+    commands = {"train": _train, "predict": _predict, "evaluate": _evaluate, "table1": _table1}
     commands |= {"report": _report, "export": _export, "cache": _cache, "noise-model": _noise_model}
-    commands |= {"info": _info}
+    commands |= {"info": _info, "calibrate": _calibrate}
     commands[command](arguments)
-
-
-class Parser(jsonargparse.ArgumentParser):
-    """One line for every mistake."""
-
-    def error(self, message: str, ex: Exception | None = None) -> None:
-        raise UserError(f"{message} (try {self.prog} --help)") from ex
 
 
 def _parser(command: str, description: str) -> Parser:
     parser = Parser(prog=f"distill {command}", description=description)
-    parser.add_argument("--config", action="config", help="YAML file with any of these options")
+    parser.add_argument("--config", action="config", metavar="FILE", help="YAML with any of these options")
     return parser
+
+
+def _add_options(parser: Parser, function: Callable[..., Any], skip: tuple[str, ...] = ()) -> None:
+    """A function's parameters that the parser does not have already, with the texts of its docstring."""
+    there = {action.dest for action in parser._actions}
+    parser.add_function_arguments(function, skip={*there, *skip}, as_group=False)
 
 
 def _train(arguments: list[str]) -> None:
@@ -61,10 +70,14 @@ def _train(arguments: list[str]) -> None:
             f"--{role}",
             type=base,
             default={"class_path": f"{package.__name__}.{default}"},
-            help=f"one of {names}, or a dotted path of your own; `--{role}.help NAME` for its options"
-            + ("; or a sum: '1*L1 + 0.1*LPIPS'" if role == "loss" else ""),
+            metavar="NAME",
+            help=f"{names}, or a dotted path of your own"
+            + (", or a sum such as '1*L1 + 0.1*LPIPS'" if role == "loss" else "")
+            + f"; its options are given as --{role}.OPTION, and listed by --{role}.help NAME (default: {default})",
         )
-    parser.add_function_arguments(engine.train, skip={"images", *ROLES})
+    parser.add_argument("--init", "--from", type=str, metavar="RUN",
+                        help="finished run whose weights the networks start from, for instance one of other images")  # fmt: skip
+    _add_options(parser, engine.train, skip=("on_log",))
     arguments = [_full_name(arguments, i) for i in range(len(arguments))]
     config = parser.parse_args(arguments)
     torch.manual_seed(config.seed)  # of the networks' initial weights
@@ -98,40 +111,50 @@ def _predict(arguments: list[str]) -> None:
     parser.add_argument("run", type=str, help="folder of a run")
     parser.add_argument("noisy", type=str, help="noisy TIFF, in raw counts")
     parser.add_argument("--out", type=str, required=True, help="TIFF to write")
-    parser.add_function_arguments(predict.predict, skip={"run", "noisy", "out"})
+    _add_options(parser, predict.predict)
     chosen = parser.parse_args(arguments)
     predict.predict(**_without_config(chosen))
     print(f"{chosen.out}: written")
 
 
 def _evaluate(arguments: list[str]) -> None:
-    parser = _parser("evaluate", "Compare draws and student with ground truth: PSNR, SSIM, time, memory.")
-    parser.add_argument("paths", type=str, nargs="+", help="folders of runs, then TIFFs: a noisy one alone "
-                        "(what its residuals tell), or pairs of noisy and ground truth")  # fmt: skip
-    parser.add_argument("--out", type=str, help="folder; that of the run unless told, where there is one")
-    parser.add_argument("--draws", type=int, nargs="+", default=[1, 10, 100], help="draws to average")
-    parser.add_function_arguments(evaluate.evaluate, skip={"run", "noisy", "clean", "out", "draws"})
+    parser = _parser("evaluate", "Compare draws and student: PSNR, SSIM, time, memory; or, without ground "
+                     "truth, what the residuals tell.")  # fmt: skip
+    parser.add_argument("run", type=str, help="folder of a run")
+    parser.add_argument("noisy", type=str, help="noisy TIFF, in raw counts")
+    parser.add_argument("clean", type=str, nargs="?", help="TIFF with the ground truth, one frame or as many")
+    parser.add_argument("--out", type=str, help="folder to write to (default: that of the run)")
+    parser.add_argument("--draws", type=int, nargs="+", default=[1, 10, 100], help=DRAWS)
+    parser.add_argument("--cost", type=bool, default=False,
+                        help="measure too what the student adds to training, into the run's cost.txt")  # fmt: skip
+    _add_options(parser, evaluate.evaluate)
     chosen = _without_config(parser.parse_args(arguments))
-    paths, out = chosen.pop("paths"), chosen.pop("out")
-    runs = [path for path in paths if (Path(path) / "student.safetensors").exists()]
-    files = paths[len(runs) :]
-    if not runs or runs != paths[: len(runs)] or not files or (len(files) > 1 and len(files) % 2):
-        raise UserError(
-            f"evaluate: got {len(runs)} runs and {len(paths) - len(runs)} images in {' '.join(paths)}; pass "
-            "folders of finished runs first, then a noisy TIFF, or pairs of noisy and ground truth"
-        )
-    data = list(zip(files[::2], files[1::2] or [None], strict=True))
-    if len(runs) == len(data) == 1:
-        print(tables.format_table(evaluate.evaluate(runs[0], *data[0], out, **chosen)))
-        return
-    rows = evaluate.evaluate_all(runs, data, out or "runs/table1", **chosen)
+    measured = chosen.pop("cost")
+    print(tables.format_table(evaluate.evaluate(**chosen)))
+    if measured:
+        machine = {key: chosen[key] for key in ("device", "precision", "axes")}
+        found = cost.training_cost(chosen["run"], chosen["noisy"], **machine)
+        files.write_text(Path(chosen["run"]) / "cost.txt", f"{found}\n")
+        print(found)
+
+
+def _table1(arguments: list[str]) -> None:
+    parser = _parser("table1", "Several runs on several data sets, as the paper's Table 1.")
+    parser.add_argument("--run", dest="runs", type=str, action="append", required=True, metavar="RUN",
+                        help="folder of a run; once for each")  # fmt: skip
+    parser.add_argument("--data", type=str, nargs=2, action="append", required=True,
+                        metavar=("NOISY", "CLEAN"), help="noisy TIFF and its ground truth; once for each pair")  # fmt: skip
+    parser.add_argument("--out", type=str, default="runs/table1", help="folder to write to")
+    parser.add_argument("--draws", type=int, nargs="+", default=[1, 10, 100], help=DRAWS)
+    _add_options(parser, evaluate.evaluate, skip=("run", "noisy", "clean"))
+    rows = evaluate.evaluate_all(**_without_config(parser.parse_args(arguments)))
     print(tables.table1(rows))
 
 
 def _report(arguments: list[str]) -> None:
     parser = _parser("report", "One HTML page of one or several runs: tables, pictures, curves, settings.")
     parser.add_argument("runs", type=str, nargs="+", help="folders of runs")
-    parser.add_argument("--out", type=str, help="HTML to write; report.html in the first run unless told")
+    parser.add_argument("--out", type=str, help="HTML to write (default: report.html in the first run)")
     print(f"{page.report(**_without_config(parser.parse_args(arguments)))}: written")
 
 
@@ -140,11 +163,11 @@ def _calibrate(arguments: list[str]) -> None:
     parser.add_argument("run", type=str, help="folder of a run whose loss is Quantiles or MeanVariance")
     parser.add_argument("noisy", type=str, help="noisy TIFF, not trained on")
     parser.add_argument("clean", type=str, help="TIFF with the ground truth, one frame or as many")
-    for name in ("test_noisy", "test_clean"):
-        parser.add_argument(f"--{name}", type=str, help="TIFF to report the coverage of")
-    parser.add_function_arguments(
-        calibration.calibrate, skip={"run", "noisy", "clean", "test_noisy", "test_clean"}
-    )
+    for name, kind in {"test_noisy": "noisy TIFF", "test_clean": "its ground truth"}.items():
+        parser.add_argument(
+            f"--{name}", type=str, help=f"{kind}, to report the coverage of (default: the same)"
+        )
+    _add_options(parser, calibration.calibrate)
     chosen = parser.parse_args(arguments)
     found = calibration.calibrate(**_without_config(chosen))
     print(f"{chosen.run}: intervals scaled by {found.factor:.3g}; {found.level:.0%} wanted, "
@@ -154,7 +177,7 @@ def _calibrate(arguments: list[str]) -> None:
 def _export(arguments: list[str]) -> None:
     parser = _parser("export", "Write a run's student as a file that other programs open.")
     parser.add_argument("run", type=str, help="folder of a run")
-    parser.add_function_arguments(export.export, skip={"run"})
+    _add_options(parser, export.export)
     chosen = parser.parse_args(arguments)
     print(f"{export.export(**_without_config(chosen))}: written, gives what the student gives")
 
@@ -164,7 +187,7 @@ def _cache(arguments: list[str]) -> None:
     parser.add_argument("run", type=str, help="folder of a run")
     parser.add_argument("images", type=str, help="noisy TIFF, the one to train on")
     parser.add_argument("--out", type=str, required=True, help="folder to write")
-    parser.add_function_arguments(cache.cache_draws, skip={"run", "images", "out"})
+    _add_options(parser, cache.cache_draws)
     chosen = parser.parse_args(arguments)
     cache.cache_draws(**_without_config(chosen))
     print(f"{chosen.out}: done. Now: distill train {chosen.images} --sampler CachedDraws "
@@ -177,7 +200,11 @@ def _noise_model(arguments: list[str]) -> None:
     parser = _parser("noise-model fit", "Fit p(noisy | signal) to frames, and judge it on held-out pixels.")
     parser.add_argument("images", type=str, help="TIFF: frames of a static scene, or any noisy stack")
     parser.add_argument("--out", type=str, required=True, help="noise model to write (.npz), plot beside it")
-    parser.add_function_arguments(fit.fit_noise_model, skip={"images", "out"})
+    parser.add_argument("--signal", type=str, help="TIFF: a denoised version of the images, for bootstrap")
+    parser.add_argument(
+        "--data", type=str, help="noisy TIFF that the model is meant for, to compare its range"
+    )
+    _add_options(parser, fit.fit_noise_model)
     chosen = parser.parse_args([a for a in arguments if a != "fit"])
     fit.fit_noise_model(**_without_config(chosen))
 

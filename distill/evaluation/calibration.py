@@ -55,7 +55,12 @@ def calibrate(
         run: a run or its folder; later predictions have the new intervals.
         noisy, clean: images that were not trained on, and their ground truth: one frame for all
             noisy frames, or one for each.
-        test_noisy, test_clean: other images to report the coverage of; the same ones unless told.
+        level: share of the true pixels that the intervals shall hold, between 0 and 1; 0.9 fits the
+            quantiles 0.05 and 0.95.
+        test_noisy, test_clean: other images to report the coverage of. Default: the same ones.
+        device: "cpu", "cuda", "cuda:1", "mps". Default: the best one of this machine.
+        precision: "auto" (bf16 where the hardware has it), "bf16" or "fp32".
+        axes: letters of the images' dimensions, of STCZYX. Default: what the file says.
     """
     if not 0 < level < 1:
         raise UserError(f"level: got {level}, must be between 0 and 1; 0.9 fits quantiles 0.05 and 0.95")

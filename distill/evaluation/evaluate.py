@@ -45,8 +45,11 @@ def evaluate(
         clean: the ground truth: one frame for all noisy frames, or one for each.
         out: folder for evaluation.csv, .md, .npz (the first frame's images) and .png, with ground truth
             psnr_against_time.svg and without residuals.png; the run's own unless told.
-        draws: how many draws to average.
-        frames: only so many noisy frames, spread evenly; all unless told.
+        device: "cpu", "cuda", "cuda:1", "mps". Default: the best one of this machine.
+        precision: "auto" (bf16 where the hardware has it), "bf16" or "fp32".
+        axes: letters of the images' dimensions, of STCZYX. Default: what the file says.
+        draws: numbers of draws to average.
+        frames: number of noisy frames to use, spread evenly. Default: all.
         perceptual: LPIPS too; its network must be there or be downloaded.
     """
     sampler, denoiser = checkpoint.load_sampler(run), checkpoint.load_denoiser(run)

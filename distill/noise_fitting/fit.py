@@ -53,14 +53,24 @@ def fit_noise_model(
     frames, or bootstrap with a signal. The others take each pixel for itself.
 
     Args:
-        percentiles: of the signal, pairs outside are dropped; (0, 100) for a calibration, else
-            (0.5, 99.5).
+        kind: noise model: "gmm" (Gaussian mixture), "gaussian" (variance linear in the signal),
+            "histogram", or "autoregressive" for noise that is correlated between pixels.
+        method: what the images are: "repeats" or "calibration", frames of one static scene; "bootstrap",
+            noisy frames of anything; "dark", frames without signal.
+        percentiles: range of signals in percent; pairs outside are dropped. Default: (0, 100) for a
+            calibration, else (0.5, 99.5).
         held_out: share of the pixels that the fit never sees; the returned model's `held_out_nll`
             is their mean negative log-likelihood in nats per pixel (integers dequantised).
-        context: of an autoregressive model: row for line noise, far cheaper than image.
-        steps: of an autoregressive model's training.
+        n_gaussian: number of Gaussians of a gmm.
+        n_coeff: number of polynomial coefficients in the signal, of each of a gmm's parameters.
+        context: pixels that an autoregressive model looks at: "row" or "column" for line noise, far
+            cheaper than "image".
+        steps: updates of an autoregressive model.
         data: noisy images that the model is meant for; their range is compared with the fitted one.
-        axes: of `images`, one letter of STCZYX per dimension. All channels share one model.
+        seed: seed of the held-out pixels and of the fit.
+        axes: letters of the images' dimensions, of STCZYX; all channels share one model. Default: what
+            the file says.
+        overwrite: replace `out` if it exists.
     """
     out = Path(out)
     _check(out, kind, method, signal, percentiles, held_out, n_gaussian, n_coeff, overwrite)

@@ -39,13 +39,16 @@ def cache_draws(
 
     Args:
         run: a run or its folder, or a sampler.
-        draws: how many draws of each frame to make.
-        keep: keep only so many values per pixel: means of equal shares of the sorted draws, spread
-            to the draws' own mean and std. Enough for losses that look at one pixel at a time, and
-            for them alone: neighbouring pixels no longer belong to one draw.
-        tile: side of square tiles in pixels, for images too large to go through at once; each is
-            drawn on its own.
+        draws: number of draws of each frame.
+        keep: number of values kept per pixel: means of equal shares of the sorted draws, spread to
+            the draws' own mean and std. Enough for losses that look at one pixel at a time, and for
+            them alone: neighbouring pixels no longer belong to one draw. Default: all draws.
+        tile: side in pixels of square tiles, for images too large to pass whole; each is drawn on its
+            own. Default: no tiles.
         halo: pixels around each tile that the sampler sees.
+        device: "cpu", "cuda", "cuda:1", "mps". Default: the best one of this machine.
+        precision: "auto" (bf16 where the hardware has it), "bf16" or "fp32".
+        axes: letters of the images' dimensions, of STCZYX. Default: what the file says.
     """
     if draws < 1 or (keep is not None and (keep < 1 or draws % keep)):
         raise UserError(f"draws, keep: got {draws}, {keep}; keep must divide draws, both at least 1")

@@ -47,13 +47,15 @@ def predict(
     Args:
         run: a run or its folder, or a DirectDenoiser; with draws, a sampler.
         out: TIFF to write, with the pixel size and axes of the input.
-        draws: 0 for the student's one pass, else how many draws of the sampler to take.
-        statistic: what to make of the draws.
-        tile: side of square tiles in pixels, for images too large to go through at once.
+        draws: number of draws of the sampler; 0 for the student's one pass.
+        statistic: what the draws become: their mean, median or std, pixel by pixel.
+        tile: side in pixels of square tiles, for images too large to pass whole. Default: no tiles.
         halo: pixels around each tile that the networks see and that are cut off.
-        dtype: "float32", or "input" to round and clip to the input's type.
+        dtype: type of the pixels written: "float32", or "input", rounded and clipped to the input's type.
         overwrite: replace `out` if it exists.
-        axes: the letters of the images' dimensions, of STCZYX, where the file does not say.
+        device: "cpu", "cuda", "cuda:1", "mps". Default: the best one of this machine.
+        precision: "auto" (bf16 where the hardware has it), "bf16" or "fp32".
+        axes: letters of the images' dimensions, of STCZYX. Default: what the file says.
     """
     _check_arguments(draws, statistic, tile, halo)
     device = choose_device(device)

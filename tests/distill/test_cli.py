@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -39,8 +40,31 @@ def test_train_info_predict_evaluate(stack, capsys):
     assert "TYX" in capsys.readouterr().out
     assert main(["predict", "run", "noisy.tif", "--out", "denoised.tif"]) == 0
     assert tifffile.imread("denoised.tif").shape == (4, 48, 40)
-    assert main(["evaluate", "run", "noisy.tif", "clean.tif", "--draws", "1", "2"]) == 0
-    assert "2 draws" in capsys.readouterr().out
+    assert main(["evaluate", "run", "noisy.tif", "clean.tif", "--draws", "1", "2", "--cost"]) == 0
+    out = capsys.readouterr().out
+    assert "2 draws" in out and "A step takes" in out
+    assert "A step takes" in Path("run/cost.txt").read_text()
+    assert main(["evaluate", "run", "noisy.tif", "--draws", "1", "--out", "alone"]) == 0
+    assert "residual std" in capsys.readouterr().out and Path("alone/residuals.png").exists()
+
+
+def test_several_runs_and_data_sets_make_one_table(stack, capsys):
+    for out in ("a", "b"):
+        assert main(["train", "noisy.tif", "--out", out, *QUICK]) == 0
+    capsys.readouterr()
+    pair = ["--data", "noisy.tif", "clean.tif"]
+    assert main(["table1", "--run", "a", "--run", "b", *pair, *pair, "--draws", "1", "--out", "table"]) == 0
+    rows = capsys.readouterr().out.splitlines()[-4:]
+    assert [row.split("|")[1:3] for row in rows] == [
+        [f" {data:<7} ", f"   {run} "] for run in "ab" for data in ("noisy", "noisy_2")
+    ]
+    assert Path("table/table1.md").exists()
+
+
+@pytest.mark.parametrize("given", [[], ["true"], ["false"]])
+def test_a_flag_needs_no_value(stack, given, capsys):
+    assert main(["train", "--tensorboard", *given, "noisy.tif", "--print_config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["tensorboard"] is (given != ["false"])
 
 
 def test_the_seed_is_that_of_the_networks_too(stack):
@@ -170,7 +194,10 @@ def test_sums_of_losses_as_json_as_yaml_and_as_a_sum(stack, capsys):
         (["train", "noisy.tif", "--loss", "Huber", "--loss.delta", "-1"], "delta"),
         (["predict", "no_run", "noisy.tif", "--out", "x.tif"], "no such file"),
         (["predict", "no_run", "noisy.tif"], "out"),
-        (["evaluate", "no_run", "noisy.tif", "noisy.tif"], "evaluate: got 0 runs and 3 images"),
+        (["evaluate", "no_run", "noisy.tif", "noisy.tif"], "no such file"),
+        (["evaluate", "a", "b", "noisy.tif", "noisy.tif"], "try distill evaluate --help"),
+        (["table1", "--run", "a"], "data"),
+        (["table1", "--run", "a", "--data", "noisy.tif"], "data"),
         (["export", "no_run"], "no such file"),
         (["export", "no_run", "--format", "tensorflow"], "torch-export"),
         (["info", "nothing"], "nothing: no such file"),
@@ -196,12 +223,32 @@ def test_help_and_version_do_not_import_torch():
         assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize(
-    "command", ["train", "predict", "evaluate", "calibrate", "export", "cache", "info", "noise-model fit"]
-)
-def test_every_command_explains_itself(command, capsys):
+COMMANDS_HELP = ["train", "predict", "evaluate", "table1", "report", "calibrate", "export", "cache", "info",
+                 "noise-model fit"]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS_HELP)
+def test_every_command_explains_itself(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     assert main([*command.split(), "--help"]) == 0
-    assert "usage: distill " + command in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "usage: distill " + command in text and "torch.nn" not in text and "type:" not in text
+    assert len(text.splitlines()) <= 110 and "--on_log" not in text
+    options = re.findall(r"^  -\S.*(?:\n    .*)*", text, re.MULTILINE)
+    assert len(options) >= 3
+    for option in options:
+        assert re.search(r"(  |\n +)[\"\w]", option[3:]), option
+
+
+def test_the_options_of_a_class(capsys):
+    assert main(["train", "--sampler.help", "HDN"]) == 0
+    assert "--sampler.free_bits X" in capsys.readouterr().out
+
+
+def test_the_traceback_of_an_error_on_request(stack, capsys, monkeypatch):
+    monkeypatch.setenv("DISTILL_TRACEBACK", "1")
+    assert main(["train", "missing.tif"]) == 2
+    assert "Traceback" in capsys.readouterr().err
 
 
 def test_the_small_networks_are_a_configuration(stack, capsys):
