@@ -18,7 +18,6 @@ from torch import nn
 import losses
 import samplers
 import students
-from distill import files
 from distill.errors import UserError
 from distill.evaluation import calibration, evaluate, tables
 from distill.exporting import export
@@ -75,8 +74,9 @@ def _train(arguments: list[str]) -> None:
             + (", or a sum such as '1*L1 + 0.1*LPIPS'" if role == "loss" else "")
             + f"; its options are given as --{role}.OPTION, and listed by --{role}.help NAME (default: {default})",
         )
-    parser.add_argument("--init", "--from", type=str, metavar="RUN",
-                        help="finished run whose weights the networks start from, for instance one of other images")  # fmt: skip
+    parser.add_argument("--init", "--from", type=str, metavar="RUN", default="pretrained",
+                        help="weights to start from: pretrained (those that ship with the package, for networks "
+                        "that have some), none, or a finished run, for instance of other images")  # fmt: skip
     _add_options(parser, engine.train, skip=("on_log",))
     arguments = [_full_name(arguments, i) for i in range(len(arguments))]
     config = parser.parse_args(arguments)
@@ -134,7 +134,6 @@ def _evaluate(arguments: list[str]) -> None:
     if measured:
         machine = {key: chosen[key] for key in ("device", "precision", "axes")}
         found = cost.training_cost(chosen["run"], chosen["noisy"], **machine)
-        files.write_text(Path(chosen["run"]) / "cost.txt", f"{found}\n")
         print(found)
 
 

@@ -30,13 +30,21 @@ class DirectDenoiser(nn.Module):
     def standardize(self, counts: Tensor) -> Tensor:
         return (counts - self.mean) / self.std
 
-    def predict(self, noisy: Tensor) -> Tensor:
-        """Raw counts (B, C, *S) -> the backbone's standardized output (B, K, *S), what losses see."""
+    def predict(self, noisy: Tensor, share: float = 1.0) -> Tensor:
+        """Raw counts (B, C, *S) -> the backbone's standardized output (B, K, *S), what losses see.
+
+        share: of the light that the image was made with, for backbones that take it (StabilizedUNet).
+        """
         size = noisy.shape[2:]
         padded = pad_to_multiple(self.standardize(noisy), getattr(self.backbone, "multiple", 1))
         if padded.ndim == 4:
             padded = padded.contiguous(memory_format=torch.channels_last)
-        return crop(self.backbone(padded).float(), size)
+        answer = self.backbone(padded) if share == 1.0 else self.backbone(padded, share)
+        return crop(answer.float(), size)
+
+    def image(self, noisy: Tensor, share: float = 1.0) -> Tensor:
+        """Raw counts (B, C, *S) -> the central output image (B, C, *S) in raw counts; see `predict`."""
+        return next(iter(self.loss.maps(self.predict(noisy, share)).values())) * self.std + self.mean
 
     def maps(self, noisy: Tensor) -> dict[str, Tensor]:
         """Raw counts (B, C, *S) -> every named output image (B, C, *S) in raw counts."""
@@ -51,7 +59,7 @@ class DirectDenoiser(nn.Module):
 
     def forward(self, noisy: Tensor) -> Tensor:
         """Raw counts (B, C, *S) -> the central output image (B, C, *S) in raw counts."""
-        return next(iter(self.maps(noisy).values()))
+        return self.image(noisy)
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:

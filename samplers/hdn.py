@@ -9,7 +9,6 @@ from samplers.ladder_vae import LadderVAE
 from samplers.noise import NoiseModel
 from samplers.vae import VAESampler
 
-
 LIGHT: dict[str, Any] = dict(
     levels=3, latents=16, filters=48, blocks=2, dropout=0.0, unshuffle=2, growth=1.5
 )  # fmt: skip

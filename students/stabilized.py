@@ -46,7 +46,7 @@ class StabilizedUNet(nn.Module):
         head = self.network.head[0]
         with torch.no_grad():
             head.weight.mul_(0.1)  # starts near the identity
-            head.bias[self.network.unshuffle ** 2 :] = -3.0
+            head.bias[self.network.unshuffle**2 :] = -3.0
         for name, value in {"gain": 1.0, "offset": 0.0, "mean": 0.0, "std": 1.0, "level": 0.0}.items():
             self.register_buffer(name, torch.full((in_channels, 1, 1), value))
 

@@ -1,5 +1,6 @@
 """Co-training of a posterior sampler and the student that learns from its draws (paper, section 4)."""
 
+import copy
 import os
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from distill.errors import checks_of
 from distill.hardware import Hardware, Precision
 from distill.images.sources import Images, as_stack
 from distill.images.statistics import some_frames, statistics
+from distill.noise_fitting.line import noise_line
 from distill.runs import checkpoint
 from distill.runs.checkpoint import load_weights
 from distill.runs.rebuild import describe
@@ -26,10 +28,12 @@ from distill.training.logs import Log, Metrics, tensorboard_log
 from distill.training.optimizer import Optimizer, Schedule
 from distill.training.patches import Patches, split
 from distill.training.resume import State, resume, stop_signals
+from distill.training.self_supervision import self_supervised_share, split_risk, the_better
 from distill.training.steps import Learn, Teach
 from distill.training.validation import validate
 from losses import L2, Loss
 from samplers import PosteriorSampler
+from students import StabilizedUNet
 
 PUBLISHED: dict[str, Any] = dict(
     refine_steps=0, batch_size=64, micro_batch=8, optimizer="Adamax", lr=3e-4, student_lr=3e-4,
@@ -67,7 +71,8 @@ def train(
     tensorboard: bool = False,
     on_log: Log | None = None,
     axes: str | None = None,
-    init: str | os.PathLike[str] | None = None,
+    init: str | os.PathLike[str] = "pretrained",
+    self_supervised: float | None = None,
 ) -> Run:
     """Trains `student` to predict, in one pass, what averaging draws of `sampler` would give.
 
@@ -89,7 +94,7 @@ def train(
         optimizer: name of a class in torch.optim; each network has its own.
         lr: learning rate of the sampler.
         student_lr: learning rate of the student. Default: lr / 2, because a student without
-            normalisation layers diverges at higher rates.
+            normalisation layers diverges at higher rates; lr / 4 for one that starts from trained weights.
         schedule: "cosine" (warm-up, then a decay to zero) or "plateau" (as published).
         clip: largest norm of a network's gradient; None for no clipping.
         ema: decay of the running average of the student's weights, which is what is kept; 0 for none.
@@ -105,14 +110,19 @@ def train(
         tensorboard: write event files to `out` with all that metrics.jsonl has.
         on_log: function that is called with every row of metrics.jsonl, a dictionary of numbers.
         axes: letters of the images' dimensions, of STCZYX. Default: what the file says.
-        init: finished run whose weights the networks start from, for instance one of other images.
+        init: weights that the networks start from: "pretrained", those that ship with the package, for
+            networks that have some (StabilizedUNet); "none"; or a finished run, for instance of other images.
+        self_supervised: share of the student's loss that is its error on a part of the image's own light
+            (`SplitRisk`), the rest is its distance to draws. Default: 1 for an L2 loss, a StabilizedUNet
+            and noise of single pixels, since draws are no better than their sampler; else 0.
 
     Raises:
         UserError: for what cannot work, before anything is written; for a loss that is not finite.
     """
     loss = loss or L2()
     draws = max(loss.min_draws, sampler.free_draws) if draws is None else draws
-    student_lr = lr / 2 if student_lr is None else student_lr
+    starts_trained = init != "none" and (init != "pretrained" or isinstance(student, StabilizedUNet))
+    student_lr = lr / (4 if starts_trained else 2) if student_lr is None else student_lr
     settings = {name: value for name, value in locals().items() if name not in _NOT_SETTINGS}
     check_arguments(settings, loss)
     hardware, total, out = Hardware(device, precision), steps + refine_steps, Path(out)
@@ -130,7 +140,9 @@ def train(
         validation = Patches(frames, held_out, patch_size).grid(64).to(hardware.device)
 
     # Networks: the sampler, the student, and the running average of the student.
-    if init is not None:
+    if init == "pretrained" and isinstance(student, StabilizedUNet):
+        student.load_pretrained()
+    elif init not in ("pretrained", "none"):
         load_weights(init, sampler, student)
     torch.manual_seed(seed)
     generator = np.random.default_rng(seed)
@@ -140,12 +152,17 @@ def train(
         if co_steps:
             sampler.prepare(some, mean, std)  # a sampler that is already trained keeps its statistics
         denoiser.prepare(mean, std)
+        if isinstance(student, StabilizedUNet):
+            student.prepare(some, mean, std, *noise_line(some, getattr(sampler, "noise_model", None)))
         loss.prepare(denoiser.standardize(some))
     for module in (sampler, denoiser):
         module.to(hardware.device, memory_format=torch.channels_last)
     check_networks(sampler, denoiser, patches.sample(2, np.random.default_rng(0)).to(hardware.device), draws)
     average = AveragedModel(denoiser, avg_fn=_warm_ema(ema))
-    teach, learn = Teach(sampler, draws), Learn(denoiser, loss)
+    risk = split_risk(denoiser, some.to(hardware.device), getattr(sampler, "noise_model", None))
+    own_share = self_supervised_share(self_supervised, risk, loss)
+    start = copy.deepcopy(denoiser) if own_share else None
+    teach, learn = Teach(sampler, 0 if own_share == 1 else draws), Learn(denoiser, loss, risk, own_share)
     if compile:
         teach, learn = torch.compile(teach), torch.compile(learn)
 
@@ -158,6 +175,7 @@ def train(
 
     # What a checkpoint holds; a run that was stopped, or that shall be longer, resumes from its last one.
     settings["data"] = [*stack.frames.shape, *mean.flatten().tolist(), *std.flatten().tolist()]
+    settings["self_supervised"] = own_share
     settings["networks"] = [describe(module) for module in (sampler, student, loss)]
     state = State({"sampler": sampler, "student": denoiser, "average": average}, optimizers, generator)
     metrics = Metrics(out, ([tensorboard_log(out)] if tensorboard else []) + ([on_log] if on_log else []))
@@ -196,7 +214,7 @@ def train(
             validating = step % validate_every == 0 or step == total
             if validating and validation is not None:
                 with hardware.autocast():
-                    row |= validate(sampler, average.module, validation, seed, out / "preview.png")
+                    row |= validate(sampler, average.module, validation, seed, out / "preview.png", risk)
                 for each in optimizers:
                     each.validated(row.get(f"val_{each.name}_loss"))
                 state.validated(row["val_student_loss"])
@@ -213,7 +231,10 @@ def train(
             if patience and state.stale >= patience:
                 break
 
-    run = Run(out, sampler.eval(), average.module.eval())
+    denoiser = average.module.eval()
+    if start is not None and risk is not None and validation is not None:
+        denoiser = the_better(start.eval(), denoiser, risk, validation, seed)
+    run = Run(out, sampler.eval(), denoiser)
     checkpoint.save_sampler(out / "sampler.safetensors", run.sampler)
     checkpoint.save_denoiser(out / "student.safetensors", run.denoiser)
     return run

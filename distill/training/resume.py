@@ -21,7 +21,7 @@ from distill.training.optimizer import Optimizer
 
 CHECKPOINT = "checkpoint.safetensors"
 MUST_MATCH = ("data", "networks", "batch_size", "patch_size", "draws", "optimizer", "lr", "student_lr",
-              "schedule", "clip", "ema", "val_fraction", "seed")  # fmt: skip
+              "schedule", "clip", "ema", "val_fraction", "seed", "self_supervised")  # fmt: skip
 """The settings that a resumed run must share. Steps may grow; the others change no result's meaning."""
 
 

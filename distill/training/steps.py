@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from distill.denoiser import DirectDenoiser
 from distill.errors import checks_of
+from distill.training.self_supervision import SplitRisk
 from losses import Loss
 from samplers import PosteriorSampler
 
@@ -16,18 +17,20 @@ class Teach(nn.Module):
     """noisy (B, C, *S) -> (n draws of each image (n, B, C', *S), the sampler's own loss or None).
 
     In train mode the first draw is the one that the sampler's ELBO pass made (Figure 2): it costs
-    nothing. In eval mode the sampler is frozen and has no loss.
+    nothing. In eval mode the sampler is frozen and has no loss. Of 0 draws, none are made.
     """
 
     def __init__(self, sampler: PosteriorSampler, draws: int) -> None:
         super().__init__()
         self.sampler, self.n = sampler, draws
 
-    def forward(self, noisy: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(self, noisy: Tensor) -> tuple[Tensor | None, Tensor | None]:
         if not self.sampler.training:
-            return self.sampler.sample(noisy, self.n), None
+            return (self.sampler.sample(noisy, self.n) if self.n else None), None
         with checks_of(type(self.sampler).__name__):
             loss, draw = self.sampler.training_step(noisy)
+        if not self.n:
+            return None, loss
         draws = draw.detach().unsqueeze(0)  # the student's error must not reach the sampler
         if self.n > 1:
             draws = torch.cat([draws, self.sampler.sample(noisy, self.n - 1)])
@@ -35,13 +38,27 @@ class Teach(nn.Module):
 
 
 class Learn(nn.Module):
-    """noisy (B, C, *S) and its draws (n, B, C', *S) -> the student's distance to them."""
+    """noisy (B, C, *S) and its draws (n, B, C', *S) -> the student's distance to them.
 
-    def __init__(self, denoiser: DirectDenoiser, loss: Loss) -> None:
+    self_supervised: share of the loss that is the error on a part of the image's own light instead.
+    """
+
+    def __init__(
+        self,
+        denoiser: DirectDenoiser,
+        loss: Loss,
+        risk: SplitRisk | None = None,
+        self_supervised: float = 0.0,
+    ) -> None:
         super().__init__()
-        self.denoiser, self.loss = denoiser, loss
+        self.denoiser, self.loss, self.risk, self.self_supervised = denoiser, loss, risk, self_supervised
 
-    def forward(self, noisy: Tensor, draws: Tensor) -> Tensor:
-        prediction = self.denoiser.predict(noisy[:, : len(self.denoiser.mean)])
+    def forward(self, noisy: Tensor, draws: Tensor | None) -> Tensor:
+        noisy = noisy[:, : len(self.denoiser.mean)]
+        own = self.risk(noisy) if self.risk is not None and self.self_supervised else 0.0
+        if draws is None:
+            return own
+        prediction = self.denoiser.predict(noisy)
         with torch.autocast(noisy.device.type, enabled=False):  # bf16 has 8 bits: too few for a loss
-            return self.loss(prediction, self.denoiser.standardize(draws))
+            distance = self.loss(prediction, self.denoiser.standardize(draws))
+        return (1 - self.self_supervised) * distance + self.self_supervised * own if self.risk else distance

@@ -84,6 +84,18 @@ class GaussianNoise(NoiseModel):
         noisy = signal + self.variance(signal).sqrt() * torch.randn_like(signal)
         return quantise(noisy, self.step, self.clip)
 
+    def split(self, noisy: Tensor, share: float) -> tuple[Tensor, Tensor]:
+        """Two images of the same signal whose noise is independent, of variance / share and / (1 - share).
+
+        By adding and taking one noise (Pang et al. 2021, arXiv:2106.02087): exact for a constant `std`
+        alone, because noise that depends on the signal is skewed; PhotonNoise splits that.
+        """
+        if self.std is None:
+            raise ValueError("GaussianNoise: only noise of a constant std can be split; fit a PhotonNoise")
+        added = self.std * torch.randn_like(noisy)
+        ratio = math.sqrt((1 - share) / share)
+        return noisy + ratio * added, noisy - added / ratio
+
     @classmethod
     def read(cls, path: npz.NoiseFile) -> GaussianNoise:
         """The model in an .npz file that `write` wrote; ValueError if it is not one."""

@@ -30,7 +30,12 @@ class PhotonNoise(NoiseModel):
     """
 
     def __init__(
-        self, gain: float, offset: float, read_noise: float, shape: float = math.inf, step: float | None = None
+        self,
+        gain: float,
+        offset: float,
+        read_noise: float,
+        shape: float = math.inf,
+        step: float | None = None,
     ) -> None:
         super().__init__()
         if not (0 < gain < math.inf and math.isfinite(offset) and 0 < read_noise < math.inf and shape > 0):
@@ -121,7 +126,9 @@ class PhotonNoise(NoiseModel):
             some = (some - order * scale.log()).where(above > 0, torch.full_like(above, -1e9))
         else:
             some = -0.5 * (above - mean) ** 2 / variance - 0.5 * (2 * math.pi * variance).log()
-        none = (-0.5 * (above / self.read_noise) ** 2).clamp(min=-50) - math.log(self.read_noise * math.sqrt(2 * math.pi))
+        none = (-0.5 * (above / self.read_noise) ** 2).clamp(min=-50) - math.log(
+            self.read_noise * math.sqrt(2 * math.pi)
+        )
         return torch.cat([none, some], -1)
 
     @classmethod

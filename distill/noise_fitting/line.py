@@ -1,0 +1,31 @@
+"""The noise line variance = gain * signal + offset, of every channel: what a variance-stabilizing transform needs."""
+
+import torch
+from torch import Tensor, nn
+
+from distill.errors import UserError
+from samplers import GaussianNoise, PhotonNoise
+
+
+def noise_line(frames: Tensor, noise_model: nn.Module | None = None) -> tuple[Tensor, Tensor]:
+    """(gain, offset), each (C, 1, 1), in raw counts: of the noise model if it has a line, else estimated.
+
+    frames: noisy frames (N, C, H, W). A noise model counts for images of one channel; several channels
+    rarely share a line, so that of each is estimated.
+    """
+    channels = frames.shape[1]
+    if channels == 1 and isinstance(noise_model, GaussianNoise | PhotonNoise):
+        lines = [_line_of(noise_model)]
+    else:
+        try:
+            lines = [_line_of(GaussianNoise.estimate(frames[:, [c]])) for c in range(channels)]
+        except ValueError as error:
+            raise UserError(f"noise: {error}") from error
+    gain, offset = torch.tensor(lines).T[:, :, None, None]
+    return gain, offset
+
+
+def _line_of(noise_model: GaussianNoise | PhotonNoise) -> tuple[float, float]:
+    if isinstance(noise_model, GaussianNoise) and noise_model.std is not None:
+        return 0.0, noise_model.std**2
+    return float(noise_model.gain or 0.0), float(noise_model.offset or 0.0)

@@ -1,0 +1,141 @@
+"""Learning the posterior mean from noisy images alone: a part of an image's light predicts the rest.
+
+Whatever two images show the same signal with independent noise, the network that predicts one from the
+other under a squared error learns the signal's posterior mean (Lehtinen et al. 2018, arXiv:1803.04189).
+Here the two are made of one image, by a noise model that can split it (Monroy et al. 2025,
+arXiv:2412.04648). Unlike draws, the parts are not bounded by how good a sampler is.
+"""
+
+import logging
+
+import torch
+from torch import Tensor, nn
+
+from distill.denoiser import DirectDenoiser
+from distill.errors import UserError
+from distill.noise_fitting.line import noise_line
+from losses import L2, Loss
+from samplers import GaussianNoise, PhotonNoise
+from samplers.base import evaluating
+from samplers.noise.photons import ring_mean
+from students import StabilizedUNet
+
+log = logging.getLogger(__name__)
+SHARE = 0.5  # of the light: more leaves a noisier target, less a noisier input
+CHECKED_SHARE, CHECKS = 0.8, 3  # of held-out patches: nearer to the whole image
+WHITE = 0.1  # correlation of neighbouring pixels' noise above which it is not noise of single pixels
+
+
+class SplitRisk(nn.Module):
+    """noisy (B, C, H, W) -> error of the student, given a part of the light, on the rest: about 1 for noise."""
+
+    photon: Tensor
+
+    def __init__(self, denoiser: DirectDenoiser, noise: list[GaussianNoise | PhotonNoise]) -> None:
+        super().__init__()
+        self.denoiser, self.noise = denoiser, nn.ModuleList(noise)  # one of each channel
+        photon = [each.gain or 0.0 for each in noise]
+        self.register_buffer("photon", torch.tensor(photon)[:, None, None])
+
+    def forward(self, noisy: Tensor) -> Tensor:
+        first, second = self.split(noisy, SHARE)
+        near = ring_mean(noisy)  # not the pixel itself, whose noise a weight must not know
+        variance = torch.cat([each.variance(near[:, [c]]) for c, each in enumerate(self.noise)], dim=1)
+        weight = (variance + self.photon).rsqrt()  # between PSNR's weights, and those of the likelihood
+        error = (self.denoiser.image(first, SHARE) - second).square()
+        return (weight * error).mean() / (weight * variance).mean() * (1 - SHARE)
+
+    def split(self, noisy: Tensor, share: float) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            parts = [each.split(noisy[:, [c]], share) for c, each in enumerate(self.noise)]
+        first, second = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
+        return first, second
+
+    @torch.no_grad()
+    def held_out(self, denoiser: DirectDenoiser, noisy: Tensor, seed: int) -> Tensor:
+        """(B,): each patch's squared error on light that the student has not seen, in units of the noise's
+        variance; the same splits on every call, so that differences are of the student alone."""
+        with torch.random.fork_rng(), evaluating(denoiser):
+            torch.manual_seed(seed)
+            total = torch.zeros(len(noisy), device=noisy.device)
+            for _ in range(CHECKS):
+                first, second = self.split(noisy, CHECKED_SHARE)
+                total += (denoiser.image(first, CHECKED_SHARE) - second).square().mean((1, 2, 3))
+        variance = torch.cat([each.variance(noisy[:, [c]]) for c, each in enumerate(self.noise)], dim=1)
+        return total / CHECKS / variance.mean()
+
+
+def split_risk(denoiser: DirectDenoiser, frames: Tensor, noise_model: nn.Module | None) -> SplitRisk | None:
+    """The risk for a student that knows what share of the light it sees; None where it would be wrong: for
+    noise that is correlated between pixels, or a noise model that cannot be split.
+
+    frames: noisy frames (N, C, H, W) in raw counts, on the student's device. Their noise law is fitted beside
+    what the student makes of them as it is.
+    """
+    if not isinstance(denoiser.backbone, StabilizedUNet):
+        return None
+    if noise_model is not None and not isinstance(noise_model, GaussianNoise | PhotonNoise):
+        return None
+    frames = frames[:2]
+    integers = bool((frames == frames.round()).all())
+    with evaluating(denoiser):
+        denoised = denoiser.image(frames)
+    gain, offset = (v.flatten().tolist() for v in noise_line(frames.cpu(), noise_model))
+    step, noise = 1.0 if integers else None, []
+    for c in range(frames.shape[1]):
+        y, s = frames[:, [c]], denoised[:, [c]]
+        if isinstance(noise_model, PhotonNoise):
+            model = noise_model
+        elif gain[c] * float(s.std()) > 1e-3 * (gain[c] * float(s.mean()) + offset[c]):
+            model = PhotonNoise.fit(y, s, gain[c], offset[c], step)
+        else:
+            model = GaussianNoise(max(gain[c] * float(s.mean()) + offset[c], 1e-12) ** 0.5)
+        correlation = _neighbours((y - s) / model.variance(s).sqrt())
+        if correlation > WHITE:
+            log.warning(
+                "noise of neighbouring pixels is correlated (%.2f): the student learns from draws alone; "
+                "for lines or patterns use HDN3-6, JointNoiseVAE or a StructuredNoiseVAE",
+                correlation,
+            )
+            return None
+        noise.append(model)
+    return SplitRisk(denoiser, noise).to(frames.device)
+
+
+def self_supervised_share(asked: float | None, risk: SplitRisk | None, loss: Loss) -> float:
+    """What `train(self_supervised=...)` means for this loss and this noise."""
+    if asked is not None and not 0 <= asked <= 1:
+        raise UserError(f"self_supervised: got {asked}, must be from 0 to 1")
+    possible = risk is not None and isinstance(loss, L2)
+    if asked and not possible:
+        raise UserError(
+            f"self_supervised: got {asked} with the loss {type(loss).__name__}; it takes the loss L2, the student "
+            "StabilizedUNet, and noise of single pixels with a Gaussian or photon noise model; pass 0"
+        )
+    return float(possible) if asked is None else asked
+
+
+def the_better(
+    start: DirectDenoiser, end: DirectDenoiser, risk: SplitRisk, noisy: Tensor, seed: int
+) -> DirectDenoiser:
+    """The student before or after its training, by the light of held-out patches that neither has seen."""
+    before, after = (risk.held_out(each, noisy, seed) for each in (start, end))
+    change = after - before
+    error = float(change.std() / len(change) ** 0.5) if len(change) > 1 else 0.0
+    log.info("error on held-out light: %.4f before, %.4f after training (change %+.4f +- %.4f)",
+             float(before.mean()), float(after.mean()), float(change.mean()), error)  # fmt: skip
+    if float(change.mean()) < 0:
+        return end
+    log.warning("training did not make the student better than it was: its start is kept")
+    return start
+
+
+def _neighbours(residual: Tensor) -> float:
+    """Largest correlation of a pixel's residual with that of the next along x or y."""
+    residual = residual - residual.mean()
+    power = residual.square().mean()
+    along = [
+        (residual[..., 1:] * residual[..., :-1]).mean(),
+        (residual[..., 1:, :] * residual[..., :-1, :]).mean(),
+    ]
+    return float(max(along) / power)
