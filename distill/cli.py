@@ -18,7 +18,7 @@ from torch import nn
 import losses
 import samplers
 import students
-from distill.errors import UserError
+from distill.errors import UserError, checks_of
 from distill.evaluation import calibration, evaluate, tables
 from distill.exporting import export
 from distill.images.describe import describe_image
@@ -81,12 +81,10 @@ def _train(arguments: list[str]) -> None:
     arguments = [_full_name(arguments, i) for i in range(len(arguments))]
     config = parser.parse_args(arguments)
     torch.manual_seed(config.seed)  # of the networks' initial weights
-    try:
+    with checks_of():  # the constructors' own
         chosen = parser.instantiate(config)
         if _set_channels(config, len(chosen.loss.outputs)):
             chosen = parser.instantiate(config)
-    except ValueError as error:  # a constructor's own check
-        raise UserError(str(error)) from None
     finished = engine.train(**_without_config(chosen))
     print(f"{finished.path}: done. Now: distill predict {finished.path} {config.images} --out clean.tif")
 

@@ -1,7 +1,10 @@
 """The one exception that users are meant to read."""
 
+import linecache
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 
 class UserError(ValueError):
@@ -9,11 +12,32 @@ class UserError(ValueError):
 
 
 @contextmanager
-def checks_of(name: str) -> Iterator[None]:
-    """What a sampler or a loss itself finds wrong, a ValueError, is the user's to read."""
+def checks_of(name: str = "") -> Iterator[None]:
+    """What a sampler, a student or a loss itself finds wrong, a ValueError, is the user's to read."""
     try:
         yield
     except UserError:
         raise
     except ValueError as error:
-        raise UserError(f"{name}: {error}") from error
+        if not _deliberate(error):
+            raise
+        raise UserError(f"{name}: {error}" if name else str(error)) from error
+
+
+def _deliberate(error: ValueError) -> bool:
+    """Whether a `raise` outside this package, torch and numpy says so. Anything else, such as values
+    that cannot be unpacked, is a bug and shows its traceback."""
+    *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+    text = linecache.getline(frame.f_code.co_filename, line)  # none where a sampler was typed in
+    return _package(frame) not in ("distill", "torch", "numpy") and (
+        not text or text.lstrip().startswith("raise")
+    )
+
+
+def went_through(error: Exception, *packages: str) -> bool:
+    """Whether it comes out of one of these packages, or of what they called."""
+    return any(_package(frame) in packages for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
+def _package(frame: FrameType) -> str:
+    return frame.f_globals.get("__name__", "").partition(".")[0]

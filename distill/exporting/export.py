@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from distill.denoiser import DirectDenoiser
-from distill.errors import UserError, checks_of
+from distill.errors import UserError, checks_of, went_through
 from distill.exporting import bioimageio, graph
 from distill.files import whole_file
 from distill.prediction import backends
@@ -158,5 +158,7 @@ def _in_one_line(problem: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
+        if not went_through(error, "torch", "onnx", "onnxscript", "onnxruntime", "bioimageio"):
+            raise
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"{problem} ({reason}); pass another --format") from error

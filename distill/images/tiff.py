@@ -4,12 +4,13 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import tifffile
 
-from distill.errors import UserError
+from distill.errors import UserError, went_through
 from distill.files import whole_file
 from distill.images.stack import Stack, checked
 
@@ -51,6 +52,8 @@ def read(path: str | os.PathLike, axes: str | None = None) -> Stack:
     except UserError:
         raise
     except Exception as error:  # a damaged file raises anything in tifffile, ZeroDivisionError too
+        if not went_through(error, "tifffile", "imagecodecs", "numpy", "xml"):
+            raise
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{path}: cannot be read ({reason}); pass an intact TIFF file") from error
     return checked(stack)
@@ -89,19 +92,19 @@ def _calibrate(stack: Stack, tif: tifffile.TiffFile) -> None:
         pixels, length = tags.valueof(f"{axis.upper()}Resolution", (1, 1))
         if pixels and length and (stack.unit or pixels != length):  # 1/1, no unit: uncalibrated
             stack.pixel_size[axis] = length / pixels
-    if meta.get("spacing"):
-        stack.pixel_size["z"] = abs(float(meta["spacing"]))
+    if spacing := _number(meta.get("spacing")):
+        stack.pixel_size["z"] = abs(spacing)
 
 
 def _calibrate_ome(stack: Stack, xml: str) -> None:
-    image = ElementTree.fromstring(xml).find("{*}Image")
-    pixels = image.find("{*}Pixels")
+    pixels = ElementTree.fromstring(xml).find("{*}Image/{*}Pixels")
+    if pixels is None:
+        return
     units = {}
     for axis in "xyz":
-        size = pixels.get(f"PhysicalSize{axis.upper()}")
-        if size:
+        if size := _number(pixels.get(f"PhysicalSize{axis.upper()}")):
             unit = pixels.get(f"PhysicalSize{axis.upper()}Unit", "µm")
-            stack.pixel_size[axis], units[axis] = float(size), _UNITS.get(unit.lower(), unit)
+            stack.pixel_size[axis], units[axis] = size, _UNITS.get(unit.lower(), unit)
     stack.unit = next(iter(units.values()), "")
     for axis, unit in units.items():  # one unit for all: the first axis'
         stack.pixel_size[axis] *= _MICRONS.get(unit, 1) / _MICRONS.get(stack.unit, 1)
@@ -111,6 +114,14 @@ def _calibrate_ome(stack: Stack, xml: str) -> None:
     names = [channel.get("Name") for channel in pixels.iterfind("{*}Channel")]
     if names and all(names):
         stack.extra["Channel"] = {"Name": names}
+
+
+def _number(value: Any) -> float | None:
+    """A number of somebody's metadata, if it is one."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
 
 
 def check_writable(path: str | os.PathLike, overwrite: bool = False) -> None:

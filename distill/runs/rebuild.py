@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from distill.errors import UserError
+from distill.errors import UserError, checks_of
 
 
 def describe(module: nn.Module) -> dict[str, Any] | None:
@@ -50,9 +50,8 @@ def rebuild(description: dict[str, Any]) -> nn.Module:
         raise UserError(f"{description['class']}: not an nn.Module; is this file trustworthy?")
     arguments = {k: _rebuild_argument(v) for k, v in description["arguments"].items()}
     try:
-        return kind(**arguments)
-    except ValueError as error:  # a constructor's own check, as for a library that is missing
-        raise UserError(str(error)) from error
+        with checks_of():  # a constructor's own, as for a library that is missing
+            return kind(**arguments)
     except TypeError as error:  # written by a version whose constructor took other arguments
         raise UserError(f"{description['class']}: {error}; use the version that trained it") from error
 
