@@ -46,11 +46,11 @@ def export(
 
     Args:
         run: a run or its folder, or a DirectDenoiser.
-        out: file to write, ending in .onnx, .pt2 or .zip; by default beside the run's student.
+        out: file to write, ending in .onnx, .pt2 or .zip. Default: beside the run's student.
         format: "onnx"; "torch-export", for torch.export.load, on the CPU unless moved
             (torch.export.passes.move_to_device_pass); or "bioimageio", a package for bioimage.io with the
             ONNX file, its description and a test image, which bioimageio.core has tested.
-        author: of the model, for bioimage.io.
+        author: author of the model, for bioimage.io.
         license: SPDX identifier of the model's licence, for bioimage.io.
         overwrite: replace `out` if it exists.
     """

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from distill.denoiser import DirectDenoiser
 from distill.errors import UserError, checks_of
-from distill.hardware import Precision, autocast, choose_device
+from distill.hardware import Hardware, Precision
 from distill.images import tiff
 from distill.images.sources import Images, as_stack
 from distill.prediction.tiles import ALIGNMENT, in_tiles
@@ -47,18 +47,18 @@ def predict(
     Args:
         run: a run or its folder, or a DirectDenoiser; with draws, a sampler.
         out: TIFF to write, with the pixel size and axes of the input.
-        draws: 0 for the student's one pass, else how many draws of the sampler to take.
+        draws: number of draws of the sampler; 0 for the student's one pass.
         statistic: what to make of the draws.
         tile: side of square tiles in pixels, for images too large to go through at once.
         halo: pixels around each tile that the networks see and that are cut off.
         dtype: "float32", or "input" to round and clip to the input's type.
         overwrite: replace `out` if it exists.
-        axes: the letters of the images' dimensions, of STCZYX, where the file does not say.
+        axes: the letters of the images' dimensions, of STCZYX, if the file does not say.
     """
     _check_arguments(draws, statistic, tile, halo)
-    device = choose_device(device)
+    hardware = Hardware(device, precision)
     stack = as_stack(noisy, axes)
-    answer, names, trained_on = _answer(run, draws, statistic, device)
+    answer, names, trained_on = _answer(run, draws, statistic, hardware.device)
     files = [] if out is None else map_files(out, names)
     for file in files:
         tiff.check_writable(file, overwrite)
@@ -74,8 +74,8 @@ def predict(
         frame = np.array(stack.frames[i], dtype=np.float32)
         if not np.isfinite(frame).all():
             raise UserError(f"{stack.name}: frame {i} holds NaN or infinity; replace those pixels first")
-        noisy_frame = torch.from_numpy(frame)[None].to(device)
-        with checks_of(name), torch.inference_mode(), autocast(device, precision):
+        noisy_frame = torch.from_numpy(frame)[None].to(hardware.device)
+        with checks_of(name), torch.inference_mode(), hardware.autocast():
             maps[i] = in_tiles(answer, noisy_frame, tile, halo)[0].float().cpu().numpy()
     images = np.split(maps, len(names), axis=1)
     for file, map_name, image in zip(files, names, images, strict=False):

@@ -2,7 +2,6 @@
 
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -142,9 +141,9 @@ def train(
         denoiser.prepare(mean, std)
         loss.prepare(denoiser.standardize(some))
     for module in (sampler, denoiser):
-        module.to(hardware.device, memory_format=torch.channels_last)
+        module.to(hardware.device).to(memory_format=torch.channels_last)
     check_networks(sampler, denoiser, patches.sample(2, np.random.default_rng(0)).to(hardware.device), draws)
-    average = AveragedModel(denoiser, avg_fn=_warm_ema(ema))
+    average = Average(denoiser, ema)
     teach, learn = Teach(sampler, draws), Learn(denoiser, loss)
     if compile:
         teach, learn = torch.compile(teach), torch.compile(learn)
@@ -235,11 +234,15 @@ _NOT_SETTINGS = (
 )
 
 
-def _warm_ema(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
-    """An average that spans a tenth of the steps so far until it reaches its decay: no start bias."""
+class Average(AveragedModel):
+    """The running average of a student: of a tenth of the steps so far until it reaches its decay, so that
+    the start leaves no bias."""
 
-    def average(averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
-        n = float(count)
-        return averaged.lerp(current, 1 - min(decay, (1 + n) / (10 + n)))
+    module: DirectDenoiser
 
-    return average
+    def __init__(self, denoiser: DirectDenoiser, decay: float) -> None:
+        def average(averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
+            n = float(count)
+            return averaged.lerp(current, 1 - min(decay, (1 + n) / (10 + n)))
+
+        super().__init__(denoiser, avg_fn=average)

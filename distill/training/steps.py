@@ -1,4 +1,4 @@
-"""The paper's co-training (section 4) as two modules, each with a forward: the sampler teaches, the student learns.
+"""The paper's co-training (section 4) as two modules: the sampler teaches, the student learns.
 
 As modules they can be compiled, spread over processes and profiled.
 """
