@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from distill.datasets.download import fetch
-from distill.datasets.records import RECORDS, Record
+from distill.datasets.records import RECORDS, Fitted, Record
 from distill.errors import UserError
 from distill.images.tiff import read
-from samplers import NoiseModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +23,7 @@ class DataSet:
     test_clean: np.ndarray  # (y, x) float32, of all test frames
     calibration: np.ndarray  # (scenes, M, Y, X): repeated frames of static scenes, see `noise_model`
 
-    def noise_model(self) -> NoiseModel:
+    def noise_model(self) -> Fitted:
         """Fitted as published: the mean of every scene's frames is the signal of each of them."""
         signal = self.calibration.mean(axis=1, keepdims=True)
         return self.record.fit_noise(signal, self.calibration)

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from samplers import GaussianMixtureNoise, HistogramNoise, NoiseModel
+from samplers import GaussianMixtureNoise, HistogramNoise
 
+Fitted = GaussianMixtureNoise | HistogramNoise
 Psnrs = dict[str, tuple[float, ...]]
 
 
@@ -39,7 +40,7 @@ class Record:
     files: tuple[str, ...]
     test_region: tuple[slice, slice] = (slice(None), slice(None))
     test_fov: int | None = None
-    fit_noise: Callable[..., NoiseModel]
+    fit_noise: Callable[..., Fitted]
     active_levels: Sequence[int] | None = None
     psnr_range: float | None = None
     psnrs: Psnrs
