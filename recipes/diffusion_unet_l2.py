@@ -7,36 +7,38 @@ Every draw is a whole diffusion, and the student sees `steps * 4` patches of the
 """
 
 import sys
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from distill import predict, read, report, specimen, train
-from distill.hardware import choose_device, keep_freed_memory
+from distill.hardware import Hardware, keep_freed_memory
 from losses import L2
 from samplers import DiffusionSampler, GaussianNoise
 from students import UNet
 
 
-def main(out: str, noisy: str | None = None, denoiser: nn.Module | None = None, steps: int = 2000) -> None:
-    from deepinv.models import DRUNet
-    from deepinv.optim.data_fidelity import L2 as DataFidelity
-    from deepinv.sampling import DiffPIR
+def main(out: str, noisy: str | None = None, *, denoiser: nn.Module | None = None, steps: int = 2000) -> None:
+    # An extra, which need not be installed.
+    from deepinv.models import DRUNet  # pyright: ignore[reportMissingImports]
+    from deepinv.optim.data_fidelity import L2 as DataFidelity  # pyright: ignore[reportMissingImports]
+    from deepinv.sampling import DiffPIR  # pyright: ignore[reportMissingImports]
 
     # The model wants images in [0, 1]: 1 % of the pixels lie below it and 1 % above.
-    images = read(noisy).frames if noisy else specimen().noisy
+    images = np.asarray(read(noisy).frames) if noisy else specimen().noisy
     black, white = np.percentile(images, (1, 99)).tolist()
     noise_std = float(GaussianNoise.estimate(images).variance(torch.tensor(images.mean())).sqrt())
 
-    device = choose_device(None)
+    device = Hardware().device
     if denoiser is None:  # natural images, one channel; downloads its weights
         denoiser = DRUNet(in_channels=1, out_channels=1, pretrained="download", device=device)
     diffusion = DiffPIR(denoiser, DataFidelity(), max_iter=30, device=device)
     sampler = DiffusionSampler(diffusion, black=black, white=white, noise_std=noise_std)
 
     torch.manual_seed(0)
-    options = {"steps": steps, "refine_steps": 0, "batch_size": 4, "micro_batch": 4}
+    options: dict[str, Any] = {"steps": steps, "refine_steps": 0, "batch_size": 4, "micro_batch": 4}
     run = train(noisy or images, sampler, UNet(filters=16), L2(), out, **options)
     predict(run, noisy or images, f"{out}/denoised.tif", overwrite=True)
     print(f"student, denoised images and curves: {report(run)}")

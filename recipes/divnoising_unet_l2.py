@@ -10,12 +10,13 @@ import torch
 from distill import evaluate, predict, report, specimen, train
 from distill.evaluation.tables import format_table
 from distill.hardware import keep_freed_memory
+from distill.images.sources import Images
 from losses import L2
 from samplers import DivNoising, GaussianNoise
 from students import UNet
 
 
-def main(out: str, noisy: str | None = None, clean: str | None = None, steps: int = 600) -> None:
+def main(out: str, noisy: Images | None = None, clean: Images | None = None, *, steps: int = 600) -> None:
     noise_model = None  # estimated from the noisy images
     if noisy is None:
         cells = specimen()

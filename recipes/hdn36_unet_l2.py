@@ -5,18 +5,20 @@ python recipes/hdn36_unet_l2.py noisy.tif [clean.tif]  your images
 """
 
 import sys
+from typing import Any
 
 import torch
 
 from distill import evaluate, predict, report, specimen, train
 from distill.evaluation.tables import format_table
 from distill.hardware import keep_freed_memory
+from distill.images.sources import Images
 from losses import L2
 from samplers import HDN, GaussianNoise
 from students import UNet
 
 
-def main(out: str, noisy: str | None = None, clean: str | None = None, steps: int = 350) -> None:
+def main(out: str, noisy: Images | None = None, clean: Images | None = None, *, steps: int = 350) -> None:
     noise_model = None  # estimated from the noisy images: too little where noise is correlated
     if noisy is None:
         cells = specimen(noise="lines")
@@ -24,7 +26,7 @@ def main(out: str, noisy: str | None = None, clean: str | None = None, steps: in
         noise_model = GaussianNoise(gain=cells.gain, offset=cells.offset)
 
     # Without the warm-up of the KL, networks of this size end with a constant image.
-    sizes = {"latents": 16, "filters": 32, "blocks": 2, "dropout": 0.0}
+    sizes: dict[str, Any] = {"latents": 16, "filters": 32, "blocks": 2, "dropout": 0.0}
     torch.manual_seed(0)
     sampler = HDN(noise_model, active_levels=range(3, 7), kl_warmup=steps // 2, **sizes)
     student = UNet(filters=16)

@@ -12,12 +12,15 @@ import torch
 from distill import evaluate, predict, report, specimen, train
 from distill.evaluation.tables import format_table
 from distill.hardware import keep_freed_memory
+from distill.images.sources import Images
 from losses import L2, Loss
 from samplers import HDN, GaussianNoise
 from students import UNet
 
 
-def main(loss: Loss, out: str, noisy: str | None = None, clean: str | None = None, steps: int = 350) -> None:
+def main(
+    loss: Loss, out: str, noisy: Images | None = None, clean: Images | None = None, *, steps: int = 350
+) -> None:
     noise_model = None  # estimated from the noisy images
     if noisy is None:
         cells = specimen()

@@ -11,12 +11,13 @@ import sys
 
 from distill import calibrate, predict, report, specimen
 from distill.hardware import keep_freed_memory
+from distill.images.sources import Images
 from losses import Quantiles
 from recipes import hdn_unet_l2
 
 
-def main(out: str, noisy: str | None = None, clean: str | None = None, steps: int = 350) -> None:
-    hdn_unet_l2.main(Quantiles(), out, noisy, clean, steps)
+def main(out: str, noisy: Images | None = None, clean: Images | None = None, *, steps: int = 350) -> None:
+    hdn_unet_l2.main(Quantiles(), out, noisy, clean, steps=steps)
     if noisy is None:
         other, test = specimen(4, seed=1), specimen(4, seed=2)
         found = calibrate(out, other.noisy, other.clean, test_noisy=test.noisy, test_clean=test.clean)

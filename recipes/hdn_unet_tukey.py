@@ -14,12 +14,13 @@ import torch
 from distill import cache_draws, evaluate, predict, report, specimen, train
 from distill.evaluation.tables import format_table
 from distill.hardware import keep_freed_memory
+from distill.images.sources import Images
 from losses import L1, Tukey
 from samplers import HDN, GaussianNoise
 from students import UNet
 
 
-def main(out: str, noisy: str | None = None, clean: str | None = None, steps: int = 350) -> None:
+def main(out: str, noisy: Images | None = None, clean: Images | None = None, *, steps: int = 350) -> None:
     noise_model = None  # estimated from the noisy images
     if noisy is None:
         cells = specimen()

@@ -4,7 +4,7 @@ python recipes/reproduce_table1.py                                     all of it
 python recipes/reproduce_table1.py --only convallaria --data-root DIR  one data set that is there already
 python recipes/reproduce_table1.py --fraction 0.01 --small --draws 1 10 100             hours on a CPU
 
-Data are downloaded on first use (pip install '.[data]'). The same command again goes on where it stopped.
+Data are downloaded on first use (pip install '.[data]'). To resume a command that was stopped, run it again.
 Writes table1.md and .csv, and a report.html of each data set (there with the PSNR range of its test region).
 """
 
@@ -13,6 +13,7 @@ import csv
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,13 +29,13 @@ SMALL = "HDN of 4 levels (6 where noise is structured), 16 latents, 32 filters, 
 CELLS = "PSNR in dB: of draws their per-pixel median / mean, of the student under L1 / under L2."
 
 
-def networks(data: DataSet, noise_model: Path, steps: int, small: bool) -> tuple[HDN, UNet, dict]:
+def networks(data: DataSet, noise_model: Path, steps: int, small: bool) -> tuple[HDN, UNet, dict[str, Any]]:
     """The paper's networks and settings; or small ones, with those that suit them."""
     levels = data.record.active_levels
     if not small:
         sampler = HDN(str(noise_model), active_levels=levels)
         return sampler, UNet(shared_convs=True), PUBLISHED
-    sizes = dict(levels=6 if levels else 4, latents=16, filters=32, blocks=2, dropout=0.0)
+    sizes: dict[str, Any] = dict(levels=6 if levels else 4, latents=16, filters=32, blocks=2, dropout=0.0)
     warmup = steps // 2 if levels else 0
     sampler = HDN(str(noise_model), active_levels=levels, kl_warmup=warmup, **sizes)
     return sampler, UNet(filters=16), dict(refine_steps=steps // 3, batch_size=4)
@@ -62,7 +63,8 @@ def measure(data: DataSet, out: Path, fraction: float, small: bool, draws: list[
         run = train(data.noisy, sampler, student, loss, out / name, steps=steps, **options)
         counts = draws if name == "l2" else []
         for row in evaluate(run, data.test_noisy, data.test_clean, draws=counts, frames=frames):
-            psnrs[row["image"]] = [row[key] + data.psnr_offset for key in ("psnr_median", "psnr_mean")]
+            found = [float(row[key]) for key in ("psnr_median", "psnr_mean")]
+            psnrs[str(row["image"])] = [psnr + data.psnr_offset for psnr in found]
         students.append(psnrs.pop("student")[0])
     report([out / "l1", out / "l2"], out / "report.html")
     return psnrs | {"noisy input": psnrs["noisy input"][:1], "student": students}

@@ -1,4 +1,4 @@
-"""A student that sees every camera's noise with standard deviation 1, so that one set of weights starts them all."""
+"""A student that sees every camera's noise with standard deviation 1: one set of weights starts them all."""
 
 from pathlib import Path
 
@@ -43,10 +43,10 @@ class StabilizedUNet(nn.Module):
         self.in_channels, self.out_channels, self.width = in_channels, out_channels, width
         self.network = LightUNet(2, out_channels // in_channels, width)
         self.multiple = self.network.multiple
-        head = self.network.head[0]
+        weight, bias = self.network.head.parameters()
         with torch.no_grad():
-            head.weight.mul_(0.1)  # starts near the identity
-            head.bias[self.network.unshuffle**2 :] = -3.0
+            weight.mul_(0.1)  # starts near the identity
+            bias[self.network.unshuffle**2 :] = -3.0
         for name, value in {"gain": 1.0, "offset": 0.0, "mean": 0.0, "std": 1.0, "level": 0.0}.items():
             self.register_buffer(name, torch.full((in_channels, 1, 1), value))
 

@@ -117,3 +117,13 @@ def test_a_shadowing_package_is_named(tmp_path):
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import distill"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert str(tmp_path / "losses" / "__init__.py") in result.stderr.splitlines()[-1]
+
+
+def test_no_block_is_indented_more_than_the_training_loop():
+    """Five levels: function, with, for, for, with."""
+    for path in (ROOT / "distill").rglob("*.py"):
+        lines = path.read_text().splitlines()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.stmt):
+                line = lines[node.lineno - 1]
+                assert len(line) - len(line.lstrip()) <= 5 * 4, f"{path}:{node.lineno}: too deep"

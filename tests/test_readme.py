@@ -1,4 +1,4 @@
-"""Every command of the README runs, in its order, on tiny images and for a step; every file it names is there."""
+"""Every command of the README runs, in order, on tiny images and for a step; every file it names exists."""
 
 import re
 import shlex

@@ -18,11 +18,11 @@ from distill.files import whole_file, write_text
 def fetch(record: Record, root: str | os.PathLike | None = None) -> list[Path]:
     """The paths of `record.files`: from `root`, from the archive there, or downloaded to there.
 
-    root: the folder that holds the archive, or the folder unpacked from it, or that folder itself; unless
-        told, the one that the environment variable DISTILL_DATA names, or the user's cache folder.
+    root: folder that holds the archive, or the folder unpacked from it, or that folder itself. Default:
+        the one that the environment variable DISTILL_DATA names, or the user's cache folder.
 
     Publishers give no checksum: an archive's SHA-256 is kept beside it when it first comes, and later uses
-    are checked against that. Raises UserError where it changed, or where there is nothing to download.
+    are checked against that. Raises UserError if it changed, or if there is nothing to download.
     """
     root = _root(root)
     folder = root if root.name == Path(record.archive).stem else root / Path(record.archive).stem
@@ -41,7 +41,7 @@ def fetch(record: Record, root: str | os.PathLike | None = None) -> list[Path]:
         _check_kind(archive, record)
         _verify(archive)
         _unpack(record, archive, folder)
-    return [_find(folder, name) for name in record.files]
+    return [path for name in record.files if (path := _find(folder, name))]
 
 
 def _root(root: str | os.PathLike | None) -> Path:
@@ -57,7 +57,7 @@ def _pooch():
             "pooch: not installed, and needed to download data; pip install 'posterior-distill[data]', or "
             "pass the folder of data that is there already"
         ) from error
-    pooch.get_logger().setLevel("WARNING")  # else it tells to write the checksum into the code
+    pooch.get_logger().setLevel("WARNING")  # otherwise it asks to write the checksum into the code
     return pooch
 
 
@@ -71,7 +71,8 @@ def _missing(folder: Path, record: Record) -> str:
 
 
 def _download(record: Record, archive: Path) -> None:
-    """It takes its name when it is whole and an archive: nothing less counts as there."""
+    """Downloads to a .part file and renames it once it is a complete archive, so that a partial download
+    is never mistaken for the data."""
     pooch = _pooch()
     downloader = pooch.HTTPDownloader(progressbar=True, chunk_size=2**20)
     with _else_by_hand(record, archive):
@@ -79,7 +80,8 @@ def _download(record: Record, archive: Path) -> None:
     with whole_file(archive) as part:
         part.unlink()  # pooch takes a file that is there for the one wanted
         with _else_by_hand(record, archive):
-            pooch.retrieve(record.url, None, part.name, part.parent, downloader=downloader)
+            # pooch's own downloaders lack what its type for them wants.
+            pooch.retrieve(record.url, None, part.name, part.parent, downloader=downloader)  # pyright: ignore[reportArgumentType]
         _check_kind(part, record)
 
 

@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from distill.datasets.download import fetch
-from distill.datasets.records import RECORDS, Record
+from distill.datasets.records import RECORDS, Fitted, Record
 from distill.errors import UserError
 from distill.images.tiff import read
-from samplers import NoiseModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +23,7 @@ class DataSet:
     test_clean: np.ndarray  # (y, x) float32, of all test frames
     calibration: np.ndarray  # (scenes, M, Y, X): repeated frames of static scenes, see `noise_model`
 
-    def noise_model(self) -> NoiseModel:
+    def noise_model(self) -> Fitted:
         """Fitted as published: the mean of every scene's frames is the signal of each of them."""
         signal = self.calibration.mean(axis=1, keepdims=True)
         return self.record.fit_noise(signal, self.calibration)
@@ -47,7 +46,9 @@ def load(name: str, root: str | os.PathLike | None = None) -> DataSet:
         raise UserError(f"data set: got {name!r}, allowed are {', '.join(RECORDS)}")
     record = RECORDS[name]
     paths = fetch(record, root)
-    return DataSet(name, record, *(_stacks if record.test_fov is None else _fields_of_view)(record, *paths))
+    if record.test_fov is None:
+        return DataSet(name, record, *_stacks(record, *paths))
+    return DataSet(name, record, *_fields_of_view(record, record.test_fov, *paths))
 
 
 def _stacks(record: Record, noisy: Path, calibration: Path | None = None) -> tuple[np.ndarray, ...]:
@@ -62,7 +63,7 @@ def _stack(path: Path) -> np.ndarray:
     return pixels.reshape(-1, *pixels.shape[-2:])
 
 
-def _fields_of_view(record: Record, noisy: Path, clean: Path) -> tuple[np.ndarray, ...]:
+def _fields_of_view(record: Record, test_fov: int, noisy: Path, clean: Path) -> tuple[np.ndarray, ...]:
     folders = {int(path.name): path for path in noisy.iterdir() if path.name.isdigit()}
     if lacking := set(range(1, 21)) - folders.keys():
         raise UserError(
@@ -76,9 +77,9 @@ def _fields_of_view(record: Record, noisy: Path, clean: Path) -> tuple[np.ndarra
             f"{noisy}: fields of view of different shapes {shapes}; remove {noisy.parent} to have "
             f"{record.archive} unpacked again"
         )
-    test = scenes.pop(record.test_fov)
+    test = scenes.pop(test_fov)
     calibration = np.stack([*scenes.values()])  # (19, 50, 512, 512)
-    truth = _pngs(clean / str(record.test_fov))[0].astype("f4")  # one file, their mean of 50 frames
+    truth = _pngs(clean / str(test_fov))[0].astype("f4")  # one file, their mean of 50 frames
     return calibration.reshape(-1, *calibration.shape[2:]), test, truth, calibration
 
 

@@ -8,9 +8,11 @@ the test region too: nothing but noisy images is ever trained on.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
-from samplers import GaussianMixtureNoise, HistogramNoise, NoiseModel
+from samplers import GaussianMixtureNoise, HistogramNoise
 
+Fitted = GaussianMixtureNoise | HistogramNoise
 Psnrs = dict[str, tuple[float, ...]]
 
 
@@ -38,19 +40,19 @@ class Record:
     files: tuple[str, ...]
     test_region: tuple[slice, slice] = (slice(None), slice(None))
     test_fov: int | None = None
-    fit_noise: Callable[..., NoiseModel]
+    fit_noise: Callable[..., Fitted]
     active_levels: Sequence[int] | None = None
     psnr_range: float | None = None
     psnrs: Psnrs
 
 
-def _zenodo(number: int, archive: str) -> dict[str, str]:
+def _zenodo(number: int, archive: str) -> dict[str, Any]:
     record = f"https://zenodo.org/records/{number}"
     url = f"{record}/files/{archive.replace(' ', '%20')}?download=1"
     return {"archive": archive, "url": url, "page": record}
 
 
-def _fmd(archive: str, drive: str) -> dict:
+def _fmd(archive: str, drive: str) -> dict[str, Any]:
     """Fluorescence Microscopy Denoising (Zhang et al., CVPR 2019): 20 fields of view, 50 frames each."""
     return {
         "archive": archive,

@@ -13,7 +13,7 @@ from numpy.random import Generator
 from scipy import fft
 from scipy.ndimage import fourier_gaussian, gaussian_filter
 from scipy.signal import lfilter
-from scipy.spatial import cKDTree, distance_matrix
+from scipy.spatial import KDTree, distance_matrix
 from scipy.special import expit
 
 from distill.errors import UserError
@@ -114,7 +114,8 @@ class _Cells:
         fine, wide = (np.stack([_smooth(rng, side, scale) for _ in "yx"]) for scale in (14, 35))
         self.warp = 3 * fine + 7 * wide  # (2, side, side), px
         position = (np.mgrid[:side, :side] + self.warp).reshape(2, -1).T
-        distance, near = cKDTree(self.seeds).query(position, k=5)  # (side^2, 5), nearest first
+        found = KDTree(self.seeds).query(position, k=5)
+        distance, near = map(np.asarray, found)  # (side^2, 5), nearest first
         apart = distance_matrix(self.seeds, self.seeds)[near[:, 1:], near[:, :1]]
         to_edge = (distance[:, 1:] ** 2 - distance[:, :1] ** 2) / (2 * apart)
         # A soft minimum over the neighbours rounds the corners and leaves gaps where cells meet.
@@ -195,7 +196,7 @@ def _jittered_lattice(rng: Generator, side: int, spacing: float) -> np.ndarray:
 def _smooth(rng: Generator, side: int, scale: float) -> np.ndarray:
     """(side, side) Gaussian random field, mean 0, variance 1, correlated over `scale` pixels."""
     white = rng.standard_normal((side, side), np.float32)
-    field = fft.irfft2(fourier_gaussian(fft.rfft2(white), scale, n=side), s=white.shape)
+    field = np.asarray(fft.irfft2(fourier_gaussian(fft.rfft2(white), scale, n=side), s=white.shape))
     return (field - field.mean()) / field.std()
 
 

@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from distill.denoiser import DirectDenoiser
 from distill.errors import UserError
-from distill.evaluation.pairs import Pairs, paired
+from distill.evaluation.pairs import paired
 from distill.files import write_json
-from distill.hardware import Precision, autocast, choose_device
+from distill.hardware import Hardware, Precision
 from distill.images.sources import Images
 from distill.runs import checkpoint
 
@@ -66,25 +66,29 @@ def calibrate(
         raise UserError(f"level: got {level}, must be between 0 and 1; 0.9 fits quantiles 0.05 and 0.95")
     if (test_noisy is None) != (test_clean is None):
         raise UserError("test_noisy, test_clean: got one of them; pass both or neither")
-    device = choose_device(device)
-    denoiser = checkpoint.load_denoiser(run).to(device)
-    if len(denoiser.loss.outputs) < 2:
+    hardware = Hardware(device, precision)
+    denoiser = checkpoint.load_denoiser(run).to(hardware.device)
+    outputs = denoiser.loss.outputs
+    if len(outputs) < 2:
         raise UserError(
-            f"{run}: its student gives the {denoiser.loss.outputs[0]} alone, no interval; train one "
+            f"{run}: its student gives the {''.join(outputs)} alone, no interval; train one "
             "with --loss Quantiles or MeanVariance"
         )
     pairs = paired(noisy, clean, axes)
-    tests = pairs if test_noisy is None else paired(test_noisy, test_clean, axes)
-    scores = _scores(denoiser, pairs, level, device, precision)
+    tests = pairs if test_noisy is None or test_clean is None else paired(test_noisy, test_clean, axes)
+    scores = _scores(denoiser, pairs, level, hardware)
     rank = min(len(scores), int(np.ceil((len(scores) + 1) * level)))
     factor = float(np.partition(scores, rank - 1)[rank - 1])
-    tested = scores if tests is pairs else _scores(denoiser, tests, level, device, precision)
-    inside = lambda reach: float((tested <= reach).mean())
+    tested = scores if tests is pairs else _scores(denoiser, tests, level, hardware)
+
+    def inside(reach: float) -> float:
+        return float((tested <= reach).mean())
+
     found = Calibration(factor, level, inside(1), inside(factor))
     denoiser.spread *= factor
     checkpoint.save_denoiser(Path(run) / "student.safetensors", denoiser)
     # A std gives intervals of every level, quantiles those of their own.
-    curve = {p: _z(p) / _z(level) for p in LEVELS} if "std" in denoiser.loss.outputs else {level: 1.0}
+    curve = {p: _z(p) / _z(level) for p in LEVELS} if "std" in outputs else {level: 1.0}
     stored = asdict(found) | {"levels": list(curve)}
     stored |= {"coverage_before": [inside(reach) for reach in curve.values()]}
     stored |= {"coverage_after": [inside(factor * reach) for reach in curve.values()]}
@@ -99,14 +103,14 @@ def _z(level: float) -> float:
 
 @torch.no_grad()
 def _scores(
-    denoiser: DirectDenoiser, pairs: Pairs, level: float, device: torch.device, precision: Precision
+    denoiser: DirectDenoiser, pairs: list[tuple[Tensor, Tensor]], level: float, hardware: Hardware
 ) -> np.ndarray:
     """|truth - centre| in units of the interval on that side: at most 1 inside. Flat, some pixels."""
     rng, per_image = np.random.default_rng(0), max(1, MAX_PIXELS // len(pairs))
     scores = []
     for noisy, clean in tqdm(pairs, desc="calibrate", unit="frame"):
-        with autocast(device, precision):
-            maps = denoiser.maps(noisy[None].to(device))
+        with hardware.autocast():
+            maps = denoiser.maps(noisy[None].to(hardware.device))
         low, centre, high = (v[0].float().cpu() for v in interval(maps, level))
         distance = torch.where(clean > centre, high - centre, centre - low)
         score = ((clean - centre).abs() / distance.clamp(min=1e-12)).flatten().numpy()

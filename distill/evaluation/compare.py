@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from distill.evaluation.residuals import residual_scores
 from distill.evaluation.stored_draws import StoredDraws
 from distill.evaluation.tables import Row
 from distill.files import Unfinished, whole_file
-from distill.hardware import Precision, autocast, synchronize, working_memory
+from distill.hardware import Hardware, synchronize, working_memory
 from samplers import NoiseModel, PosteriorSampler
 
 Metrics = dict[str, Callable[[Tensor, Tensor], float]]
@@ -36,17 +37,18 @@ def compare(
     denoiser: DirectDenoiser,
     pairs: Pairs,
     draws: Iterable[int],
-    device: torch.device,
-    precision: Precision = "auto",
+    hardware: Hardware,
     metrics: Metrics | None = None,
     unfinished: Path | None = None,
 ) -> tuple[list[Row], dict[str, np.ndarray]]:
     """(table rows averaged over the (noisy, clean) pairs of (C, H, W), images (H, W) of the first).
 
-    unfinished: folder for what is done so far; a temporary one unless told.
+    unfinished: folder for what is done so far. Default: a temporary one.
     """
     counts, metrics = sorted(set(draws)), metrics or {"psnr": psnr, "ssim": ssim}
-    sampler.eval().to(device), denoiser.eval().to(device)
+    device = hardware.device
+    for network in (sampler, denoiser):
+        network.eval().to(device)
     with ExitStack() as stack:
         folder = unfinished or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         work = _fingerprint(sampler, denoiser, pairs, counts, metrics)
@@ -57,7 +59,7 @@ def compare(
             folder.mkdir(parents=True)
             state.save(frames := [])
         stack.enter_context(torch.inference_mode())
-        stack.enter_context(autocast(device, precision))
+        stack.enter_context(hardware.autocast())
         if counts:
             next(sampler.draws(pairs[0][0].to(device)[None], 1))  # the first draw allocates
         done = len(frames)
@@ -69,14 +71,15 @@ def compare(
                 answers = list(_answers(drawn, denoiser, noisy, clean, counts, device))
             if i == 0:
                 with whole_file(folder / "images.npz") as part, open(part, "wb") as file:
-                    np.savez(file, **{name: mean[0] for name, mean, _, _ in answers})
+                    first: dict[str, Any] = {name: mean[0] for name, mean, _, _ in answers}
+                    np.savez(file, **first)
             frames.append(_judged(answers, noisy, clean, metrics, noise_model_of(sampler)))
             state.save(frames)
             drawn.delete()
         rows = [_mean_row(same_image) for same_image in zip(*frames, strict=True)]
         memory = _memory(sampler, denoiser, pairs[0][0].to(device)[None], counts, device)
         for row in rows:
-            row["memory_mb"] = next((v for kind, v in memory.items() if kind in row["image"]), 0.0)
+            row["memory_mb"] = next((v for kind, v in memory.items() if kind in str(row["image"])), 0.0)
         with np.load(folder / "images.npz") as stored:
             images = dict(stored)
     if pairs[0][1] is not None:
@@ -99,8 +102,8 @@ def _answers(
     maps = denoiser.maps(noisy)
     synchronize(device)
     seconds = time.perf_counter() - started
-    for i, (name, image) in enumerate(maps.items()):
-        image = image[0].float().cpu()
+    for i, (name, images) in enumerate(maps.items()):
+        image = images[0].float().cpu()
         yield f"student {name}" if i else "student", image, image, seconds
 
 
@@ -108,7 +111,7 @@ def _judged(
     answers: list[tuple[str, Tensor, Tensor, float]], noisy: Tensor, clean: Tensor | None,
     metrics: Metrics, noise_model: NoiseModel | None,
 ) -> list[Row]:  # fmt: skip
-    """Each answer against the ground truth, or where there is none, against the noisy image."""
+    """Each answer against the ground truth, or, if there is none, against the noisy image."""
     means = {name: mean for name, mean, _, _ in answers}
     most_draws = [name for name in means if "draw" in name][-1:]
     rows: list[Row] = []
@@ -130,7 +133,7 @@ def _judged(
 def _mean_row(frames: tuple[Row, ...]) -> Row:
     numbers = [key for key in frames[0] if key != "image"]
     return {"image": frames[0]["image"]} | {
-        key: float(np.mean([frame[key] for frame in frames])) for key in numbers
+        key: float(np.mean([float(frame[key]) for frame in frames])) for key in numbers
     }
 
 

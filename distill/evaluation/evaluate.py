@@ -14,7 +14,7 @@ from distill.evaluation.metrics import lpips, psnr, ssim
 from distill.evaluation.pairs import paired
 from distill.evaluation.tables import Row, distinct, format_table, table1, write_csv
 from distill.files import whole_file, write_text
-from distill.hardware import Precision, choose_device
+from distill.hardware import Hardware, Precision
 from distill.images.sources import Images, as_stack
 from distill.plots.pictures import comparison
 from distill.plots.residuals import residual_picture
@@ -37,14 +37,14 @@ def evaluate(
     """PSNR, SSIM, seconds and memory of the input, of the sampler's n draws and of the student.
 
     Without ground truth: what the residuals tell (`residual_scores`), and how close each image is
-    to the mean of the most draws. A stopped evaluation goes on with the next draw when it is called
+    to the mean of the most draws. A stopped evaluation resumes with the next draw when it is called
     again with the same arguments.
 
     Args:
         run: a run or its folder, with its sampler and its student.
         clean: the ground truth: one frame for all noisy frames, or one for each.
         out: folder for evaluation.csv, .md, .npz (the first frame's images) and .png, with ground truth
-            psnr_against_time.svg and without residuals.png; the run's own unless told.
+            psnr_against_time.svg and without residuals.png; default: the run's own.
         device: "cpu", "cuda", "cuda:1", "mps". Default: the best one of this machine.
         precision: "auto" (bf16 where the hardware has it), "bf16" or "fp32".
         axes: letters of the images' dimensions, of STCZYX. Default: what the file says.
@@ -55,15 +55,16 @@ def evaluate(
     sampler, denoiser = checkpoint.load_sampler(run), checkpoint.load_denoiser(run)
     noisy = as_stack(noisy, axes)  # read once
     pairs = paired(noisy, clean, axes, frames)
-    device, out = choose_device(device), Path(run if out is None else out)
+    hardware, out = Hardware(device, precision), Path(run if out is None else out)
     metrics: Metrics = {"psnr": psnr, "ssim": ssim} | ({"lpips": lpips()} if perceptual else {})
     out.mkdir(parents=True, exist_ok=True)
-    rows, images = compare(sampler, denoiser, pairs, draws, device, precision, metrics, out / "unfinished")
+    rows, images = compare(sampler, denoiser, pairs, draws, hardware, metrics, out / "unfinished")
     rows = [{"data": noisy.name, "run": Path(run).name} | row for row in rows]
     write_csv(out / "evaluation.csv", rows)
     write_text(out / "evaluation.md", format_table(rows) + "\n")
     with whole_file(out / "evaluation.npz") as part, open(part, "wb") as file:
-        np.savez_compressed(file, **images)
+        arrays: dict[str, Any] = dict(images)
+        np.savez_compressed(file, **arrays)
     comparison(out / "evaluation.png", _titled(images, rows))
     if clean is not None:
         from distill.plots.curves import psnr_against_time

@@ -1,6 +1,7 @@
 """How far an image is from its ground truth; images (C, H, W) in raw counts."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,13 +28,12 @@ def ssim(image: Tensor, clean: Tensor) -> float:
 
     if min(clean.shape[-2:]) < SSIM_WINDOW:
         return float("nan")
-    image, clean = image.double().numpy(), clean.double().numpy()
-    return float(
-        structural_similarity(
-            image, clean, data_range=float(np.ptp(clean)), channel_axis=0,
-            gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
-        )
+    pixels, truth = image.double().numpy(), clean.double().numpy()
+    similarity: Any = structural_similarity(
+        pixels, truth, data_range=float(np.ptp(truth)), channel_axis=0,
+        gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
     )  # fmt: skip
+    return float(similarity)
 
 
 def lpips(net: str = "alex", weights: str | None = None) -> Callable[[Tensor, Tensor], float]:

@@ -1,5 +1,8 @@
 """Noisy frames with their ground truth."""
 
+from collections.abc import Sequence
+from typing import overload
+
 import torch
 from torch import Tensor
 
@@ -7,7 +10,19 @@ from distill.errors import UserError
 from distill.images.sources import Images, as_stack
 from distill.images.statistics import some_frames
 
-Pairs = list[tuple[Tensor, Tensor | None]]
+Pairs = Sequence[tuple[Tensor, Tensor | None]]
+
+
+@overload
+def paired(
+    noisy: Images, clean: Images, axes: str | None = None, frames: int | None = None
+) -> list[tuple[Tensor, Tensor]]: ...
+
+
+@overload
+def paired(
+    noisy: Images, clean: Images | None, axes: str | None = None, frames: int | None = None
+) -> Pairs: ...
 
 
 def paired(noisy: Images, clean: Images | None, axes: str | None = None, frames: int | None = None) -> Pairs:

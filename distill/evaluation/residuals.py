@@ -17,8 +17,9 @@ def residual_scores(noisy: Tensor, denoised: Tensor, noise_model: NoiseModel | N
     that noise was left in the image, or that the model is too wide; above, that structure is gone.
     """
     residual = noisy - denoised
-    lags = [min(1, size - 1) for size in residual.shape[-2:]]
-    neighbours = autocorrelation(residual, tuple(lags))
+    height, width = residual.shape[-2:]
+    lags = min(1, height - 1), min(1, width - 1)
+    neighbours = autocorrelation(residual, lags)
     row: Row = {
         "residual_std": float(residual.std()),
         "correlation_x": float(neighbours[lags[0], -1]),

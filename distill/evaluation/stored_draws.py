@@ -1,4 +1,5 @@
-"""Any number of draws of one image in a file: memory holds one, and a stop loses none."""
+"""Streams the draws of one image to a file, so memory does not grow with their number and an interrupted
+run keeps what it has."""
 
 import time
 from pathlib import Path
@@ -28,8 +29,9 @@ class StoredDraws:
     ) -> None:
         self._state, self._pixels = Unfinished(path.with_suffix(".json"), work), path.with_suffix(".f32")
         self._noisy = noisy
+        self._shape: list[int]  # (C, H, W), of one draw
         self.seconds: list[float]
-        self._shape, self.seconds = self._state.load() or (None, [])
+        self._shape, self.seconds = self._state.load() or ([], [])
         self._draws = sampler.draws(noisy, total - len(self.seconds))  # encodes once
 
     def take(self, n: int) -> tuple[Tensor, Tensor, float]:

@@ -30,11 +30,10 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
 
 def format_table(rows: Sequence[Row]) -> str:
     """The rows in Markdown, aligned for the screen; columns without a number are left out."""
-    shown = [key for key in HEADINGS if any(not math.isnan(row.get(key, math.nan)) for row in rows)]
-    lines = [["image", *(HEADINGS[key][0] for key in shown)]]
-    for row in rows:
-        lines.append([str(row["image"]), *(_number(row.get(key), HEADINGS[key][1]) for key in shown)])
-    return markdown(lines)
+    shown = [key for key in HEADINGS if any(_number(row.get(key), 0) for row in rows)]
+    headings = ["image", *(HEADINGS[key][0] for key in shown)]
+    lines = [[str(row["image"]), *(_number(row.get(key), HEADINGS[key][1]) for key in shown)] for row in rows]
+    return markdown([headings, *lines])
 
 
 CAPTION1 = "PSNR in dB, of draws: of their mean (and median)"
@@ -83,5 +82,6 @@ def _score(row: Row | None) -> str:
     return f"{mean:.2f}" if mean == middle else f"{mean:.2f} ({middle:.2f})"
 
 
-def _number(value: float | None, digits: int) -> str:
-    return "" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+def _number(value: str | float | None, digits: int) -> str:
+    """Empty for none, or for a NaN."""
+    return "" if value is None or math.isnan(float(value)) else f"{float(value):.{digits}f}"

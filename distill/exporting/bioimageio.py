@@ -99,17 +99,18 @@ def _describe(weights: Path, denoiser: DirectDenoiser, author: str, license: str
             test_tensor=spec.FileDescr(source=folder / f"{name}.npy"),
         )
 
-    any_size = [spec.SpaceInputAxis(id=axis, size=spec.ParameterizedSize(min=1, step=1)) for axis in "yx"]
+    free = spec.ParameterizedSize(min=1, step=1)
+    any_size = [spec.SpaceInputAxis(id=spec.AxisId(axis), size=free) for axis in "yx"]
     same_size = [
-        spec.SpaceOutputAxis(id=axis, size=spec.SizeReference(tensor_id="noisy", axis_id=axis))
-        for axis in "yx"
+        spec.SpaceOutputAxis(id=axis, size=spec.SizeReference(tensor_id=spec.TensorId("noisy"), axis_id=axis))
+        for axis in map(spec.AxisId, "yx")
     ]
     return spec.ModelDescr(
         name=title,
         description="Raw counts in, denoised raw counts out, in one pass.",
         authors=[spec.Author(name=author)],
-        cite=[spec.CiteEntry(text=PAPER, doi=DOI)],
-        license=license,
+        cite=[spec.CiteEntry(text=PAPER, doi=spec.Doi(DOI))],
+        license=spec.LicenseId(license),
         tags=["denoising", "image-restoration", "2d", "unsupervised-learning"],
         documentation=spec.FileDescr(source=folder / "README.md"),
         covers=[spec.FileDescr(source=folder / "cover.png")],

@@ -14,15 +14,17 @@ def program(denoiser: DirectDenoiser) -> torch.export.ExportedProgram:
     """The student's graph, free in B, H and W, with its weights."""
     m = max(8, getattr(denoiser.backbone, "multiple", 1))
     noisy = torch.zeros(2, len(denoiser.mean), 2 * m + 3, 3 * m + 5)  # no size that a layer treats specially
-    any_size = {axis: torch.export.Dim.DYNAMIC for axis in (0, 2, 3)}
+    any_size = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
     exported = torch.export.export(_Maps(denoiser), (noisy,), dynamic_shapes={"noisy": any_size})
     for node in exported.graph.nodes:
-        node.meta.pop("stack_trace", None)  # else the file tells where this machine keeps its code
+        node.meta.pop(
+            "stack_trace", None
+        )  # otherwise the file would contain the source paths of this machine
     return exported
 
 
 def save_onnx(program: torch.export.ExportedProgram, names: Sequence[str], path: Path) -> None:
-    """One file, with the weights in it. names: of the outputs."""
+    """Writes one file with the weights in it. names: names of the outputs."""
     made = torch.onnx.export(
         program,
         dynamo=True,
@@ -31,6 +33,7 @@ def save_onnx(program: torch.export.ExportedProgram, names: Sequence[str], path:
         dynamic_shapes={"noisy": {0: "batch", 2: "height", 3: "width"}},
         verbose=False,
     )
+    assert made is not None  # dynamo gives a program
     graph = made.model.graph
     for node in graph:
         for value in node.outputs:

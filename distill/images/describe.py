@@ -1,6 +1,7 @@
 """What is in an image, in a few lines."""
 
 from pathlib import Path
+from typing import Any
 
 from distill.images.sources import as_stack
 from distill.images.stack import Stack
@@ -24,8 +25,9 @@ def describe_image(path: Path) -> str:
 
 
 def _noise(stack: Stack) -> str:
+    frames: Any = stack.frames  # LazyFrames as well: only some tiles are read
     try:
-        estimate = GaussianNoise.estimate(stack.frames)
+        estimate = GaussianNoise.estimate(frames)
     except ValueError as error:
         return str(error)
     return f"variance = {estimate.gain:.4g} * signal + {estimate.offset:.4g}, estimated"

@@ -14,7 +14,7 @@ Images = str | os.PathLike | np.ndarray | Tensor | Stack
 
 
 def as_stack(images: Images, axes: str | None = None) -> Stack:
-    """A path, an array, a tensor or a Stack as a Stack. Arrays are YX, TYX or TCYX unless told."""
+    """A path, an array, a tensor or a Stack as a Stack. Arrays are YX, TYX or TCYX by default."""
     if isinstance(images, (str, os.PathLike)):
         return read(images, axes)
     if isinstance(images, Stack):

@@ -59,7 +59,7 @@ class Stack:
         moved = self.pixels.transpose([self.axes.index(a) for a in order])
         if "C" not in self.axes:
             moved = moved[..., None, :, :]
-        dims = [d for d in zip(moved.shape[:-3], moved.strides[:-3]) if d[0] > 1]
+        dims = [d for d in zip(moved.shape[:-3], moved.strides[:-3], strict=True) if d[0] > 1]
         mergeable = all(stride == n * inner for (_, stride), (n, inner) in pairwise(dims))
         if isinstance(self.pixels, np.memmap) and not mergeable:
             return LazyFrames(moved)
@@ -78,7 +78,7 @@ class Stack:
 
     def restore(self, frames: np.ndarray) -> np.ndarray:
         """(N, C', Y, X) -> the stack's axis order, see `restored_axes`. C' may differ from C."""
-        sizes = dict(zip(self.axes, self.pixels.shape))
+        sizes = dict(zip(self.axes, self.pixels.shape, strict=True))
         lead = [sizes[a] for a in self._lead]
         want = (math.prod(lead), "C", sizes["Y"], sizes["X"])
         if len(frames.shape) != 4 or (*frames.shape[:1], "C", *frames.shape[2:]) != want:

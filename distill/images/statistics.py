@@ -37,7 +37,7 @@ def statistics(stack: Stack, frames_index=None) -> tuple[np.ndarray, np.ndarray]
     blocks = np.arange(n_blocks) if n_blocks <= limit else np.arange(limit) * n_blocks // limit
     count, mean, m2 = 0, np.zeros(n_channels), np.zeros(n_channels)
     low, high = np.full(n_channels, np.inf), np.full(n_channels, -np.inf)
-    for i, row in zip(which[blocks // per_frame], blocks % per_frame * rows):
+    for i, row in zip(which[blocks // per_frame], blocks % per_frame * rows, strict=True):
         block = np.asarray(frames[int(i), :, row : row + rows]).reshape(n_channels, -1)
         block = block.astype(np.float64)
         if not np.isfinite(block).all():
@@ -56,5 +56,5 @@ def statistics(stack: Stack, frames_index=None) -> tuple[np.ndarray, np.ndarray]
             f"{stack.name}: channel {c} is constant (every pixel is {low[c]:g}), which leaves"
             " nothing to learn; pass an image that varies"
         )
-    std = np.sqrt(m2 / count)
-    return tuple(v.astype(np.float32).reshape(-1, 1, 1) for v in (mean, std))
+    mean, std = (v.astype(np.float32).reshape(-1, 1, 1) for v in (mean, np.sqrt(m2 / count)))
+    return mean, std

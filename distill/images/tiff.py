@@ -69,7 +69,7 @@ def _pixels(tif: tifffile.TiffFile, path: Path) -> tuple[np.ndarray, str]:
     if len(equal) > 1:
         return np.stack([s.asarray() for s in equal]), "S" + axes
     # A multi-file OME-TIFF may hold its pixels elsewhere, hence the look at each page's parent.
-    if first.dataoffset is not None and all(page.parent is tif for page in first.pages):
+    if first.dataoffset is not None and all(page is not None and page.parent is tif for page in first.pages):
         dtype = np.dtype(tif.byteorder + first.dtype.char)
         return np.memmap(path, dtype, "r", first.dataoffset, first.shape), axes
     return first.asarray(), axes
@@ -79,7 +79,8 @@ def _calibrate(stack: Stack, tif: tifffile.TiffFile) -> None:
     """Fills in pixel size, unit, source and extra from OME-XML, ImageJ or tifffile metadata."""
     if tif.is_ome:
         stack.source = "ome"
-        return _calibrate_ome(stack, tif.ome_metadata)
+        _calibrate_ome(stack, tif.ome_metadata or "")
+        return
     meta = tif.imagej_metadata or dict((tif.shaped_metadata or [{}])[0])
     if tif.is_imagej:
         stack.source = "imagej"
@@ -100,7 +101,7 @@ def _calibrate_ome(stack: Stack, xml: str) -> None:
     pixels = ElementTree.fromstring(xml).find("{*}Image/{*}Pixels")
     if pixels is None:
         return
-    units = {}
+    units: dict[str, str] = {}
     for axis in "xyz":
         if size := _number(pixels.get(f"PhysicalSize{axis.upper()}")):
             unit = pixels.get(f"PhysicalSize{axis.upper()}Unit", "µm")
@@ -109,8 +110,8 @@ def _calibrate_ome(stack: Stack, xml: str) -> None:
     for axis, unit in units.items():  # one unit for all: the first axis'
         stack.pixel_size[axis] *= _MICRONS.get(unit, 1) / _MICRONS.get(stack.unit, 1)
     for key in ("TimeIncrement", "TimeIncrementUnit"):
-        if pixels.get(key):
-            stack.extra[key] = pixels.get(key)
+        if value := pixels.get(key):
+            stack.extra[key] = value
     names = [channel.get("Name") for channel in pixels.iterfind("{*}Channel")]
     if names and all(names):
         stack.extra["Channel"] = {"Name": names}
@@ -167,7 +168,7 @@ def _write_tiff(path: Path, array: np.ndarray, axes: str, dtype: np.dtype, like:
     imagej = imagej and list(axes) == [a for a in "TZCYX" if a in axes] and 1 not in array.shape[:-2]
     kind = "ome" if ome else "imagej" if imagej else "plain"
     meta = dict(like.extra) if like.source == kind else {}
-    options = {"photometric": "minisblack", "compression": like.compression}
+    options: dict[str, Any] = {"photometric": "minisblack", "compression": like.compression}
     series = [array]
     if ome:
         last = [a for a in axes if a not in "SYX"] + ["Y", "X"]
@@ -182,8 +183,8 @@ def _write_tiff(path: Path, array: np.ndarray, axes: str, dtype: np.dtype, like:
     else:
         x, y, z = (like.pixel_size.get(a) for a in "xyz")
         meta |= {k: v for k, v in {"unit": unit, "spacing": z}.items() if v}
-        if x or y:
-            options["resolution"] = (1 / (x or y), 1 / (y or x))
+        if sides := [side for side in (x, y) if side]:  # one of them stands for both
+            options["resolution"] = (1 / sides[0], 1 / sides[-1])
     meta["axes"] = axes
     with tifffile.TiffWriter(path, bigtiff=big, ome=ome, imagej=imagej) as tif:
         for image in series:

@@ -24,7 +24,8 @@ def blind_spot_pairs(frames, rng: np.random.Generator, smooth: float = 0.25) -> 
     would count as noise. Noise must be uncorrelated between pixels.
     """
     pairs = [_pairs(crops, smooth) for crops in _crops(frames, rng)]
-    return tuple(torch.cat(values).numpy() for values in zip(*pairs, strict=True))
+    signal, observation = (torch.cat(values).numpy() for values in zip(*pairs, strict=True))
+    return signal, observation
 
 
 def _crops(frames, rng: np.random.Generator):

@@ -3,7 +3,7 @@
 import logging
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from samplers import AutoregressiveNoise, GaussianMixtureNoise, GaussianNoise, H
 
 log = logging.getLogger(__name__)
 
+Context = Literal["image", "row", "column"]
 KINDS = {"gmm": GaussianMixtureNoise, "gaussian": GaussianNoise, "histogram": HistogramNoise}
 METHODS = ("repeats", "calibration", "bootstrap", "dark")
 MAX_HELD = 200_000
@@ -34,7 +35,7 @@ def fit_noise_model(
     held_out: float = 0.1,
     n_gaussian: int = 3,
     n_coeff: int = 2,
-    context: Literal["image", "row", "column"] = "image",
+    context: Context = "image",
     steps: int = 1000,
     data: Images | None = None,
     seed: int = 0,
@@ -88,7 +89,7 @@ def fit_noise_model(
     test = rng.random(s.shape[-1]) < held_out  # whole positions: no noise in both parts
     train = s[..., ~test].ravel(), x[..., ~test].ravel()
     percentiles = percentiles or ((0, 100) if method == "calibration" else (0.5, 99.5))
-    options = {
+    options: dict[str, Any] = {
         "gmm": {"n_gaussian": n_gaussian, "n_coeff": n_coeff},
         "histogram": {"step": 1 if stack.pixels.dtype.kind in "iu" else None},
     }.get(kind, {})
@@ -108,13 +109,13 @@ def fit_noise_model(
     _warn_of_range(s if data is None else levels(as_stack(data)), low, high)
     with whole_file(out) as part:
         model.write(part)
-    picture = [v[:: max(1, len(v) // 300_000)] for v in train]
-    noise_density(out.with_suffix(".png"), model, *picture, low, high)
+    some = slice(None, None, max(1, len(train[0]) // 300_000))
+    noise_density(out.with_suffix(".png"), model, train[0][some], train[1][some], low, high)
     return model
 
 
 def _fit_autoregressive(
-    stack: Stack, noise: np.ndarray, out: Path, context: str, steps: int, held_out: float, seed: int
+    stack: Stack, noise: np.ndarray, out: Path, context: Context, steps: int, held_out: float, seed: int
 ) -> AutoregressiveNoise:
     """Judged on the bottom rows of every frame, which the fit never sees."""
     height = noise.shape[-2] - max(16, round(held_out * noise.shape[-2]))
@@ -124,7 +125,8 @@ def _fit_autoregressive(
         raise UserError(f"{stack.name}: {error}") from None
     held = torch.from_numpy(noise[:64, None, height:])
     with torch.no_grad():
-        model.held_out_nll = -float(model.log_likelihood(held, torch.zeros_like(held)).mean())
+        nll = -float(model.log_likelihood(held, torch.zeros_like(held)).mean())
+    model.held_out_nll = nll  # pyright: ignore[reportArgumentType]  # torch's stub: Tensor or Module
     white = GaussianNoise(float(noise[:, :height].std()))
     white_nll = -float(white.log_likelihood(held, torch.zeros_like(held)).mean())
     log.info(

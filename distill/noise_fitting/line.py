@@ -1,4 +1,4 @@
-"""The noise line variance = gain * signal + offset, of every channel: what a variance-stabilizing transform needs."""
+"""The noise line of every channel, variance = gain * signal + offset."""
 
 import torch
 from torch import Tensor, nn

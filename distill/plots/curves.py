@@ -4,14 +4,17 @@ import io
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType  # newer than our lower bound
+
 INK = "#123456"  # becomes currentColor
 DRAWS, STUDENT = "#3b82f6", "#f59e0b"
-STYLE = {
+STYLE: "dict[RcKeyType, Any]" = {
     "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK,
     "ytick.color": INK, "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 11,
     "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,

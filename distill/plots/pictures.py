@@ -40,7 +40,7 @@ def comparison(path: Path, images: dict[str, np.ndarray], zoom: int = 96) -> Non
     for (title, image), (whole, detail) in zip(images.items(), axes.T, strict=True):
         for axis, shown in ((whole, image), (detail, image[y : y + zoom, x : x + zoom])):
             axis.imshow(shown, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
-            axis.set_xticks([]), axis.set_yticks([])
+            axis.set(xticks=[], yticks=[])
         whole.set_title(title, fontsize=10)
         whole.add_patch(Rectangle((x, y), zoom, zoom, fill=False, color="orange"))
     figure.tight_layout()

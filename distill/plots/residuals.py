@@ -42,7 +42,8 @@ def residual_picture(
             against.plot(signal, drawn.std(-1)[0, 0], "k--", label="the noise model's std")
         against.axhline(0, color="grey", linewidth=0.5)
         against.set(title="residual against signal", xlabel="signal (counts)", ylabel="counts")
-        correlation.legend(fontsize=8), against.legend(fontsize=8)
+        correlation.legend(fontsize=8)
+        against.legend(fontsize=8)
     with whole_file(path) as part:
         figure.savefig(part, format="png", dpi=100)
 
@@ -53,4 +54,5 @@ def _by_signal(signal: np.ndarray, residual: np.ndarray) -> tuple[np.ndarray, np
     bins = [part for part in np.array_split(order, BINS) if len(part)]
     signal, residual = signal.ravel(), residual.ravel()
     statistics = [(signal[part].mean(), residual[part].mean(), residual[part].std()) for part in bins]
-    return tuple(np.array(column) for column in zip(*statistics, strict=True))
+    level, mean, std = (np.array(column) for column in zip(*statistics, strict=True))
+    return level, mean, std

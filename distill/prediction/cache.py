@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from distill.errors import UserError
 from distill.files import Unfinished, write_json
-from distill.hardware import Precision, autocast, choose_device
+from distill.hardware import Hardware, Precision
 from distill.images.sources import Images, as_stack
 from distill.images.statistics import statistics
 from distill.prediction.tiles import in_tiles
@@ -35,7 +35,7 @@ def cache_draws(
     """Draws of every frame, written to the folder `out` -> the sampler to train students with.
 
     float16 in units of the images' standard deviation: 2 bytes * draws per pixel. A stopped run
-    goes on with the first frame that is not finished.
+    resumes with the first frame that is not finished.
 
     Args:
         run: a run or its folder, or a sampler.
@@ -52,8 +52,8 @@ def cache_draws(
     """
     if draws < 1 or (keep is not None and (keep < 1 or draws % keep)):
         raise UserError(f"draws, keep: got {draws}, {keep}; keep must divide draws, both at least 1")
-    device, out = choose_device(device), Path(out)
-    sampler = checkpoint.load_sampler(run).to(device)
+    hardware, out = Hardware(device, precision), Path(out)
+    sampler = checkpoint.load_sampler(run).to(hardware.device)
     stack = as_stack(images, axes)
     mean, std = statistics(stack)
     n, channels, *size = stack.frames.shape
@@ -69,8 +69,8 @@ def cache_draws(
         return (drawn if keep is None else _shares(drawn, keep)).transpose(0, 1).flatten(1, 2)
 
     for i in tqdm(range(done, n), desc="cache", unit="frame", initial=done, total=n):
-        noisy = torch.from_numpy(np.array(stack.frames[i], dtype=np.float32))[None].to(device)
-        with torch.inference_mode(), autocast(device, precision):
+        noisy = torch.from_numpy(np.array(stack.frames[i], dtype=np.float32))[None].to(hardware.device)
+        with torch.inference_mode(), hardware.autocast():
             drawn = in_tiles(answer, noisy, tile, halo).float().cpu().numpy()
         cache[i] = (drawn.reshape(-1, channels, *size) - mean) / std
         cache.flush()
@@ -80,7 +80,7 @@ def cache_draws(
     return CachedDraws(str(out))
 
 
-def _open(out: Path, state: Unfinished, shape: tuple[int, ...]) -> tuple[np.ndarray, int]:
+def _open(out: Path, state: Unfinished, shape: tuple[int, ...]) -> tuple[np.memmap, int]:
     """The array on disk, and how many frames of it a stopped run has finished."""
     if (out / "draws.json").exists():
         raise UserError(f"{out}: holds a finished cache; pass another folder, or delete it first")

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from distill.denoiser import DirectDenoiser
 from distill.errors import UserError, checks_of
-from distill.hardware import Precision, autocast, choose_device
+from distill.hardware import Hardware, Precision
 from distill.images import tiff
 from distill.images.sources import Images, as_stack
 from distill.prediction.tiles import ALIGNMENT, in_tiles
@@ -58,9 +58,9 @@ def predict(
         axes: letters of the images' dimensions, of STCZYX. Default: what the file says.
     """
     _check_arguments(draws, statistic, tile, halo)
-    device = choose_device(device)
+    hardware = Hardware(device, precision)
     stack = as_stack(noisy, axes)
-    answer, names, trained_on = _answer(run, draws, statistic, device)
+    answer, names, trained_on = _answer(run, draws, statistic, hardware.device)
     files = [] if out is None else map_files(out, names)
     for file in files:
         tiff.check_writable(file, overwrite)
@@ -76,8 +76,8 @@ def predict(
         frame = np.array(stack.frames[i], dtype=np.float32)
         if not np.isfinite(frame).all():
             raise UserError(f"{stack.name}: frame {i} holds NaN or infinity; replace those pixels first")
-        noisy_frame = torch.from_numpy(frame)[None].to(device)
-        with checks_of(name), torch.inference_mode(), autocast(device, precision):
+        noisy_frame = torch.from_numpy(frame)[None].to(hardware.device)
+        with checks_of(name), torch.inference_mode(), hardware.autocast():
             maps[i] = in_tiles(answer, noisy_frame, tile, halo)[0].float().cpu().numpy()
     images = np.split(maps, len(names), axis=1)
     for file, map_name, image in zip(files, names, images, strict=False):

@@ -10,23 +10,24 @@ ALIGNMENT = 64  # tiles start at multiples of this, so that every tile is downsa
 def in_tiles(
     answer: Callable[[Tensor], Tensor], noisy: Tensor, tile: int | None = None, halo: int = 64
 ) -> Tensor:
-    """(B, C, H, W) -> what `answer` gives, (B, K, H, W), `tile` pixels at a time with `halo` more seen on every side.
+    """(B, C, H, W) -> (B, K, H, W): `answer` on tiles of `tile` pixels, with `halo` more seen on every side.
 
     A halo of the network's receptive field makes tiles exactly the whole image: 160 px for the
     paper's U-Net. HDN's exceeds any halo. Where a tile meets the image's border there is none.
     """
     if tile is None or tile >= max(noisy.shape[-2:]):
         return answer(noisy)
-    whole = None
-    for (y0, y1, top, bottom), (x0, x1, left, right) in _tiles(noisy.shape[-2:], tile, halo):
+    whole = noisy.new_empty(0)
+    height, width = noisy.shape[-2:]
+    for (y0, y1, top, bottom), (x0, x1, left, right) in _tiles(height, width, tile, halo):
         seen = answer(noisy[..., top:bottom, left:right])
-        if whole is None:
-            whole = seen.new_empty(*seen.shape[:2], *noisy.shape[-2:])
+        if not whole.numel():
+            whole = seen.new_empty(*seen.shape[:2], height, width)
         whole[..., y0:y1, x0:x1] = seen[..., y0 - top : y1 - top, x0 - left : x1 - left]
     return whole
 
 
-def _tiles(size: tuple[int, int], tile: int, halo: int) -> Iterator[tuple[tuple[int, ...], ...]]:
+def _tiles(height: int, width: int, tile: int, halo: int) -> Iterator[tuple[tuple[int, ...], ...]]:
     """For each tile and axis: start and end of what is kept, start and end of what is seen."""
 
     def spans(length: int) -> list[tuple[int, int, int, int]]:
@@ -42,4 +43,4 @@ def _tiles(size: tuple[int, int], tile: int, halo: int) -> Iterator[tuple[tuple[
             for start in range(0, length, step)
         ]
 
-    return ((rows, columns) for rows in spans(size[0]) for columns in spans(size[1]))
+    return ((rows, columns) for rows in spans(height) for columns in spans(width))

@@ -12,7 +12,7 @@ from distill.plots.pictures import busiest
 SHOWN, ZOOMED = 256, 64  # px of the first frame: pages stay below a few MB
 
 
-def pictures(images: dict[str, np.ndarray], scores: dict[str, float | None]) -> dict[str, Any]:
+def pictures(images: dict[str, np.ndarray], scores: dict[str, float]) -> dict[str, Any]:
     """Every image of the first frame on one grey scale: the part that varies most, a zoom into it,
     and its error (blue below, red above the truth), on one scale too. scores: PSNR of each, in dB."""
     reference = images.get(TRUTH, images["student"])

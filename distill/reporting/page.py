@@ -33,7 +33,7 @@ def report(
     Args:
         runs: finished runs or their folders. What `evaluate` left in them, or in folders within, is shown,
             and so is what `calibrate` did.
-        out: HTML file to write; report.html in the first run's folder unless told.
+        out: HTML file to write. Default: report.html in the first run's folder.
     """
     runs = [Path(run) for run in ([runs] if isinstance(runs, str | os.PathLike) else runs)]
     for run in runs:
@@ -78,7 +78,7 @@ def _tables(run: Path) -> list[Path]:
 
 def _rows(table: Path) -> list[Row]:
     with open(table, encoding="utf-8") as file:
-        return [{k: _value(v) for k, v in row.items()} for row in csv.DictReader(file)]
+        return [{k: _value(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
 
 
 def _run(run: Path) -> dict[str, Any]:
@@ -103,13 +103,14 @@ def _evaluated(table: Path) -> dict[str, Any]:
     data = str(rows[0]["data"])
     with np.load(table.with_suffix(".npz")) as stored:
         images = dict(stored)
+    scores = {str(row["image"]): float(row["psnr_mean"]) for row in rows if "psnr_mean" in row}
     has_truth = TRUTH in images
     return {
         "title": "Images given as an array" if data == Stack.name else data,
         "table": _cells(rows),
         "plots": _inline(curves.psnr_against_time(rows)) if has_truth else [],
         "residuals": data_uri(residuals.read_bytes()) if residuals.exists() and not has_truth else None,
-        "pictures": pictures(images, {row["image"]: row.get("psnr_mean") for row in rows}),
+        "pictures": pictures(images, scores),
     }
 
 
@@ -122,13 +123,13 @@ def _cells(rows: list[Row]) -> list[list[str]]:
     shown = [key for key in HEADINGS if any(isinstance(row.get(key), float) for row in rows)]
     lines = [["", *(HEADINGS[key][0] for key in shown)]]
     for row in rows:
-        numbers = [f"{row[k]:.{HEADINGS[k][1]}f}" if isinstance(row[k], float) else "" for k in shown]
+        numbers = [f"{row[k]:.{HEADINGS[k][1]}f}" if isinstance(row.get(k), float) else "" for k in shown]
         lines.append([str(row["image"]), *numbers])
     return lines
 
 
-def _value(text: str) -> str | float | None:
+def _value(text: str) -> str | float:
     try:
-        return float(text) if text else None
+        return float(text)
     except ValueError:
         return text

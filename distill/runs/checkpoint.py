@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -12,7 +12,11 @@ from distill.errors import UserError
 from distill.runs.rebuild import describe, rebuild
 from distill.runs.run import Run
 from distill.runs.tensors import load, save
+from losses import Loss
 from samplers import PosteriorSampler
+
+AnyRun = str | os.PathLike[str] | DirectDenoiser | PosteriorSampler  # a Run, its folder, or a network of it
+Kind = TypeVar("Kind", bound=nn.Module)
 
 
 def save_sampler(path: Path, sampler: PosteriorSampler) -> None:
@@ -28,9 +32,7 @@ def save_denoiser(path: Path, denoiser: DirectDenoiser) -> None:
     save(path, denoiser.state_dict(), header)
 
 
-def load_sampler(
-    run: str | os.PathLike[str] | PosteriorSampler, sampler: PosteriorSampler | None = None
-) -> PosteriorSampler:
+def load_sampler(run: AnyRun, sampler: PosteriorSampler | None = None) -> PosteriorSampler:
     """The trained sampler of a run (its folder, its file or the Run), in eval mode; one in hand is itself.
 
     sampler: an object of the same architecture, for one that the file cannot describe.
@@ -39,14 +41,12 @@ def load_sampler(
         return (run.sampler if isinstance(run, Run) else run).eval()
     path = _file(run, "sampler.safetensors")
     tensors, header = load(path)
-    sampler = sampler or _described(path, header, "sampler")
+    sampler = sampler or _described(path, header, "sampler", PosteriorSampler)
     sampler.load_state_dict(tensors)
     return sampler.eval().to(memory_format=torch.channels_last)
 
 
-def load_denoiser(
-    run: str | os.PathLike[str] | DirectDenoiser, backbone: nn.Module | None = None
-) -> DirectDenoiser:
+def load_denoiser(run: AnyRun, backbone: nn.Module | None = None) -> DirectDenoiser:
     """The trained student of a run (its folder, its file or the Run), in eval mode; one in hand is itself.
 
     backbone: an object of the same architecture, for one that the file cannot describe.
@@ -55,8 +55,8 @@ def load_denoiser(
         return (run.denoiser if isinstance(run, Run) else run).eval()
     path = _file(run, "student.safetensors")
     tensors, header = load(path)
-    backbone = backbone or _described(path, header, "backbone")
-    denoiser = DirectDenoiser(backbone, _described(path, header, "loss"), header["channels"])
+    backbone = backbone or _described(path, header, "backbone", nn.Module)
+    denoiser = DirectDenoiser(backbone, _described(path, header, "loss", Loss), header["channels"])
     denoiser.load_state_dict(tensors)
     return denoiser.eval().to(memory_format=torch.channels_last)
 
@@ -77,8 +77,8 @@ def load_weights(run: str | os.PathLike[str], sampler: PosteriorSampler, student
         unfit = [k for k in weights if k not in own or own[k].shape != weights[k].shape]
         if unfit or [k for k, _ in network.named_parameters() if k not in stored]:
             raise UserError(
-                f"{path}: holds another {type(network).__name__} than the one to train ({len(unfit)} tensors do "
-                "not fit); pass networks with the arguments that `distill info` shows"
+                f"{path}: holds another {type(network).__name__} than the one to train ({len(unfit)} tensors "
+                "do not fit); pass networks with the arguments that `distill info` shows"
             )
         network.load_state_dict(weights, strict=False)
 
@@ -96,7 +96,7 @@ def name_of(run: str | os.PathLike[str] | nn.Module) -> str:
     return type(run).__name__ if isinstance(run, nn.Module) else str(run)
 
 
-def _file(run: str | os.PathLike[str], name: str) -> Path:
+def _file(run: AnyRun, name: str) -> Path:
     if isinstance(run, nn.Module):
         raise UserError(
             f"{name_of(run)}: holds no {Path(name).stem}; pass what train returned, or its folder"
@@ -104,7 +104,10 @@ def _file(run: str | os.PathLike[str], name: str) -> Path:
     return Path(run) / name if Path(run).is_dir() else Path(run)
 
 
-def _described(path: Path, header: dict[str, Any], role: str) -> nn.Module:
+def _described(path: Path, header: dict[str, Any], role: str, kind: type[Kind]) -> Kind:
     if header.get(role) is None:
         raise UserError(f"{path}: holds no {role} that can be rebuilt by name; in Python, pass {role}=...")
-    return rebuild(header[role])
+    module = rebuild(header[role])
+    if not isinstance(module, kind):
+        raise UserError(f"{path}: its {role} is a {type(module).__name__}, must be a {kind.__name__}")
+    return module

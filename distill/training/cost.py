@@ -13,7 +13,7 @@ import torch
 
 from distill.errors import UserError
 from distill.files import write_text
-from distill.hardware import Precision, autocast, choose_device, synchronize, working_memory
+from distill.hardware import Hardware, Precision, synchronize, working_memory
 from distill.images.sources import Images, as_stack
 from distill.runs import checkpoint, tensors
 from distill.training.optimizer import Optimizer
@@ -44,7 +44,8 @@ class Cost:
             f"on the finished sampler; memory {self.sampler_memory:.0f} MB alone, {self.both_memory:.0f} MB "
             f"with the student.\nThe student added {self.extra_training:.0f} s to this run; a draw of one "
             f"frame takes {self.seconds_per_draw:.3f} s, the student {self.seconds_per_pass:.3f} s: it has "
-            f"paid for itself after {self.break_even:.2g} frames, against {DRAWS} draws of each ({self.device})."
+            f"paid for itself after {self.break_even:.2g} frames, against {DRAWS} draws of each "
+            f"({self.device})."
         )
 
 
@@ -57,7 +58,7 @@ def training_cost(
     precision: Precision = "auto",
     axes: str | None = None,
 ) -> Cost:
-    """Measures copies of a run's networks on its own settings; `report` shows what goes into its cost.txt.
+    """Measures copies of a run's networks on its own settings, for its cost.txt, which `report` shows.
 
     Args:
         run: a run or its folder, with its checkpoint.
@@ -65,48 +66,51 @@ def training_cost(
         repeats: steps of each kind; the fastest counts, since other work only adds.
     """
     settings = checkpoint.settings(tensors.load(Path(run) / "checkpoint.safetensors")[1])
-    sampler, denoiser = map(copy.deepcopy, (checkpoint.load_sampler(run), checkpoint.load_denoiser(run)))
+    sampler = copy.deepcopy(checkpoint.load_sampler(run))
+    denoiser = copy.deepcopy(checkpoint.load_denoiser(run))
     if not (sampler.trainable and settings["steps"]):
         raise UserError(f"{run}: its sampler was not trained with the student; pass a run that co-trained")
-    device = choose_device(device)
-    sampler, denoiser = sampler.to(device), denoiser.to(device)
+    hardware = Hardware(device, precision)
+    place = hardware.device
+    sampler, denoiser = sampler.to(place), denoiser.to(place)
     frames = as_stack(noisy, axes).frames
     micro = min(settings["micro_batch"], settings["batch_size"])
     passes = settings["batch_size"] / micro
     whole, _ = split(frames, 0.0, settings["patch_size"], 0)
-    batch = Patches(frames, whole, settings["patch_size"]).sample(micro, np.random.default_rng(0)).to(device)
+    batch = Patches(frames, whole, settings["patch_size"]).sample(micro, np.random.default_rng(0)).to(place)
     optimize_sampler, optimize_student = (
         Optimizer("", module, settings["optimizer"], 0.0, "cosine", 1, settings["clip"])
         for module in (sampler, denoiser)
     )
 
     def update(train_sampler: bool, train_student: bool) -> None:
-        with autocast(device, precision):
+        with hardware.autocast():
             sampler.train(train_sampler)
             loss, draw = sampler.training_step(batch) if train_sampler else (None, sampler.sample(batch)[0])
-        if train_sampler:
+        if loss is not None:
             optimize_sampler.backward(loss, 1.0)
             optimize_sampler.step()
         if train_student:
-            with autocast(device, precision):
+            with hardware.autocast():
                 prediction = denoiser.predict(batch)
             targets = denoiser.standardize(draw.detach())[None].expand(settings["draws"], *draw.shape)
             optimize_student.backward(denoiser.loss(prediction, targets), 1.0)
             optimize_student.step()
 
     kinds = {"sampler": (True, False), "both": (True, True), "student": (False, True)}
-    steps = {kind: passes * _fastest(partial(update, *what), repeats, device) for kind, what in kinds.items()}
-    memory = {kind: working_memory(partial(update, *kinds[kind]), device) for kind in ("sampler", "both")}
-    sampler.eval(), denoiser.eval()
-    image = torch.from_numpy(np.array(frames[:1], np.float32)).to(device)
-    with torch.inference_mode(), autocast(device, precision):
-        per_draw = _fastest(lambda: list(sampler.draws(image, 3)), repeats, device) / 3  # encoded once
-        per_pass = _fastest(lambda: denoiser(image), repeats, device)
+    steps = {kind: passes * _fastest(partial(update, *what), repeats, place) for kind, what in kinds.items()}
+    memory = {kind: working_memory(partial(update, *kinds[kind]), place) for kind in ("sampler", "both")}
+    sampler.eval()
+    denoiser.eval()
+    image = torch.from_numpy(np.array(frames[:1], np.float32)).to(place)
+    with torch.inference_mode(), hardware.autocast():
+        per_draw = _fastest(lambda: list(sampler.draws(image, 3)), repeats, place) / 3  # encoded once
+        per_pass = _fastest(lambda: denoiser(image), repeats, place)
     extra = (
         settings["steps"] * (steps["both"] - steps["sampler"]) + settings["refine_steps"] * steps["student"]
     )
     cost = Cost(
-        str(device), steps["sampler"], steps["both"], steps["student"], memory["sampler"], memory["both"],
+        str(place), steps["sampler"], steps["both"], steps["student"], memory["sampler"], memory["both"],
         extra, per_draw, per_pass, extra / max(DRAWS * per_draw - per_pass, 1e-12),
     )  # fmt: skip
     write_text(Path(run) / "cost.txt", f"{cost}\n")

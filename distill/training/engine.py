@@ -3,7 +3,6 @@
 import copy
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -156,9 +155,9 @@ def train(
             student.prepare(some, mean, std, *noise_line(some, getattr(sampler, "noise_model", None)))
         loss.prepare(denoiser.standardize(some))
     for module in (sampler, denoiser):
-        module.to(hardware.device, memory_format=torch.channels_last)
+        module.to(hardware.device).to(memory_format=torch.channels_last)
     check_networks(sampler, denoiser, patches.sample(2, np.random.default_rng(0)).to(hardware.device), draws)
-    average = AveragedModel(denoiser, avg_fn=_warm_ema(ema))
+    average = Average(denoiser, ema)
     risk = split_risk(denoiser, some.to(hardware.device), getattr(sampler, "noise_model", None))
     own_share = self_supervised_share(self_supervised, risk, loss)
     start = copy.deepcopy(denoiser) if own_share else None
@@ -256,11 +255,15 @@ _NOT_SETTINGS = (
 )
 
 
-def _warm_ema(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
-    """An average that spans a tenth of the steps so far until it reaches its decay: no start bias."""
+class Average(AveragedModel):
+    """The running average of a student: of a tenth of the steps so far until it reaches its decay, so that
+    the start leaves no bias."""
 
-    def average(averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
-        n = float(count)
-        return averaged.lerp(current, 1 - min(decay, (1 + n) / (10 + n)))
+    module: DirectDenoiser
 
-    return average
+    def __init__(self, denoiser: DirectDenoiser, decay: float) -> None:
+        def average(averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
+            n = float(count)
+            return averaged.lerp(current, 1 - min(decay, (1 + n) / (10 + n)))
+
+        super().__init__(denoiser, avg_fn=average)

@@ -73,8 +73,7 @@ class Optimizer:
 
     def validated(self, loss: float | None) -> None:
         """Tells the plateau schedule this network's own validation loss."""
-        plateau = isinstance(self.schedule, torch.optim.lr_scheduler.ReduceLROnPlateau)
-        if plateau and loss is not None:
+        if isinstance(self.schedule, torch.optim.lr_scheduler.ReduceLROnPlateau) and loss is not None:
             self.schedule.step(loss)
 
     def go_to(self, step: int) -> None:

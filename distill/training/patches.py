@@ -9,7 +9,7 @@ from distill.errors import UserError
 def split(frames, val_fraction: float, patch_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Disjoint (train, val) regions of frames (N, C, Y, X), each (R, 5): frame, y0, y1, x0, x1.
 
-    Whole frames where N > 1, at least one on each side; of a single frame, a strip along one edge
+    Whole frames if N > 1, at least one on each side; of a single frame, a strip along one edge
     whose area comes closest to `val_fraction`. Errors: patch does not fit, too small to split.
     """
     n, _, height, width = frames.shape
@@ -106,8 +106,8 @@ class Patches:
         out = np.empty((len(region), self.frames.shape[1], size, size), dtype=np.float32)
         frame, y, x = self.regions[region, 0], self.regions[region, 1] + down, right
         x = x + self.regions[region, 3]
-        places = zip(frame.tolist(), y.tolist(), x.tolist(), orientations.tolist())
-        for patch, (i, top, left, turn) in zip(out, places):
+        places = zip(frame.tolist(), y.tolist(), x.tolist(), orientations.tolist(), strict=True)
+        for patch, (i, top, left, turn) in zip(out, places, strict=True):
             source = self.frames[i, :, top : top + size, left : left + size]
             # Transposing, mirroring in y and mirroring in x, each or not: the 8 of the square.
             if turn & 1:

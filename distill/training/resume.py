@@ -96,7 +96,7 @@ def resume(out: Path, state: State, settings: dict[str, Any]) -> None:
 
 def _resumed_step(out: Path, step: int, stored: dict, now: dict, co_training: bool) -> int:
     """Where a run of other steps and refine_steps resumes. With more steps after a refinement, the
-    co-training goes on where it ended, and the refinement is done again on the better sampler."""
+    co-training resumes where it ended, and the refinement is done again on the better sampler."""
     if co_training and step > stored["steps"] and now["steps"] > stored["steps"]:
         step = stored["steps"]
     total = now["steps"] + now["refine_steps"]

@@ -27,13 +27,14 @@ WHITE = 0.1  # correlation of neighbouring pixels' noise above which it is not n
 
 
 class SplitRisk(nn.Module):
-    """noisy (B, C, H, W) -> error of the student, given a part of the light, on the rest: about 1 for noise."""
+    """noisy (B, C, H, W) -> error of the student, given a part of the light, on the rest; about 1."""
 
     photon: Tensor
 
     def __init__(self, denoiser: DirectDenoiser, noise: list[GaussianNoise | PhotonNoise]) -> None:
         super().__init__()
-        self.denoiser, self.noise = denoiser, nn.ModuleList(noise)  # one of each channel
+        self.denoiser = denoiser
+        self.noise = noise  # of each channel; it has no weights
         photon = [each.gain or 0.0 for each in noise]
         self.register_buffer("photon", torch.tensor(photon)[:, None, None])
 
@@ -109,8 +110,8 @@ def self_supervised_share(asked: float | None, risk: SplitRisk | None, loss: Los
     possible = risk is not None and isinstance(loss, L2)
     if asked and not possible:
         raise UserError(
-            f"self_supervised: got {asked} with the loss {type(loss).__name__}; it takes the loss L2, the student "
-            "StabilizedUNet, and noise of single pixels with a Gaussian or photon noise model; pass 0"
+            f"self_supervised: got {asked} with the loss {type(loss).__name__}; it takes the loss L2, the "
+            "student StabilizedUNet, and noise of single pixels with a Gaussian or photon noise model; pass 0"
         )
     return float(possible) if asked is None else asked
 

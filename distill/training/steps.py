@@ -1,4 +1,4 @@
-"""The paper's co-training (section 4) as two modules, each with a forward: the sampler teaches, the student learns.
+"""The paper's co-training (section 4) as two modules: the sampler teaches, the student learns.
 
 As modules they can be compiled, spread over processes and profiled.
 """
@@ -55,7 +55,7 @@ class Learn(nn.Module):
 
     def forward(self, noisy: Tensor, draws: Tensor | None) -> Tensor:
         noisy = noisy[:, : len(self.denoiser.mean)]
-        own = self.risk(noisy) if self.risk is not None and self.self_supervised else 0.0
+        own = self.risk(noisy) if self.risk is not None and self.self_supervised else noisy.new_zeros(())
         if draws is None:
             return own
         prediction = self.denoiser.predict(noisy)

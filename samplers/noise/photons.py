@@ -40,7 +40,8 @@ class PhotonNoise(NoiseModel):
         super().__init__()
         if not (0 < gain < math.inf and math.isfinite(offset) and 0 < read_noise < math.inf and shape > 0):
             raise ValueError(
-                f"PhotonNoise: got {gain=}, {offset=}, {read_noise=}, {shape=}; gain, read_noise and shape must be above 0"
+                f"PhotonNoise: got {gain=}, {offset=}, {read_noise=}, {shape=}; all but offset must be "
+                "above 0"
             )
         self.gain, self.offset, self.read_noise, self.shape, self.step = gain, offset, read_noise, shape, step
         self.black = (read_noise**2 - offset) / gain  # where no photon comes
@@ -136,7 +137,7 @@ class PhotonNoise(NoiseModel):
         cls, noisy: Tensor, denoised: Tensor, gain: float, offset: float, step: float | None = None,
         pixels: int = 30_000, seed: int = 0,
     ) -> PhotonNoise:  # fmt: skip
-        """read_noise and shape on a known line, by the likelihood of dark pixels beside an estimate of their signal."""
+        """read_noise and shape on a known line, by the likelihood of dark pixels beside their signal."""
         draw = torch.Generator().manual_seed(seed)
         pick = torch.randperm(noisy.numel(), generator=draw)[:pixels]
         y, s = (v.detach().float().cpu().flatten()[pick] for v in (noisy, denoised))
@@ -169,4 +170,5 @@ def ring_mean(images: Tensor) -> Tensor:
 
 def _gamma(order: Tensor) -> Tensor:
     """Gamma(order, 1), 0 where order is 0."""
-    return torch._standard_gamma(order.clamp(min=1e-2)) * (order > 0)
+    draw = torch._standard_gamma(order.clamp(min=1e-2))  # pyright: ignore[reportPrivateImportUsage]: as Gamma does
+    return draw * (order > 0)

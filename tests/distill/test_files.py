@@ -17,12 +17,16 @@ def umask():
     os.umask(former)
 
 
+def stop_half_way(part):
+    part.write_text("half")
+    raise KeyboardInterrupt
+
+
 def test_an_exception_keeps_the_old_file_and_leaves_nothing_else(tmp_path):
     write_text(tmp_path / "a.txt", "old")
     for name in ("a.txt", "b.txt"):
         with pytest.raises(KeyboardInterrupt), whole_file(tmp_path / name) as part:
-            part.write_text("half")
-            raise KeyboardInterrupt
+            stop_half_way(part)
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
     assert (tmp_path / "a.txt").read_text() == "old"
 

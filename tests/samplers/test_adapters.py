@@ -63,7 +63,7 @@ def test_only_dropout_is_in_training_mode_while_drawing():
 
 
 @pytest.mark.parametrize(
-    "make, message",
+    ("make", "message"),
     [
         (lambda: Ensemble([]), "no networks"),
         (lambda: Ensemble([Shift(0)], std=0.0), "std=0.0"),

@@ -140,7 +140,9 @@ BREAKS = {
     "mode: train/eval": {"sample": leaves_eval_mode},
     "mode: sample must": {"sample": draws_as_it_trains},
     "grad mode": {"draws": leaks},
-    "gradient: draws of sample": {"sample": lambda self, noisy, n=1: torch.stack([self._draw(noisy) for _ in range(n)])},
+    "gradient: draws of sample": {
+        "sample": lambda self, noisy, n=1: torch.stack([self._draw(noisy) for _ in range(n)])
+    },
     "gradient: those of draws": {"draws": lambda self, noisy, n: (self._draw(noisy) for _ in range(n))},
     "input": {"sample": in_place},
     "units": {"sample": lambda self, noisy, n=1: Trainable.sample(self, noisy, n) / 255},

@@ -63,7 +63,7 @@ def test_any_size_and_every_size_of_network(size):
 def test_wrong_arguments_are_one_clear_line():
     with pytest.raises(ValueError, match="DivNoising: got depth=0"):
         small(depth=0)
-    with pytest.raises(ValueError, match="DivNoising: .* channels=3"):
+    with pytest.raises(ValueError, match=r"DivNoising: .* channels=3"):
         small().prepare(torch.rand(1, 3, 16, 16), torch.zeros(3, 1, 1), torch.ones(3, 1, 1))
 
 

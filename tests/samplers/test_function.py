@@ -59,7 +59,7 @@ def test_posterior_mean_of_a_function():
     ],
 )
 def test_wrong_shape_is_one_clear_line(fn):
-    with pytest.raises(ValueError, match="FunctionSampler: fn returned .* must return") as error:
+    with pytest.raises(ValueError, match=r"FunctionSampler: fn returned .* must return") as error:
         FunctionSampler(fn).sample(NOISY, 2)
     assert "\n" not in str(error.value)
 

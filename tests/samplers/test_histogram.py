@@ -127,5 +127,5 @@ def test_bad_files_and_data(tmp_path):
     for name in ("keys.npz", "text.npz", "absent.npz"):
         with pytest.raises(ValueError, match=name):
             HistogramNoise.read(tmp_path / name)
-    with pytest.raises(ValueError, match="HistogramNoise.fit: "):
+    with pytest.raises(ValueError, match=r"HistogramNoise\.fit: "):
         HistogramNoise.fit(np.ones(500), np.random.rand(500))

@@ -140,7 +140,7 @@ def test_estimate_on_clipped_8_bit_stack():
     [np.zeros((64, 64)), np.full((64, 64), np.nan), np.random.rand(64), np.random.rand(8, 8)],
 )
 def test_estimate_refuses(frames):
-    with pytest.raises(ValueError, match="GaussianNoise.estimate: "):
+    with pytest.raises(ValueError, match=r"GaussianNoise\.estimate: "):
         GaussianNoise.estimate(frames)
 
 
@@ -234,5 +234,5 @@ def test_fit_learns_skewed_noise_better_than_a_gaussian():
     ],
 )
 def test_fit_refuses(signal, observation):
-    with pytest.raises(ValueError, match="GaussianMixtureNoise.fit: "):
+    with pytest.raises(ValueError, match=r"GaussianMixtureNoise\.fit: "):
         GaussianMixtureNoise.fit(signal, observation)

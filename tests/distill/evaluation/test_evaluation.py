@@ -13,6 +13,7 @@ from distill.evaluation.metrics import ssim
 from distill.evaluation.residuals import residual_scores
 from distill.evaluation.stored_draws import StoredDraws
 from distill.evaluation.tables import format_table
+from distill.hardware import Hardware
 from losses import L2, Quantiles
 from samplers import GaussianNoise, LinearGaussianField
 from samplers.base import median
@@ -42,7 +43,7 @@ def test_averages_of_draws_approach_the_posterior_mean():
         def maps(self, noisy):
             return {"mean": field.posterior_mean(noisy)}
 
-    rows, pictures = compare(field, Wiener(), [(noisy[0], clean[0])], (30, 1, 4), torch.device("cpu"))
+    rows, pictures = compare(field, Wiener(), [(noisy[0], clean[0])], (30, 1, 4), Hardware("cpu"))
     assert [row["image"] for row in rows] == [
         "noisy input",
         "1 draw",
@@ -142,9 +143,10 @@ def test_a_stopped_evaluation_goes_on(noisy, run, monkeypatch):
 
 def test_a_stop_in_the_first_image_keeps_its_draws(noisy, run, monkeypatch):
     stop = lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
-    with monkeypatch.context() as stopped, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as stopped:
         stopped.setattr(StoredDraws, "_consensus", stop)
-        evaluate(run, noisy, noisy, draws=[3], device="cpu")
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(run, noisy, noisy, draws=[3], device="cpu")
     state = json.loads((run / "unfinished" / "0.json").read_text())
     monkeypatch.setattr(StoredDraws, "delete", lambda self: None)
     monkeypatch.setattr("shutil.rmtree", lambda path: None)

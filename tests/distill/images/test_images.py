@@ -23,7 +23,7 @@ QUICK = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCh
 @st.composite
 def axes_orders(draw, letters="STCZ"):
     chosen = draw(st.lists(st.sampled_from(letters), unique=True, max_size=4))
-    return "".join(draw(st.permutations(chosen + ["Y", "X"])))
+    return "".join(draw(st.permutations([*chosen, "Y", "X"])))
 
 
 def numbered(axes, dtype="uint16", sizes=SIZES):
@@ -85,7 +85,7 @@ def test_arrays_tensors_and_stacks():
 
 
 @pytest.mark.parametrize(
-    "shape, axes, word",
+    ("shape", "axes", "word"),
     [
         ((5, 6), "YQ", "unknown letter 'Q'"),
         ((5, 6), "YY", "repeat"),
@@ -169,10 +169,12 @@ def test_a_cut_file_is_read_or_refused_in_one_line(tmp_path, keep, compression, 
     path = tmp_path / name
     tifffile.imwrite(path, numbered("TYX"), photometric="minisblack", compression=compression)
     path.write_bytes(path.read_bytes()[:keep])
+    message = name
     try:
         read(path)
     except UserError as error:
-        assert "\n" not in str(error) and name in str(error)
+        message = str(error)
+    assert "\n" not in message and name in message
 
 
 # Writing ---------------------------------------------------------------------------------------

@@ -88,7 +88,7 @@ def test_a_sum_with_a_loss_that_cannot_be_described_cannot_either():
 
 def test_only_modules_are_called():
     for name in ("os.system", "pathlib.Path"):
-        with pytest.raises(UserError, match="not an nn.Module"):
+        with pytest.raises(UserError, match=r"not an nn\.Module"):
             rebuild({"class": name, "arguments": {"x": "echo"}})
     with pytest.raises(UserError, match="cannot be imported"):
         rebuild({"class": "no_such_package.Net", "arguments": {}})

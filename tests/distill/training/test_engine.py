@@ -210,8 +210,8 @@ def test_micro_batches_add_up_to_the_batch(noisy, tmp_path):
     for micro in (4, 1, 3):
         torch.manual_seed(0)
         unet = UNet(depth=2, filters=4)
-        train(noisy, FunctionSampler(lambda x: x), unet, out=tmp_path / str(micro), steps=3,
-              refine_steps=0, optimizer="SGD", lr=0.05, precision="fp32", **(QUICK | dict(micro_batch=micro)))  # fmt: skip
+        options = QUICK | dict(micro_batch=micro, optimizer="SGD", lr=0.05, precision="fp32", refine_steps=0)
+        train(noisy, FunctionSampler(lambda x: x), unet, out=tmp_path / str(micro), steps=3, **options)
         results.append(weights(unet))
     for result in results[1:]:
         torch.testing.assert_close(result, results[0], atol=1e-5, rtol=0)

@@ -35,7 +35,7 @@ def test_whole_frames_are_split():
     assert val[:, 0].tolist() != split(frames, 0.15, 16, seed=4)[1][:, 0].tolist()
 
 
-@pytest.mark.parametrize("fraction, n_val", [(0.01, 1), (0.15, 1), (0.99, 2), (0, 0)])
+@pytest.mark.parametrize(("fraction", "n_val"), [(0.01, 1), (0.15, 1), (0.99, 2), (0, 0)])
 def test_each_side_gets_a_frame(fraction, n_val):
     train, val = split(index_image(3, 8, 8), fraction, 8, seed=0)
     assert (len(train), len(val)) == (3 - n_val, n_val)

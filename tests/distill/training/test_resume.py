@@ -100,7 +100,7 @@ def test_weights_that_do_not_fit_are_refused_before_anything_is_written(noisy, t
         (*networks(width=8), L2()),
         (networks()[0], UNet(out_channels=3, depth=2, filters=4), Quantiles()),
     ]:
-        with pytest.raises(UserError, match="holds another (HDN|UNet)"):
+        with pytest.raises(UserError, match=r"holds another (HDN|UNet)"):
             train(noisy, sampler, student, loss, tmp_path / "b", init=tmp_path / "a", **QUICK)
     assert not (tmp_path / "b").exists()
 
