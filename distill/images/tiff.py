@@ -79,7 +79,8 @@ def _calibrate(stack: Stack, tif: tifffile.TiffFile) -> None:
     """Fills in pixel size, unit, source and extra from OME-XML, ImageJ or tifffile metadata."""
     if tif.is_ome:
         stack.source = "ome"
-        return _calibrate_ome(stack, tif.ome_metadata)
+        _calibrate_ome(stack, tif.ome_metadata)
+        return
     meta = tif.imagej_metadata or dict((tif.shaped_metadata or [{}])[0])
     if tif.is_imagej:
         stack.source = "imagej"

@@ -77,8 +77,8 @@ def load_weights(run: str | os.PathLike[str], sampler: PosteriorSampler, student
         unfit = [k for k in weights if k not in own or own[k].shape != weights[k].shape]
         if unfit or [k for k, _ in network.named_parameters() if k not in stored]:
             raise UserError(
-                f"{path}: holds another {type(network).__name__} than the one to train ({len(unfit)} tensors do "
-                "not fit); pass networks with the arguments that `distill info` shows"
+                f"{path}: holds another {type(network).__name__} than the one to train ({len(unfit)} tensors "
+                "do not fit); pass networks with the arguments that `distill info` shows"
             )
         network.load_state_dict(weights, strict=False)
 
