@@ -37,7 +37,7 @@ _HOMES = {
     "load_denoiser": "runs.checkpoint", "specimen": "datasets", "read": "images.tiff",
     "write": "images.tiff", "Stack": "images.stack",
 }  # fmt: skip
-__all__ = ["UserError", *_HOMES]  # noqa: PLE0604
+__all__ = ["UserError", *_HOMES]  # noqa: PLE0604  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

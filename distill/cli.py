@@ -72,12 +72,11 @@ def _train(arguments: list[str]) -> None:
             metavar="NAME",
             help=f"{names}, or a dotted path of your own"
             + (", or a sum such as '1*L1 + 0.1*LPIPS'" if role == "loss" else "")
-            + f"; its options are given as --{role}.OPTION, and listed by --{role}.help NAME "
-            f"(default: {default})",
+            + f"; its options are --{role}.OPTION, listed by --{role}.help NAME (default: {default})",
         )
     parser.add_argument("--init", "--from", type=str, metavar="RUN", default="pretrained",
-                        help="weights to start from: pretrained (those that ship with the package, for "
-                        "networks that have some), none, or a finished run, for instance of other images")  # fmt: skip
+                        help="weights to start from: pretrained (those in the package, for networks that "
+                        "have some), none, or a finished run, as of other images")  # fmt: skip
     _add_options(parser, engine.train, skip=("on_log",))
     arguments = [_full_name(arguments, i) for i in range(len(arguments))]
     config = parser.parse_args(arguments)
@@ -125,7 +124,7 @@ def _evaluate(arguments: list[str]) -> None:
     parser.add_argument("--out", type=str, help="folder to write to (default: that of the run)")
     parser.add_argument("--draws", type=int, nargs="+", default=[1, 10, 100], help=DRAWS)
     parser.add_argument("--cost", type=bool, default=False,
-                        help="measure what the student adds to training too, for cost.txt")  # fmt: skip
+                        help="measure what the student adds to training too: cost.txt")  # fmt: skip
     _add_options(parser, evaluate.evaluate)
     chosen = _without_config(parser.parse_args(arguments))
     measured = chosen.pop("cost")
@@ -141,7 +140,8 @@ def _table1(arguments: list[str]) -> None:
     parser.add_argument("--run", dest="runs", type=str, action="append", required=True, metavar="RUN",
                         help="folder of a run; once for each")  # fmt: skip
     parser.add_argument("--data", type=str, nargs=2, action="append", required=True,
-                        metavar=("NOISY", "CLEAN"), help="noisy TIFF and ground truth; once for each pair")  # fmt: skip
+                        metavar=("NOISY", "CLEAN"),
+                        help="noisy TIFF and its ground truth; once for each pair")  # fmt: skip
     parser.add_argument("--out", type=str, default="runs/table1", help="folder to write to")
     parser.add_argument("--draws", type=int, nargs="+", default=[1, 10, 100], help=DRAWS)
     _add_options(parser, evaluate.evaluate, skip=("run", "noisy", "clean"))

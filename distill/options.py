@@ -31,9 +31,10 @@ class HelpFormatter(jsonargparse.DefaultHelpFormatter):
     def _format_usage(self, usage: Any, actions: Any, *args: Any, **kwargs: Any) -> str:
         positional = [a for a in actions if not a.option_strings]
         needed = [a for a in actions if a.option_strings and a.required]
-        parts = [{"?": f"[{a.dest}]", "+": f"{a.dest} ..."}.get(a.nargs, a.dest) for a in positional]
+        parts = [str(self._prog)]
+        parts += [{"?": f"[{a.dest}]", "+": f"{a.dest} ..."}.get(str(a.nargs), a.dest) for a in positional]
         parts += [self._format_action_invocation(a) for a in needed]
-        return f"usage: {' '.join([self._prog, *map(str, parts), '[options]'])}\n\n"
+        return f"usage: {' '.join(parts)} [options]\n\n"
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         own = _OWN.get(type(action).__name__)
@@ -56,7 +57,7 @@ class HelpFormatter(jsonargparse.DefaultHelpFormatter):
 class Parser(jsonargparse.ArgumentParser):
     """One line for every mistake; a flag alone means true."""
 
-    def __init__(self, *args: Any, formatter_class: Any = HelpFormatter, **options: Any) -> None:
+    def __init__(self, *args: Any, formatter_class: type = HelpFormatter, **options: Any) -> None:
         super().__init__(*args, formatter_class=formatter_class, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:

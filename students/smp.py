@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 U_SHAPED = ("Unet", "UnetPlusPlus", "MAnet")
@@ -166,12 +168,16 @@ def _kinds(tensors: dict[str, Tensor]) -> list[tuple[str, torch.Size]]:
     return [(key.rpartition(".")[2], tensor.shape) for key, tensor in tensors.items()]
 
 
+_FOREIGN = (ImportError, OSError, RuntimeError, ValueError, TypeError, LookupError, EOFError)
+_FOREIGN += (AssertionError, pickle.UnpicklingError, SafetensorError)
+
+
 @contextmanager
 def in_one_line(what: str) -> Iterator[None]:
     """smp, timm, torch's unpickler and downloads raise errors of many kinds and many lines."""
     try:
         yield
-    except Exception as error:
+    except _FOREIGN as error:
         raise ValueError(f"EncoderDecoder: {what} ({_first_line(error)})") from error
 
 

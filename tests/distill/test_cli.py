@@ -219,8 +219,8 @@ def test_wrong_input_is_one_line_exit_2_and_nothing_written(arguments, message, 
 
 def test_help_and_version_do_not_import_torch():
     for flag in ("--help", "--version"):
-        code = f"import sys; from distill.__main__ import main; main(['{flag}']);"
-        code += "assert 'torch' not in sys.modules"
+        code = f"import sys; from distill.__main__ import main; main(['{flag}'])"
+        code += "; assert 'torch' not in sys.modules"
         assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -12,7 +12,7 @@ def test_a_check_is_the_users_to_read():
     with pytest.raises(UserError, match="HDN: pass more"), checks_of("HDN"):
         raise ValueError("pass more")
     with pytest.raises(UserError, match=r"^pass more"), checks_of():
-        exec("def check():\n    raise ValueError('pass more')\ncheck()")
+        exec("def check():\n    raise ValueError('pass more')\ncheck()")  # as typed in
 
 
 @pytest.mark.parametrize(
