@@ -31,10 +31,9 @@ class HelpFormatter(jsonargparse.DefaultHelpFormatter):
     def _format_usage(self, usage: Any, actions: Any, *args: Any, **kwargs: Any) -> str:
         positional = [a for a in actions if not a.option_strings]
         needed = [a for a in actions if a.option_strings and a.required]
-        parts = [str(self._prog)]
-        parts += [{"?": f"[{a.dest}]", "+": f"{a.dest} ..."}.get(str(a.nargs), a.dest) for a in positional]
+        parts = [{"?": f"[{a.dest}]", "+": f"{a.dest} ..."}.get(str(a.nargs), a.dest) for a in positional]
         parts += [self._format_action_invocation(a) for a in needed]
-        return f"usage: {' '.join(parts)} [options]\n\n"
+        return f"usage: {' '.join([self._prog, *map(str, parts)])} [options]\n\n"
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         own = _OWN.get(type(action).__name__)
