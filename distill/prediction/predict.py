@@ -16,6 +16,7 @@ from distill.errors import UserError, checks_of
 from distill.hardware import Hardware, Precision
 from distill.images import tiff
 from distill.images.sources import Images, as_stack
+from distill.prediction.pretrained import PRETRAINED, pretrained_denoiser
 from distill.prediction.tiles import ALIGNMENT, in_tiles
 from distill.runs import checkpoint
 from samplers import PosteriorSampler, posterior_mean, posterior_median, posterior_std
@@ -45,7 +46,8 @@ def predict(
     denoised_std.tif. What is returned is the central one.
 
     Args:
-        run: a run or its folder, or a DirectDenoiser; with draws, a sampler.
+        run: a run or its folder, or a DirectDenoiser; with draws, a sampler; or "pretrained", the weights
+            that ship with the package, for a first answer before any training.
         out: TIFF to write, with the pixel size and axes of the input.
         draws: number of draws of the sampler; 0 for the student's one pass.
         statistic: what the draws become: their mean, median or std, pixel by pixel.
@@ -60,11 +62,15 @@ def predict(
     _check_arguments(draws, statistic, tile, halo)
     hardware = Hardware(device, precision)
     stack = as_stack(noisy, axes)
+    name = checkpoint.name_of(run)
+    if run == PRETRAINED and not Path(PRETRAINED).exists():
+        if draws:
+            raise UserError("draws: the shipped weights are a student, which has none; pass a trained run")
+        run = pretrained_denoiser(stack)
     answer, names, trained_on = _answer(run, draws, statistic, hardware.device)
     files = [] if out is None else map_files(out, names)
     for file in files:
         tiff.check_writable(file, overwrite)
-    name = checkpoint.name_of(run)
     if stack.frames.shape[1] != (trained_on or stack.frames.shape[1]):
         raise UserError(
             f"{stack.name}: has {stack.frames.shape[1]} channels, but {name} was trained on "

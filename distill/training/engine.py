@@ -1,6 +1,5 @@
 """Co-training of a posterior sampler and the student that learns from its draws (paper, section 4)."""
 
-import copy
 import os
 import time
 from pathlib import Path
@@ -24,10 +23,10 @@ from distill.runs.rebuild import describe
 from distill.runs.run import Run
 from distill.training.checks import check_arguments, check_networks
 from distill.training.logs import Log, Metrics, tensorboard_log
-from distill.training.optimizer import Optimizer, Schedule
+from distill.training.optimizer import Optimizer, Schedule, careful
 from distill.training.patches import Patches, split
 from distill.training.resume import State, resume, stop_signals
-from distill.training.self_supervision import self_supervised_share, split_risk, the_better
+from distill.training.self_supervision import Best, self_supervised_share, split_risk
 from distill.training.steps import Learn, Teach
 from distill.training.validation import validate
 from losses import L2, Loss
@@ -93,7 +92,8 @@ def train(
         optimizer: name of a class in torch.optim; each network has its own.
         lr: learning rate of the sampler.
         student_lr: learning rate of the student. Default: lr / 2, because a student without
-            normalisation layers diverges at higher rates; lr / 4 for one that starts from trained weights.
+            normalisation layers diverges at higher rates; for one that starts from trained weights lr / 4,
+            and less for fewer than 2 million pixels, which it would learn by heart.
         schedule: "cosine" (warm-up, then a decay to zero) or "plateau" (as published).
         clip: largest norm of a network's gradient; None for no clipping.
         ema: decay of the running average of the student's weights, which is what is kept; 0 for none.
@@ -120,14 +120,15 @@ def train(
     """
     loss = loss or L2()
     draws = max(loss.min_draws, sampler.free_draws) if draws is None else draws
-    starts_trained = init != "none" and (init != "pretrained" or isinstance(student, StabilizedUNet))
-    student_lr = lr / (4 if starts_trained else 2) if student_lr is None else student_lr
+    stack = as_stack(images, axes)
+    if student_lr is None:
+        starts_trained = init != "none" and (init != "pretrained" or isinstance(student, StabilizedUNet))
+        student_lr = careful(lr / 4, stack.pixels.size) if starts_trained else lr / 2
     settings = {name: value for name, value in locals().items() if name not in _NOT_SETTINGS}
     check_arguments(settings, loss)
     hardware, total, out = Hardware(device, precision), steps + refine_steps, Path(out)
 
     # Data: random patches of raw counts, with their mean and standard deviation.
-    stack = as_stack(images, axes)
     mean, std = (torch.from_numpy(v) for v in statistics(stack))
     regions, held_out = split(stack.frames, val_fraction, patch_size, seed)
     with checks_of(stack.name):
@@ -160,7 +161,7 @@ def train(
     average = Average(denoiser, ema)
     risk = split_risk(denoiser, some.to(hardware.device), getattr(sampler, "noise_model", None))
     own_share = self_supervised_share(self_supervised, risk, loss)
-    start = copy.deepcopy(denoiser) if own_share else None
+    best = Best(denoiser, risk, validation, seed) if risk and own_share and validation is not None else None
     teach, learn = Teach(sampler, 0 if own_share == 1 else draws), Learn(denoiser, loss, risk, own_share)
     if compile:
         teach, learn = torch.compile(teach), torch.compile(learn)
@@ -176,7 +177,9 @@ def train(
     settings["data"] = [*stack.frames.shape, *mean.flatten().tolist(), *std.flatten().tolist()]
     settings["self_supervised"] = own_share
     settings["networks"] = [describe(module) for module in (sampler, student, loss)]
-    state = State({"sampler": sampler, "student": denoiser, "average": average}, optimizers, generator)
+    modules = {"sampler": sampler, "student": denoiser, "average": average}
+    modules |= {"best": best.module} if best else {}
+    state = State(modules, optimizers, generator)
     metrics = Metrics(out, ([tensorboard_log(out)] if tensorboard else []) + ([on_log] if on_log else []))
     resume(out, state, settings)
     metrics.forget_after(state.step)
@@ -213,7 +216,8 @@ def train(
             validating = step % validate_every == 0 or step == total
             if validating and validation is not None:
                 with hardware.autocast():
-                    row |= validate(sampler, average.module, validation, seed, out / "preview.png", risk)
+                    row |= validate(sampler, average.module, validation, seed, out / "preview.png")
+                row |= {"val_split_error": best.compare(average.module)} if best else {}
                 for each in optimizers:
                     each.validated(row.get(f"val_{each.name}_loss"))
                 state.validated(row["val_student_loss"])
@@ -230,9 +234,7 @@ def train(
             if patience and state.stale >= patience:
                 break
 
-    denoiser = average.module.eval()
-    if start is not None and risk is not None and validation is not None:
-        denoiser = the_better(start.eval(), denoiser, risk, validation, seed)
+    denoiser = best.chosen() if best else average.module.eval()
     run = Run(out, sampler.eval(), denoiser)
     checkpoint.save_sampler(out / "sampler.safetensors", run.sampler)
     checkpoint.save_denoiser(out / "student.safetensors", run.denoiser)
@@ -241,6 +243,8 @@ def train(
 
 _SHOWN = ("sampler_loss", "student_loss", "psnr_to_draws")  # on the progress bar
 _NOT_SETTINGS = (
+    "stack",
+    "starts_trained",
     "images",
     "sampler",
     "student",

@@ -6,7 +6,9 @@ Here the two are made of one image, by a noise model that can split it (Monroy e
 arXiv:2412.04648). Unlike draws, the parts are not bounded by how good a sampler is.
 """
 
+import copy
 import logging
+import math
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +25,8 @@ from students import StabilizedUNet
 log = logging.getLogger(__name__)
 SHARE = 0.5  # of the light: more leaves a noisier target, less a noisier input
 CHECKED_SHARE, CHECKS = 0.8, 3  # of held-out patches: nearer to the whole image
-WHITE = 0.1  # correlation of neighbouring pixels' noise above which it is not noise of single pixels
+WHITE = 0.1  # correlation of neighbouring pixels' residuals, above which noise is not of single pixels
+STRONGER = 1.5  # variance from every second pixel over that from all: 1.0 to 1.1 for noise of single pixels
 
 
 class SplitRisk(nn.Module):
@@ -91,13 +94,9 @@ def split_risk(denoiser: DirectDenoiser, frames: Tensor, noise_model: nn.Module 
             model = PhotonNoise.fit(y, s, gain[c], offset[c], step)
         else:
             model = GaussianNoise(max(gain[c] * float(s.mean()) + offset[c], 1e-12) ** 0.5)
-        correlation = _neighbours((y - s) / model.variance(s).sqrt())
-        if correlation > WHITE:
-            log.warning(
-                "noise of neighbouring pixels is correlated (%.2f): the student learns from draws alone; "
-                "for lines or patterns use HDN3-6, JointNoiseVAE or a StructuredNoiseVAE",
-                correlation,
-            )
+        if _correlated(y, (y - s) / model.variance(s).sqrt()):
+            log.warning("the noise of neighbouring pixels is correlated: the student learns from draws alone; "
+                        "for lines or patterns use HDN3-6, JointNoiseVAE or StructuredNoiseVAE")  # fmt: skip
             return None
         noise.append(model)
     return SplitRisk(denoiser, noise).to(frames.device)
@@ -116,27 +115,54 @@ def self_supervised_share(asked: float | None, risk: SplitRisk | None, loss: Los
     return float(possible) if asked is None else asked
 
 
-def the_better(
-    start: DirectDenoiser, end: DirectDenoiser, risk: SplitRisk, noisy: Tensor, seed: int
-) -> DirectDenoiser:
-    """The student before or after its training, by the light of held-out patches that neither has seen."""
-    before, after = (risk.held_out(each, noisy, seed) for each in (start, end))
-    change = after - before
-    error = float(change.std() / len(change) ** 0.5) if len(change) > 1 else 0.0
-    log.info("error on held-out light: %.4f before, %.4f after training (change %+.4f +- %.4f)",
-             float(before.mean()), float(after.mean()), float(change.mean()), error)  # fmt: skip
-    if float(change.mean()) < 0:
-        return end
-    log.warning("training did not make the student better than it was: its start is kept")
-    return start
+class Best:
+    """The student that does best on unseen light of held-out patches; its start is among them."""
+
+    def __init__(self, denoiser: DirectDenoiser, risk: SplitRisk, noisy: Tensor, seed: int) -> None:
+        self.risk, self.noisy, self.seed = risk, noisy, seed
+        self.start, self.module = copy.deepcopy(denoiser), copy.deepcopy(denoiser)
+        self.least = math.inf
+
+    def compare(self, denoiser: DirectDenoiser) -> float:
+        """Its error; kept if it is the least so far."""
+        if math.isinf(self.least):  # of the start, or of what a stopped run has found
+            self.least = self._error(self.module)
+        error = self._error(denoiser)
+        if error < self.least:
+            self.least = error
+            self.module.load_state_dict(denoiser.state_dict())
+        return error
+
+    def _error(self, denoiser: DirectDenoiser) -> float:
+        return float(self.risk.held_out(denoiser, self.noisy, self.seed).mean())
+
+    def chosen(self) -> DirectDenoiser:
+        """The best of the training, or the start if it is not clearly worse: patches tell only so much."""
+        before, after = (
+            self.risk.held_out(each, self.noisy, self.seed) for each in (self.start, self.module)
+        )
+        change = after - before
+        error = float(change.std() / len(change) ** 0.5) if len(change) > 1 else 0.0
+        better = float(change.mean()) + error < 0
+        log.info("error on held-out light: %.4f before training, %.4f after (%+.4f +- %.4f)%s",
+                 float(before.mean()), float(after.mean()), float(change.mean()), error,
+                 "" if better else "; the student stays what it was")  # fmt: skip
+        return (self.module if better else self.start).eval()
 
 
-def _neighbours(residual: Tensor) -> float:
-    """Largest correlation of a pixel's residual with that of the next along x or y."""
+def _correlated(noisy: Tensor, residual: Tensor) -> bool:
+    """Lines show in the residual. Blurred noise does not, for it stays in the image; but it looks stronger from
+    every second pixel than from all."""
     residual = residual - residual.mean()
-    power = residual.square().mean()
     along = [
         (residual[..., 1:] * residual[..., :-1]).mean(),
         (residual[..., 1:, :] * residual[..., :-1, :]).mean(),
     ]
-    return float(max(along) / power)
+    if float(max(along) / residual.square().mean()) > WHITE:
+        return True
+    try:
+        every, second = (GaussianNoise.estimate(noisy[..., ::step, ::step].cpu()) for step in (1, 2))
+    except ValueError:  # too small to tell
+        return False
+    middle = noisy.mean().cpu()
+    return float(second.variance(middle) / every.variance(middle)) > STRONGER

@@ -7,19 +7,13 @@ from torch import Tensor
 
 from distill.denoiser import DirectDenoiser
 from distill.plots.pictures import mosaic
-from distill.training.self_supervision import SplitRisk
 from samplers import PosteriorSampler
 from samplers.base import evaluating
 
 
 @torch.no_grad()
 def validate(
-    sampler: PosteriorSampler,
-    denoiser: DirectDenoiser,
-    noisy: Tensor,
-    seed: int,
-    preview: Path,
-    risk: SplitRisk | None = None,
+    sampler: PosteriorSampler, denoiser: DirectDenoiser, noisy: Tensor, seed: int, preview: Path
 ) -> dict[str, float]:
     """Losses on held-out patches, with the same random draws each time so that they compare, and
     the student's PSNR against the mean of 8 draws (or the free ones) of the first 16 patches."""
@@ -36,8 +30,6 @@ def validate(
     with evaluating(denoiser):
         row["val_student_loss"] = float(denoiser.loss(denoiser.predict(noisy), draws))
         denoised, mean = denoiser(few), drawn.mean(dim=0)
-    if risk is not None:
-        row["val_split_error"] = float(risk.held_out(denoiser, noisy, seed).mean())
     error = (denoised - mean).square().mean()
     row["psnr_to_draws"] = float(20 * torch.log10((mean.max() - mean.min()) / error.sqrt()))
     mosaic(preview, [few, drawn[0], mean, denoised])

@@ -15,6 +15,7 @@ from samplers.noise.base import NoiseModel
 _ARGUMENTS = ("gain", "offset", "read_noise", "shape", "step")
 _FEW = 6.0  # gains: above, the number of pulses need not be told, their Gaussian limit is exact enough
 _PULSES = 16  # that fewer than _FEW gains of light give
+_DARKEST = 0.02  # pulses: no light at all would have no slope
 _RING = torch.ones(1, 1, 5, 5)
 _RING[..., 2, 2] = 0
 
@@ -56,7 +57,7 @@ class PhotonNoise(NoiseModel):
             noisy, signal = noisy.float(), signal.float()
             variance = self.variance(signal)
             gaussian = -0.5 * ((noisy - signal) ** 2 / variance + (2 * math.pi * variance).log())
-            rate = ((signal - self.black) / self.pulse).clamp(min=0.02)
+            rate = ((signal - self.black) / self.pulse).clamp(min=_DARKEST)
             dark = (rate < _FEW).detach() & (noisy - self.black < 2 * _FEW * self.gain)
             if not dark.any():
                 return gaussian
@@ -64,7 +65,8 @@ class PhotonNoise(NoiseModel):
             prior = n * rate[..., None].log() - rate[..., None] - torch.lgamma(n + 1)
             pulses = (self._given_pulses(noisy - self.black) + prior).logsumexp(-1)
             # Below the black level the pulses' rate has no slope: the Gaussian's keeps it finite there.
-            below = 0.5 * ((signal - self.black).clamp(max=0) / self.read_noise) ** 2
+            darkest = self.black + _DARKEST * self.pulse
+            below = 0.5 * ((signal - darkest).clamp(max=0) / self.read_noise) ** 2
             return torch.where(dark, pulses - below, gaussian)
 
     def sample(self, signal: Tensor) -> Tensor:
