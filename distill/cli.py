@@ -106,8 +106,8 @@ def _set_channels(config: jsonargparse.Namespace, outputs: int) -> bool:
 
 def _predict(arguments: list[str]) -> None:
     parser = _parser("predict", "Denoise images with a run's student, or average its sampler's draws.")
-    parser.add_argument("run", type=str, help="folder of a run, or pretrained: the weights in the package, for "
-                        "a first answer before any training; --with RUN says the same")  # fmt: skip
+    parser.add_argument("run", type=str, help="folder of a run, or pretrained: the weights in the package, "
+                        "for a first answer before any training; --with RUN says the same")  # fmt: skip
     parser.add_argument("noisy", type=str, help="noisy TIFF, in raw counts")
     parser.add_argument("--out", type=str, required=True, help="TIFF to write")
     _add_options(parser, predict.predict)

@@ -95,8 +95,8 @@ def split_risk(denoiser: DirectDenoiser, frames: Tensor, noise_model: nn.Module 
         else:
             model = GaussianNoise(max(gain[c] * float(s.mean()) + offset[c], 1e-12) ** 0.5)
         if _correlated(y, (y - s) / model.variance(s).sqrt()):
-            log.warning("the noise of neighbouring pixels is correlated: the student learns from draws alone; "
-                        "for lines or patterns use HDN3-6, JointNoiseVAE or StructuredNoiseVAE")  # fmt: skip
+            log.warning("the noise of neighbouring pixels is correlated: the student learns from draws "
+                        "alone; for lines or patterns use HDN3-6, JointNoiseVAE or StructuredNoiseVAE")  # fmt: skip
             return None
         noise.append(model)
     return SplitRisk(denoiser, noise).to(frames.device)
@@ -151,8 +151,8 @@ class Best:
 
 
 def _correlated(noisy: Tensor, residual: Tensor) -> bool:
-    """Lines show in the residual. Blurred noise does not, for it stays in the image; but it looks stronger from
-    every second pixel than from all."""
+    """Lines show in the residual. Blurred noise does not, for it stays in the image; but it looks stronger
+    from every second pixel than from all."""
     residual = residual - residual.mean()
     along = [
         (residual[..., 1:] * residual[..., :-1]).mean(),
