@@ -96,7 +96,7 @@ def split_risk(denoiser: DirectDenoiser, frames: Tensor, noise_model: nn.Module 
             model = GaussianNoise(max(gain[c] * float(s.mean()) + offset[c], 1e-12) ** 0.5)
         if _correlated(y, (y - s) / model.variance(s).sqrt()):
             log.warning("the noise of neighbouring pixels is correlated: the student learns from draws "
-                        "alone; for lines or patterns use HDN3-6, JointNoiseVAE or StructuredNoiseVAE")  # fmt: skip
+                        "alone; for lines or patterns use HDN3-6 or JointNoiseVAE")  # fmt: skip
             return None
         noise.append(model)
     return SplitRisk(denoiser, noise).to(frames.device)
