@@ -2,7 +2,7 @@
 
 import difflib
 import logging
-import pickle
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,9 +10,9 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
+LIBRARIES = ("segmentation_models_pytorch", "timm", "torch", "safetensors", "huggingface_hub")
 U_SHAPED = ("Unet", "UnetPlusPlus", "MAnet")
 WIDTHS = {
     "Linknet": (),
@@ -168,16 +168,15 @@ def _kinds(tensors: dict[str, Tensor]) -> list[tuple[str, torch.Size]]:
     return [(key.rpartition(".")[2], tensor.shape) for key, tensor in tensors.items()]
 
 
-_FOREIGN = (ImportError, OSError, RuntimeError, ValueError, TypeError, LookupError, EOFError)
-_FOREIGN += (AssertionError, pickle.UnpicklingError, SafetensorError)
-
-
 @contextmanager
 def in_one_line(what: str) -> Iterator[None]:
     """smp, timm, torch's unpickler and downloads raise errors of many kinds and many lines."""
     try:
         yield
-    except _FOREIGN as error:
+    except Exception as error:
+        frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+        if not any(name.startswith(LIBRARIES) for name in frames):
+            raise  # our own
         raise ValueError(f"EncoderDecoder: {what} ({_first_line(error)})") from error
 
 

@@ -92,7 +92,7 @@ def test_config_files_and_their_printing(stack, capsys):
 
 def test_a_fitted_noise_model_goes_into_training_by_its_file(stack, capsys):
     assert main(["noise-model", "fit", "noisy.tif", "--kind", "gaussian", "--out", "noise.npz"]) == 0
-    assert "nats/pixel" in capsys.readouterr().out and Path("noise.png").exists()
+    assert "nats/pixel" in capsys.readouterr().err and Path("noise.png").exists()
     for name, given in {
         "file": ["noise.npz"],
         "class": ["GaussianNoise", "--sampler.noise_model.std", "9"],
