@@ -1,0 +1,168 @@
+"""The quality table: the student after some minutes of one core, beside what a user would pick instead.
+
+    DISTILL_TEST_DATA=... python benchmarks/quality.py rivals          BM3D, 15 s an image, and the ceiling
+    DISTILL_TEST_DATA=... python benchmarks/quality.py confocal --minutes 0 1 5 --seeds 0 1 2
+    python benchmarks/quality.py specimen --minutes 0 1 5 --seeds 0 1 2
+
+confocal: trained on FOV 1's 50 noisy frames alone; FOV 19 is never seen. specimen: the built-in one, which
+the shipped weights have never seen either. PSNR by the paper's definition, of the middle frame (specimen: of
+two). 0 minutes: the shipped weights, without training. BM3D (`pip install bm3d`, for non-commercial use) in
+the Anscombe domain of our noise line, by its exact unbiased inverse (Makitalo & Foi 2013) and by the
+algebraic one. The ceiling is a network trained on pairs of neighbouring repeats of FOV 1 (Noise2Noise).
+Appends to runs/quality/quality.csv: one line for each image, minutes and seed.
+"""
+
+import argparse
+import csv
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from cached_confocal import stack
+
+from distill import DirectDenoiser, psnr, read, specimen, train
+from distill.hardware import keep_freed_memory
+from distill.images.sources import as_stack
+from distill.prediction.pretrained import pretrained_denoiser
+from losses import L2
+from samplers import HDN, GaussianNoise, posterior_mean
+from samplers.hdn import LIGHT
+from students import LightUNet, StabilizedUNet
+
+STEPS = {1: (40, 260), 5: (200, 1400), 20: (800, 6000)}  # minutes of one core: (co-training, student alone)
+OUT = Path("runs/quality")
+Case = tuple[str, torch.Tensor, torch.Tensor, GaussianNoise]  # name, noisy and clean (1, 1, H, W), noise line
+
+
+def confocal() -> tuple[np.ndarray, list[Case]]:
+    cases: list[Case] = []
+    for fov in ("fov1", "fov19"):
+        noisy, clean = (read(path).frames for path in stack(fov))
+        line = GaussianNoise.estimate(np.asarray(noisy[:8]))
+        middle, truth = (torch.from_numpy(np.array(v, "f4"))[None] for v in (noisy[25], clean[0]))
+        cases.append((fov, middle, truth, line))
+    return np.asarray(read(stack("fov1")[0]).pixels), cases
+
+
+def built_in() -> tuple[np.ndarray, list[Case]]:
+    cells = specimen()
+    line = GaussianNoise(gain=cells.gain, offset=cells.offset)
+    frames = (len(cells.noisy) // 4, 3 * len(cells.noisy) // 4)
+    pairs = [
+        [torch.from_numpy(v[i].astype("f4"))[None, None] for v in (cells.noisy, cells.clean)] for i in frames
+    ]
+    return cells.noisy, [("specimen", noisy, clean, line) for noisy, clean in pairs]
+
+
+def bm3d_anscombe(noisy: np.ndarray, gain: float, offset: float) -> dict[str, np.ndarray]:
+    """The denoised image by the algebraic inverse (corrected by a / 4) and by the exact unbiased one."""
+    import bm3d
+
+    z = 2 * np.sqrt(np.maximum(noisy / gain + offset / gain**2 + 3 / 8, 1e-6))
+    low, span = z.min(), np.ptp(z)
+    d = bm3d.bm3d((z - low) / span, 1 / span) * span + low
+    d = np.maximum(d, 2 * math.sqrt(3 / 8))
+    root = math.sqrt(1.5)
+    exact = d**2 / 4 + root / 4 / d - 11 / 8 / d**2 + 5 / 8 * root / d**3 - 1 / 8
+    return {name: gain * y - offset / gain for name, y in (("algebraic", d**2 / 4 - 1 / 8), ("exact", exact))}
+
+
+def ceiling(seed: int, steps: int = 1000) -> DirectDenoiser:
+    """Noise2Noise on FOV 1's neighbouring repeats, by a LightUNet(width=48)."""
+    torch.manual_seed(seed)
+    frames = np.asarray(read(stack("fov1")[0]).frames, "f4")
+    net = LightUNet(width=48)
+    denoiser = DirectDenoiser(net, L2())
+    denoiser.prepare(*(torch.tensor(float(v)).view(1, 1, 1) for v in (frames.mean(), frames.std())))
+    rng = np.random.default_rng(seed)
+    adam = torch.optim.AdamW(net.parameters(), lr=2e-3, betas=(0.9, 0.99), weight_decay=0.0)
+    cosine = torch.optim.lr_scheduler.LambdaLR(
+        adam, lambda t: min((t + 1) / 50, 1) * 0.5 * (1 + math.cos(math.pi * t / steps))
+    )
+    for _ in range(steps):
+        places = [(rng.integers(49), *rng.integers(0, 449, 2)) for _ in range(8)]
+        pairs = np.stack([frames[i : i + 2, 0, y : y + 64, x : x + 64] for i, y, x in places])
+        first, second = torch.from_numpy(pairs).split(1, dim=1)
+        loss = (denoiser.predict(first) - denoiser.standardize(second)).square().mean()
+        adam.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 5.0)
+        adam.step()
+        cosine.step()
+    return denoiser.eval()
+
+
+@torch.no_grad()
+def record(method: str, minutes: float, seed: int, cpu: float, cases: list[Case], images: list) -> None:
+    OUT.mkdir(parents=True, exist_ok=True)
+    scores: dict[str, list[float]] = {}
+    for image, (name, noisy, clean, _) in zip(images, cases, strict=True):
+        scores.setdefault(name, []).append(psnr(torch.as_tensor(image).view_as(clean), clean))
+        scores.setdefault(f"{name} noisy", []).append(psnr(noisy, clean))
+    with open(OUT / "quality.csv", "a", newline="") as file:
+        for name, values in scores.items():
+            if not name.endswith("noisy"):
+                row = [method, minutes, seed, round(cpu), name, f"{np.mean(scores[name + ' noisy']):.2f}",
+                       f"{np.mean(values):.2f}"]  # fmt: skip
+                csv.writer(file).writerow(row)
+                print(*row, flush=True)
+
+
+def rivals() -> None:
+    for _, cases in (confocal(), built_in()):
+        started = time.process_time()
+        made = [bm3d_anscombe(noisy[0, 0].numpy(), float(line.gain or 0), float(line.offset or 0))
+                for _, noisy, _, line in cases]  # fmt: skip
+        cpu = (time.process_time() - started) / len(cases)
+        for inverse in ("algebraic", "exact"):
+            record(f"BM3D {inverse}", 0, 0, cpu, cases, [each[inverse] for each in made])
+    _, cases = confocal()
+    started = time.process_time()
+    denoiser = ceiling(0)
+    with torch.no_grad():
+        answers = [denoiser(noisy) for _, noisy, _, _ in cases]
+    record("Noise2Noise", 3, 0, time.process_time() - started, cases, answers)
+
+
+def ours(images: np.ndarray, cases: list[Case], minutes: int, seed: int, out: Path, known_line: bool) -> None:
+    started = time.process_time()
+    if minutes == 0:
+        with torch.no_grad():
+            answers = [pretrained_denoiser(as_stack(noisy[0, 0].numpy()))(noisy) for _, noisy, _, _ in cases]
+        record("student", 0, seed, time.process_time() - started, cases, answers)
+        return
+    torch.manual_seed(seed)
+    sampler = HDN(cases[0][3] if known_line else None, **LIGHT)
+    steps, refine_steps = STEPS[minutes]
+    run = train(images, sampler, StabilizedUNet(), L2(), out, steps=steps, refine_steps=refine_steps,
+                batch_size=8, seed=seed)  # fmt: skip
+    cpu = time.process_time() - started
+    with torch.no_grad():
+        answers = [run.denoiser(noisy) for _, noisy, _, _ in cases]
+        draws = [posterior_mean(run.sampler, noisy, 10) for _, noisy, _, _ in cases]
+    record("student", minutes, seed, cpu, cases, answers)
+    record("10 draws", minutes, seed, cpu, cases, draws)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("what", choices=["rivals", "confocal", "specimen"])
+    parser.add_argument("--minutes", type=int, nargs="+", default=[0, 5])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    if options.what == "rivals":
+        rivals()
+        return
+    images, cases = confocal() if options.what == "confocal" else built_in()
+    for minutes in options.minutes:
+        for seed in options.seeds if minutes else [0]:
+            out = OUT / f"{options.what}_{minutes}_{seed}"
+            ours(images, cases, minutes, seed, out, known_line=options.what == "specimen")
+
+
+if __name__ == "__main__":
+    main()
