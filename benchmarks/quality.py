@@ -27,8 +27,7 @@ from distill.hardware import keep_freed_memory
 from distill.images.sources import as_stack
 from distill.prediction.pretrained import pretrained_denoiser
 from losses import L2
-from samplers import HDN, GaussianNoise, posterior_mean
-from samplers.hdn import LIGHT
+from samplers import HDN, LIGHT, GaussianNoise, posterior_mean
 from students import LightUNet, StabilizedUNet
 
 STEPS = {1: (40, 260), 5: (200, 1400), 20: (800, 6000)}  # minutes of one core: (co-training, student alone)

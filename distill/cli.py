@@ -8,6 +8,7 @@ be narrowed in a second signature of every function, and those would be longer t
 import json
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from distill.training import cost, engine
 
 ROLES = {
     "sampler": (samplers, samplers.PosteriorSampler, "HDN"),
-    "student": (students, nn.Module, "UNet"),
+    "student": (students, nn.Module, "StabilizedUNet"),
     "loss": (losses, losses.Loss, "L2"),
 }
 
@@ -68,7 +69,7 @@ def _train(arguments: list[str]) -> None:
         parser.add_argument(
             f"--{role}",
             type=base,
-            default={"class_path": f"{package.__name__}.{default}"},
+            default=_default(role, arguments),
             metavar="NAME",
             help=f"{names}, or a dotted path of your own"
             + (", or a sum such as '1*L1 + 0.1*LPIPS'" if role == "loss" else "")
@@ -87,6 +88,18 @@ def _train(arguments: list[str]) -> None:
             chosen = parser.instantiate(config)
     finished = engine.train(**_without_config(chosen))
     print(f"{finished.path}: done. Now: distill predict {finished.path} {config.images} --out clean.tif")
+
+
+def _default(role: str, arguments: list[str]) -> dict[str, Any] | None:
+    """HDN is the light one, which a CPU trains in minutes. A class that is named keeps its own defaults:
+    those of another class would be carried over to arguments of the same name."""
+    package, _, name = ROLES[role]
+    named = [b for a, b in pairwise([*arguments, ""]) if a == f"--{role}"]
+    named += [a.partition("=")[2] for a in arguments if a.startswith(f"--{role}=")]
+    if not set(named) <= {name, f"{package.__name__}.{name}"}:
+        return None
+    options = {"init_args": dict(samplers.LIGHT)} if role == "sampler" else {}
+    return {"class_path": f"{package.__name__}.{name}"} | options
 
 
 def _set_channels(config: jsonargparse.Namespace, outputs: int) -> bool:

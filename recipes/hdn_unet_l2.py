@@ -14,8 +14,7 @@ from distill.evaluation.tables import format_table
 from distill.hardware import keep_freed_memory
 from distill.images.sources import Images
 from losses import L2, Loss
-from samplers import HDN, GaussianNoise
-from samplers.hdn import LIGHT
+from samplers import HDN, LIGHT, GaussianNoise
 from students import StabilizedUNet
 
 

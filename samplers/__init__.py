@@ -6,7 +6,7 @@ from samplers.base import PosteriorSampler, posterior_mean, posterior_median, po
 from samplers.cached import CachedDraws
 from samplers.divnoising import DivNoising
 from samplers.function import FunctionSampler
-from samplers.hdn import HDN
+from samplers.hdn import HDN, LIGHT
 from samplers.noise import (
     AutoregressiveNoise,
     GaussianMixtureNoise,
@@ -21,6 +21,7 @@ from samplers.structured import JointNoiseVAE, StructuredNoiseVAE
 
 __all__ = [
     "HDN",
+    "LIGHT",
     "AutoregressiveNoise",
     "BimodalPixels",
     "CachedDraws",

@@ -82,7 +82,9 @@ class StabilizedUNet(nn.Module):
             features = self.network.stem(seen.contiguous(memory_format=torch.channels_last))
         features = self.network.body(features)
         with torch.autocast(x.device.type, enabled=False):
-            maps = self.network.head(features.float()).unflatten(0, (len(x), -1))  # (B, C, maps, H, W)
+            maps = self.network.head(features.float()).unflatten(
+                0, (-1, self.in_channels)
+            )  # (B, C, maps, H, W)
         image = (self._counts(z + maps[:, :, 0], share) - self.mean) / self.std
         return torch.cat([image, maps[:, :, 1:].transpose(1, 2).flatten(1, 2)], dim=1)
 

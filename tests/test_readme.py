@@ -37,7 +37,6 @@ def test_commands(tmp_path, monkeypatch, capsys):
         arguments = shlex.split(command)[1:]
         if arguments[0] == "train":
             arguments += TINY
-            arguments += [] if "--student" in arguments else ["--student.filters", "4"]
             cached_or_own = {"CachedDraws", "mine.Jitter"} & set(arguments)
             arguments += [] if cached_or_own else ["--sampler.filters", "8", "--sampler.blocks", "1"]
         arguments = [{"100": "3", "10": "2"}.get(each, each) for each in arguments]

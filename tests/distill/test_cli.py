@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from distill.__main__ import main
 from distill.training.engine import PUBLISHED
+from samplers import HDN, LIGHT, DivNoising
 
 QUICK = [
     "--sampler", "HDN", "--sampler.levels", "2", "--sampler.latents", "2", "--sampler.filters", "4",
@@ -252,11 +253,18 @@ def test_the_traceback_of_an_error_on_request(stack, capsys, monkeypatch):
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_the_small_networks_are_a_configuration(stack, capsys):
-    small = Path(__file__).parents[2] / "recipes" / "small.yaml"
-    assert main(["train", "noisy.tif", "--config", str(small), "--print_config"]) == 0
+@pytest.mark.parametrize("named", [[], ["--sampler", "HDN"], ["--sampler=samplers.HDN"]])
+def test_what_is_not_told_is_light_and_pretrained(named, stack, capsys):
+    assert main(["train", "noisy.tif", *named, "--print_config"]) == 0
     printed = yaml.safe_load(capsys.readouterr().out)
-    assert printed["sampler"]["init_args"]["filters"] == 32 and printed["batch_size"] == 4
+    assert LIGHT.items() <= printed["sampler"]["init_args"].items()
+    assert printed["student"]["class_path"] == "students.StabilizedUNet" and printed["init"] == "pretrained"
+
+
+def test_another_sampler_keeps_its_own_defaults(stack, capsys):
+    assert main(["train", "noisy.tif", "--sampler", "DivNoising", "--print_config"]) == 0
+    own = yaml.safe_load(capsys.readouterr().out)["sampler"]["init_args"]
+    assert own["filters"] == DivNoising().filters and own["latents"] == DivNoising().latents
 
 
 def test_the_published_settings_are_the_same_from_the_command_line(stack, capsys):
@@ -265,3 +273,5 @@ def test_the_published_settings_are_the_same_from_the_command_line(stack, capsys
     printed = yaml.safe_load(capsys.readouterr().out)
     assert {k: printed[k] for k in PUBLISHED} == PUBLISHED
     assert printed["student"]["init_args"]["shared_convs"] is True
+    published = HDN()
+    assert all(getattr(published, k) == v for k, v in printed["sampler"]["init_args"].items())

@@ -115,7 +115,7 @@ def test_from_the_command_line(noisy, tiny_unet, tmp_path, monkeypatch, capsys):
         "--sampler.blocks",
         "1",
     ]
-    unet = ["--student.depth", "2", "--student.filters", "4"]
+    unet = ["--student", "UNet", "--student.depth", "2", "--student.filters", "4"]
     quick = [
         "--steps",
         "2",
