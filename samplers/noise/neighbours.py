@@ -42,7 +42,7 @@ def _along_x(tiles: Tensor, level: Tensor, structure: Tensor) -> float:
     (near, far), fading = fine.T, (coarse - fine)[:, 0]
     # What fades by d was at most about 2 d: of texture in photographs, with white noise.
     structure_share = 2 * fading * (fading.mean() > 0) + far * (far.mean() > 0)
-    noise = near - structure_share * (near.mean() > 0)  # structure is never below 0
+    noise = near - structure_share * (near.mean() > 0)  # structure is hardly ever below 0
     found, error = float(noise.mean()), float(noise.std()) / len(noise) ** 0.5
     # Neighbouring pixels lie in different bins, whose scatter is thus too small: an error is about 1.4 of it.
     if near.mean().abs() <= SLIGHT and 4 * error < abs(found) and found * near.mean() > 0:
