@@ -15,6 +15,7 @@ from samplers.noise import (
     NoiseModel,
     PhotonNoise,
     load_noise_model,
+    neighbour_correlation,
 )
 from samplers.one_pass import OnePassSampler
 from samplers.structured import JointNoiseVAE, StructuredNoiseVAE
@@ -42,6 +43,7 @@ __all__ = [
     "SkewedPixels",
     "StructuredNoiseVAE",
     "load_noise_model",
+    "neighbour_correlation",
     "posterior_mean",
     "posterior_median",
     "posterior_std",

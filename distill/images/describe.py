@@ -6,7 +6,8 @@ from typing import Any
 from distill.images.sources import as_stack
 from distill.images.stack import Stack
 from distill.images.statistics import statistics
-from samplers import GaussianNoise
+from samplers import GaussianNoise, neighbour_correlation
+from samplers.noise.neighbours import STRONG
 
 
 def describe_image(path: Path) -> str:
@@ -28,6 +29,10 @@ def _noise(stack: Stack) -> str:
     frames: Any = stack.frames  # LazyFrames as well: only some tiles are read
     try:
         estimate = GaussianNoise.estimate(frames)
+        correlation = max(neighbour_correlation(frames))
     except ValueError as error:
         return str(error)
-    return f"variance = {estimate.gain:.4g} * signal + {estimate.offset:.4g}, estimated"
+    line = f"variance = {estimate.gain:.4g} * signal + {estimate.offset:.4g}, estimated"
+    if correlation <= STRONG:
+        return line
+    return f"{line}; too low: noise of neighbouring pixels is correlated ({correlation:.2f})"

@@ -7,6 +7,7 @@ from samplers.noise.gaussian import GaussianNoise
 from samplers.noise.gmm import GaussianMixtureNoise
 from samplers.noise.histogram import HistogramNoise
 from samplers.noise.load import load_noise_model
+from samplers.noise.neighbours import neighbour_correlation
 from samplers.noise.photons import PhotonNoise
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "PhotonNoise",
     "autocorrelation",
     "load_noise_model",
+    "neighbour_correlation",
 ]

@@ -10,14 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from samplers.noise import npz
+from samplers.noise import neighbours, npz
 from samplers.noise.base import NoiseModel
 from samplers.noise.pairs import draw_pairs
 from samplers.noise.quantised import checked, log_bin_probability, quantise
+from samplers.noise.tiles import RING, read_tiles, ring_statistics
 
 _ARGUMENTS = ("std", "gain", "offset", "min_variance", "step", "clip")
-_TILE, _MAX_TILES = 256, 32  # `estimate` reads 2 million pixels at most
-_RING = 7  # side of the neighbourhood that tells a pixel's brightness and smoothness
 
 
 class GaussianNoise(NoiseModel):
@@ -134,12 +133,19 @@ class GaussianNoise(NoiseModel):
         """gain and offset from noisy images alone: (N, C, H, W), (N, H, W) or (H, W), raw counts.
 
         After Foi et al. 2008 (IEEE TIP 17, 1737): variance against mean over smooth pixels. All
-        frames and channels share one line. Noise must be uncorrelated between pixels: correlated
-        noise is underestimated. At most 2 million pixels are read, evenly spread.
+        frames and channels share one line. A slight correlation of neighbouring pixels' noise is
+        allowed for; noise that is strongly correlated is underestimated, see
+        `neighbour_correlation`. At most 2 million pixels are read, evenly spread.
         Raises ValueError if the frames are too small, constant or not finite.
         """
-        mean, square, level, structure, clipped = _pixel_statistics(_tiles(frames))
-        return cls._from_bins(*_smooth_bins(mean, square, level, structure, clipped))
+        tiles = read_tiles(frames, "GaussianNoise.estimate")
+        level, structure = ring_statistics(tiles)
+        mean, square, clipped = _pixel_statistics(tiles)
+        for correlation in neighbours.of_tiles(tiles, level, structure):
+            if abs(correlation) <= neighbours.SLIGHT:
+                square = square / (1 - 4 / 3 * correlation)  # see `_pixel_statistics`
+        flat = (v.flatten().double() for v in (mean, square, level, structure, clipped))
+        return cls._from_bins(*_smooth_bins(*flat))
 
     @classmethod
     def _from_bins(cls, level: Tensor, variance: Tensor, pixels: Tensor) -> GaussianNoise:
@@ -149,58 +155,22 @@ class GaussianNoise(NoiseModel):
         return cls(gain=gain, offset=offset, min_variance=0.5 * darkest)
 
 
-def _tiles(frames: Tensor | np.ndarray) -> Tensor:
-    """Evenly spread tiles (T, 1, h, w) in float32, read one by one: `frames` may be memory-mapped."""
-    frames = frames.detach().cpu().numpy() if torch.is_tensor(frames) else frames
-    shape = tuple(frames.shape)
-    if not 2 <= len(shape) <= 4 or min(shape[-2:]) < 2 * _RING or 0 in shape:
-        raise ValueError(
-            f"GaussianNoise.estimate: got frames of shape {shape}; pass (N, C, H, W), (N, H, W) "
-            f"or (H, W) with H and W at least {2 * _RING}"
-        )
-    h, w = (min(size, _TILE) for size in shape[-2:])
-    grid = (*shape[:-2], shape[-2] // h, shape[-1] // w)
-    total = math.prod(grid)
-    picks = np.unique(np.linspace(0, total - 1, min(total, _MAX_TILES)).round().astype(int))
-
-    tiles = []
-    for *lead, row, column in zip(*np.unravel_index(picks, grid), strict=True):
-        where = (*lead, slice(row * h, row * h + h), slice(column * w, column * w + w))
-        tiles.append(torch.from_numpy(np.array(frames[where], "f4")))
-    tiles = torch.stack(tiles)[:, None]
-    if not tiles.isfinite().all() or tiles.min() == tiles.max():
-        raise ValueError(
-            "GaussianNoise.estimate: frames are constant or hold NaN or infinity; "
-            "pass raw camera counts, or give std or gain and offset yourself"
-        )
-    return tiles
-
-
 def _pixel_statistics(tiles: Tensor) -> tuple[Tensor, ...]:
-    """Per pixel: matched mean, squared residual, ring level, ring structure, share of clipped.
+    """Per pixel: matched mean, squared residual, share of clipped; each (T, 1, h - 6, w - 6).
 
     The residual r = sum w_i z_i over 3x3 pixels (unit norm, blind to cubics; Immerkaer 1996) has
     E[r^2] = gain * E[sum w_i^2 z_i] + offset, exactly, for any noise law with that variance: no
-    Gaussian constant, so 8-bit data and a dozen photons do no harm. Level and structure come from
-    the surrounding ring only, hence are independent of the residual's noise: choosing pixels by
-    them biases neither the mean nor the variance.
+    Gaussian constant, so 8-bit data and a dozen photons do no harm. If neighbours along one
+    direction are correlated by c, it is 1 - 4/3 c of that.
     """
     laplacian = torch.tensor([1.0, -2.0, 1.0])
     kernel = torch.outer(laplacian, laplacian)[None, None] / 6
-    edge = (_RING - 3) // 2
+    edge = (RING - 3) // 2
     centre = slice(edge, -edge)
     residual = F.conv2d(tiles, kernel)[..., centre, centre]
     mean = F.conv2d(tiles, kernel**2)[..., centre, centre]
-    coords = torch.arange(_RING) - _RING // 2
-    y, x = torch.meshgrid(coords, coords, indexing="ij")
-    ring = torch.maximum(y.abs(), x.abs()) > 1
-    shapes = torch.stack([ring, ring * y, ring * x, ring * x * y, ring * (x * x - y * y)]).float()
-    shapes = shapes / shapes.norm(dim=(1, 2), keepdim=True)
-    moments = F.conv2d(tiles, shapes[:, None])
-    level = moments[:, :1] / ring.sum().sqrt()
-    structure = (moments[:, 1:] ** 2).sum(1, keepdim=True)
     clipped = F.avg_pool2d(_piled_up(tiles).float(), 3, 1)[..., centre, centre]
-    return tuple(v.flatten().double() for v in (mean, residual**2, level, structure, clipped))
+    return mean, residual**2, clipped
 
 
 def _piled_up(tiles: Tensor) -> Tensor:
