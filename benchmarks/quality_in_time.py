@@ -56,7 +56,7 @@ def main() -> None:
         (torch.from_numpy(n)[None].float(), torch.from_numpy(c)[None])
         for n, c in zip(data.noisy[: options.images], data.clean[: options.images], strict=True)
     ]
-    rows, _ = compare(trained.sampler, trained.denoiser, pairs, options.draws, Hardware("cpu"))
+    rows, _, _ = compare(trained.sampler, trained.denoiser, pairs, options.draws, Hardware("cpu"))
     print(f"{seconds:.0f} s: {' '.join(sys.argv[1:])}")
     print(format_table(rows), flush=True)
 

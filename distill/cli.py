@@ -145,7 +145,8 @@ def _evaluate(arguments: list[str]) -> None:
     _add_options(parser, evaluate.evaluate)
     chosen = _without_config(parser.parse_args(arguments))
     measured = chosen.pop("cost")
-    print(tables.format_table(evaluate.evaluate(**chosen)))
+    evaluate.evaluate(**chosen)
+    print(Path(chosen["out"] or chosen["run"], "evaluation.md").read_text(encoding="utf-8"), end="")
     if measured:
         machine = {key: chosen[key] for key in ("device", "precision", "axes")}
         found = cost.training_cost(chosen["run"], chosen["noisy"], **machine)

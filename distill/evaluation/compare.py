@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from distill.denoiser import DirectDenoiser
 from distill.errors import checks_of
+from distill.evaluation.checks import PARTS, by_brightness, columns
 from distill.evaluation.metrics import psnr, ssim
 from distill.evaluation.pairs import Pairs
 from distill.evaluation.residuals import residual_scores
@@ -30,6 +31,17 @@ Metrics = dict[str, Callable[[Tensor, Tensor], float]]
 
 
 INPUT, TRUTH = "noisy input", "ground truth"
+CENTRAL = ("mean", "median", "huber")  # what should have no bias; a mode or a draw has other errors
+
+
+class Answer(NamedTuple):
+    """Images (C, H, W). variance: of the draws."""
+
+    name: str
+    mean: Tensor
+    median: Tensor
+    variance: Tensor | None
+    seconds: float
 
 
 def compare(
@@ -40,8 +52,9 @@ def compare(
     hardware: Hardware,
     metrics: Metrics | None = None,
     unfinished: Path | None = None,
-) -> tuple[list[Row], dict[str, np.ndarray]]:
-    """(table rows averaged over the (noisy, clean) pairs of (C, H, W), images (H, W) of the first).
+) -> tuple[list[Row], dict[str, np.ndarray], list[Row]]:
+    """(table rows averaged over the (noisy, clean) pairs of (C, H, W), images (H, W) of the first,
+    rows of `by_brightness`).
 
     unfinished: folder for what is done so far. Default: a temporary one.
     """
@@ -53,7 +66,7 @@ def compare(
         folder = unfinished or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         work = _fingerprint(sampler, denoiser, pairs, counts, metrics)
         state = Unfinished(folder / "state.json", work)
-        frames: list[list[Row]] | None = state.load()
+        frames: list[tuple[list[Row], list[Row]]] | None = state.load()
         if frames is None:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
@@ -71,30 +84,36 @@ def compare(
                 answers = list(_answers(drawn, denoiser, noisy, clean, counts, device))
             if i == 0:
                 with whole_file(folder / "images.npz") as part, open(part, "wb") as file:
-                    first: dict[str, Any] = {name: mean[0] for name, mean, _, _ in answers}
+                    first: dict[str, Any] = {answer.name: answer.mean[0] for answer in answers}
                     np.savez(file, **first)
-            frames.append(_judged(answers, noisy, clean, metrics, noise_model_of(sampler)))
+            judged = _judged(answers, noisy, clean, metrics, noise_model_of(sampler))
+            frames.append((judged, _parts(answers, noisy, clean, total, denoiser.loss.outputs[0])))
             state.save(frames)
             drawn.delete()
-        rows = [_mean_row(same_image) for same_image in zip(*frames, strict=True)]
+        judged, parted = zip(*frames, strict=True)
+        rows = [_mean_row(same_image) for same_image in zip(*judged, strict=True)]
+        parts = [_mean_row(same_part) for same_part in zip(*parted, strict=True)]
+        for part in parts:
+            part["pixels"] = float(part["pixels"]) * len(frames)
         memory = _memory(sampler, denoiser, pairs[0][0].to(device)[None], counts, device)
         for row in rows:
             row["memory_mb"] = next((v for kind, v in memory.items() if kind in str(row["image"])), 0.0)
+            row.update(columns(parts, str(row["image"])))
         with np.load(folder / "images.npz") as stored:
             images = dict(stored)
     if pairs[0][1] is not None:
         images[TRUTH] = pairs[0][1][0].numpy()
-    return rows, images
+    return rows, images, parts
 
 
 def _answers(
     drawn: StoredDraws, denoiser: DirectDenoiser, noisy: Tensor, clean: Tensor | None, counts: list[int],
     device: torch.device,
-) -> Iterator[tuple[str, Tensor, Tensor, float]]:  # fmt: skip
-    """(name, mean, median, seconds) of the input, of each number of draws, and of the student's maps."""
-    yield INPUT, noisy, noisy, 0.0
+) -> Iterator[Answer]:  # fmt: skip
+    """The input, each number of draws, and the student's maps."""
+    yield Answer(INPUT, noisy, noisy, None, 0.0)
     for n in counts:
-        yield f"{n} draw{'s' * (n > 1)}", *drawn.take(n)
+        yield Answer(f"{n} draw{'s' * (n > 1)}", *drawn.take(n))
     noisy = noisy.to(device)[None]
     denoiser.maps(noisy)  # the first pass allocates
     synchronize(device)
@@ -104,18 +123,18 @@ def _answers(
     seconds = time.perf_counter() - started
     for i, (name, images) in enumerate(maps.items()):
         image = images[0].float().cpu()
-        yield f"student {name}" if i else "student", image, image, seconds
+        yield Answer(f"student {name}" if i else "student", image, image, None, seconds)
 
 
 def _judged(
-    answers: list[tuple[str, Tensor, Tensor, float]], noisy: Tensor, clean: Tensor | None,
+    answers: list[Answer], noisy: Tensor, clean: Tensor | None,
     metrics: Metrics, noise_model: NoiseModel | None,
 ) -> list[Row]:  # fmt: skip
     """Each answer against the ground truth, or, if there is none, against the noisy image."""
-    means = {name: mean for name, mean, _, _ in answers}
+    means = {answer.name: answer.mean for answer in answers}
     most_draws = [name for name in means if "draw" in name][-1:]
     rows: list[Row] = []
-    for name, mean, middle, seconds in answers:
+    for name, mean, middle, _, seconds in answers:
         row: Row = {"image": name, "seconds_per_image": seconds}
         if name == "student std":  # no estimate of the image
             continue
@@ -127,6 +146,17 @@ def _judged(
             if name not in most_draws and most_draws:
                 row["psnr_to_draws"] = psnr(mean, means[most_draws[0]])
         rows.append(row)
+    return rows
+
+
+def _parts(answers: list[Answer], noisy: Tensor, clean: Tensor | None, total: int, output: str) -> list[Row]:
+    """`by_brightness` of the most draws and, where the output should have no bias, of the student."""
+    rows: list[Row] = []
+    for name, mean, _, variance, _ in answers:
+        if total > 1 and name == f"{total} draws":
+            rows += by_brightness(name, mean, noisy, clean, variance, total)
+        elif name == "student" and clean is not None and output in CENTRAL:
+            rows += by_brightness(name, mean, noisy, clean)
     return rows
 
 
@@ -160,7 +190,7 @@ def noise_model_of(sampler: PosteriorSampler) -> NoiseModel | None:
 def _fingerprint(
     sampler: PosteriorSampler, denoiser: DirectDenoiser, pairs: Pairs, counts: list[int], metrics: Metrics
 ) -> str:
-    digest = hashlib.sha256(repr((len(pairs), counts, list(metrics))).encode())
+    digest = hashlib.sha256(repr((len(pairs), counts, list(metrics), PARTS)).encode())
     weights = [*sampler.state_dict().values(), *denoiser.state_dict().values()]
     for tensor in (*weights, *(image for pair in pairs for image in pair if image is not None)):
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

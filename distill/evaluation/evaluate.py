@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from distill.evaluation.checks import advice
 from distill.evaluation.compare import INPUT, Metrics, compare, noise_model_of
 from distill.evaluation.metrics import lpips, psnr, ssim
 from distill.evaluation.pairs import paired
@@ -38,13 +39,15 @@ def evaluate(
 
     Without ground truth: what the residuals tell (`residual_scores`), and how close each image is
     to the mean of the most draws. A stopped evaluation resumes with the next draw when it is called
-    again with the same arguments.
+    again with the same arguments. Below the table: what is off in the draws and the student, and what
+    may help; with ground truth the columns `dispersion` and `kept` and the bias by brightness tell that.
 
     Args:
         run: a run or its folder, with its sampler and its student.
         clean: the ground truth: one frame for all noisy frames, or one for each.
-        out: folder for evaluation.csv, .md, .npz (the first frame's images) and .png, with ground truth
-            psnr_against_time.svg and without residuals.png; default: the run's own.
+        out: folder for evaluation.csv, .md, .npz (the first frame's images) and .png, checks.csv (by
+            brightness), with ground truth psnr_against_time.svg and without residuals.png; default:
+            the run's own.
         device: "cpu", "cuda", "cuda:1", "mps". Default: the best one of this machine.
         precision: "auto" (bf16 where the hardware has it), "bf16" or "fp32".
         axes: letters of the images' dimensions, of STCZYX. Default: what the file says.
@@ -58,10 +61,12 @@ def evaluate(
     hardware, out = Hardware(device, precision), Path(run if out is None else out)
     metrics: Metrics = {"psnr": psnr, "ssim": ssim} | ({"lpips": lpips()} if perceptual else {})
     out.mkdir(parents=True, exist_ok=True)
-    rows, images = compare(sampler, denoiser, pairs, draws, hardware, metrics, out / "unfinished")
+    rows, images, parts = compare(sampler, denoiser, pairs, draws, hardware, metrics, out / "unfinished")
     rows = [{"data": noisy.name, "run": Path(run).name} | row for row in rows]
     write_csv(out / "evaluation.csv", rows)
-    write_text(out / "evaluation.md", format_table(rows) + "\n")
+    write_csv(out / "checks.csv", parts)
+    said = "".join(f"\n- {sentence}" for sentence in advice(parts))
+    write_text(out / "evaluation.md", format_table(rows) + "\n" + (said and f"{said}\n"))
     with whole_file(out / "evaluation.npz") as part, open(part, "wb") as file:
         arrays: dict[str, Any] = dict(images)
         np.savez_compressed(file, **arrays)

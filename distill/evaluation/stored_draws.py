@@ -34,8 +34,8 @@ class StoredDraws:
         self._shape, self.seconds = self._state.load() or ([], [])
         self._draws = sampler.draws(noisy, total - len(self.seconds))  # encodes once
 
-    def take(self, n: int) -> tuple[Tensor, Tensor, float]:
-        """Mean and median of the first n draws, each (C, H, W), and the seconds that they took."""
+    def take(self, n: int) -> tuple[Tensor, Tensor, Tensor, float]:
+        """Mean, median and variance of the first n draws, each (C, H, W), and the seconds they took."""
         device = self._noisy.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(crc32(f"from draw {len(self.seconds)}".encode()))  # none twice after a stop
@@ -44,8 +44,7 @@ class StoredDraws:
                 draw = next(self._draws)[0].float().cpu()
                 synchronize(device)
                 self._append(draw.numpy(), time.perf_counter() - started)
-        mean, middle = self._consensus(n)
-        return mean, middle, sum(self.seconds[:n])
+        return *self._consensus(n), sum(self.seconds[:n])
 
     def _append(self, draw: np.ndarray, seconds: float) -> None:
         self._shape = list(draw.shape)
@@ -55,17 +54,18 @@ class StoredDraws:
         self.seconds.append(seconds)
         self._state.save([self._shape, self.seconds])
 
-    def _consensus(self, n: int) -> tuple[Tensor, Tensor]:
-        """(mean, median), a band of rows at a time."""
+    def _consensus(self, n: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(mean, median, unbiased variance: 0 of one draw), a band of rows at a time."""
         draws = np.memmap(self._pixels, np.float32, "r", shape=(len(self.seconds), *self._shape))
         channels, height, width = self._shape
         rows = max(1, BAND_BYTES // (4 * n * channels * width))
-        means, medians = [], []
+        bands = []
         for start in range(0, height, rows):
             band = torch.from_numpy(np.array(draws[:n, :, start : start + rows]))
-            means.append(band.mean(dim=0, dtype=torch.float64).float())
-            medians.append(median(band))
-        return torch.cat(means, dim=1), torch.cat(medians, dim=1)
+            mean = band.mean(dim=0, dtype=torch.float64).float()
+            bands.append((mean, median(band), (band - mean).square_().sum(dim=0) / max(1, n - 1)))
+        mean, middle, variance = (torch.cat(parts, dim=1) for parts in zip(*bands, strict=True))
+        return mean, middle, variance
 
     def delete(self) -> None:
         self._pixels.unlink(missing_ok=True)

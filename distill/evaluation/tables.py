@@ -14,6 +14,7 @@ HEADINGS = {  # column: (title, digits)
     "ssim_mean": ("SSIM of mean", 4), "ssim_median": ("of median", 4),
     "lpips_mean": ("LPIPS of mean", 4), "lpips_median": ("of median", 4),
     "psnr_to_draws": ("PSNR to draws, dB", 2),
+    "dispersion": ("dispersion, ideal 2", 2), "kept": ("noise kept, ideal 1", 2),
     "residual_std": ("residual std", 3), "expected_std": ("noise model's", 3),
     "correlation_x": ("correlation along x", 3), "correlation_y": ("along y", 3),
     "nll": ("NLL, nats/px", 4), "expected_nll": ("of its own noise", 4),

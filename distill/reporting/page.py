@@ -15,6 +15,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from distill.errors import UserError
+from distill.evaluation.checks import advice
 from distill.evaluation.compare import TRUTH
 from distill.evaluation.tables import CAPTION1, HEADINGS, Row, distinct, table1_cells
 from distill.files import write_text
@@ -100,6 +101,7 @@ def _run(run: Path) -> dict[str, Any]:
 def _evaluated(table: Path) -> dict[str, Any]:
     """What `evaluate` left beside this table."""
     rows, residuals = _rows(table), table.with_name("residuals.png")
+    checks = table.with_name("checks.csv")
     data = str(rows[0]["data"])
     with np.load(table.with_suffix(".npz")) as stored:
         images = dict(stored)
@@ -108,6 +110,7 @@ def _evaluated(table: Path) -> dict[str, Any]:
     return {
         "title": "Images given as an array" if data == Stack.name else data,
         "table": _cells(rows),
+        "advice": advice(_rows(checks)) if checks.exists() else [],
         "plots": _inline(curves.psnr_against_time(rows)) if has_truth else [],
         "residuals": data_uri(residuals.read_bytes()) if residuals.exists() and not has_truth else None,
         "pictures": pictures(images, scores),

@@ -19,6 +19,7 @@ from distill.noise_fitting.line import noise_line
 from losses import L2, Loss
 from samplers import GaussianNoise, PhotonNoise
 from samplers.base import evaluating
+from samplers.noise.neighbours import STRONG, neighbour_correlation
 from samplers.noise.photons import ring_mean
 from students import StabilizedUNet
 
@@ -26,7 +27,6 @@ log = logging.getLogger(__name__)
 SHARE = 0.5  # of the light: more leaves a noisier target, less a noisier input
 CHECKED_SHARE, CHECKS = 0.8, 3  # of held-out patches: nearer to the whole image
 WHITE = 0.1  # correlation of neighbouring pixels' residuals, above which noise is not of single pixels
-STRONGER = 1.5  # variance from every second pixel over that from all: 1.0 to 1.1 for noise of single pixels
 
 
 class SplitRisk(nn.Module):
@@ -151,18 +151,13 @@ class Best:
 
 
 def _correlated(noisy: Tensor, residual: Tensor) -> bool:
-    """Lines show in the residual. Blurred noise does not, for it stays in the image; but it looks stronger
-    from every second pixel than from all."""
+    """Lines show in the residual. Blurred noise does not, for it stays in the image, but it does in the frames."""
     residual = residual - residual.mean()
-    along = [
-        (residual[..., 1:] * residual[..., :-1]).mean(),
-        (residual[..., 1:, :] * residual[..., :-1, :]).mean(),
-    ]
-    if float(max(along) / residual.square().mean()) > WHITE:
+    along_x = (residual[..., 1:] * residual[..., :-1]).mean()
+    along_y = (residual[..., 1:, :] * residual[..., :-1, :]).mean()
+    if float(torch.maximum(along_x, along_y) / residual.square().mean()) > WHITE:
         return True
     try:
-        every, second = (GaussianNoise.estimate(noisy[..., ::step, ::step].cpu()) for step in (1, 2))
+        return max(neighbour_correlation(noisy.cpu())) > STRONG
     except ValueError:  # too small to tell
         return False
-    middle = noisy.mean().cpu()
-    return float(second.variance(middle) / every.variance(middle)) > STRONGER

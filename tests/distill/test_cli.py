@@ -43,10 +43,11 @@ def test_train_info_predict_evaluate(stack, capsys):
     assert tifffile.imread("denoised.tif").shape == (4, 48, 40)
     assert main(["evaluate", "run", "noisy.tif", "clean.tif", "--draws", "1", "2", "--cost"]) == 0
     out = capsys.readouterr().out
-    assert "2 draws" in out and "A step takes" in out
+    assert "2 draws" in out and "\n- " in out and "A step takes" in out
     assert "A step takes" in Path("run/cost.txt").read_text()
     assert main(["evaluate", "run", "noisy.tif", "--draws", "1", "--out", "alone"]) == 0
-    assert "residual std" in capsys.readouterr().out and Path("alone/residuals.png").exists()
+    out = capsys.readouterr().out
+    assert "residual std" in out and "spread" not in out and Path("alone/residuals.png").exists()
 
 
 def test_several_runs_and_data_sets_make_one_table(stack, capsys):

@@ -43,7 +43,7 @@ def test_averages_of_draws_approach_the_posterior_mean():
         def maps(self, noisy):
             return {"mean": field.posterior_mean(noisy)}
 
-    rows, pictures = compare(field, Wiener(), [(noisy[0], clean[0])], (30, 1, 4), Hardware("cpu"))
+    rows, pictures, _ = compare(field, Wiener(), [(noisy[0], clean[0])], (30, 1, 4), Hardware("cpu"))
     assert [row["image"] for row in rows] == [
         "noisy input",
         "1 draw",
@@ -69,11 +69,12 @@ def test_stored_draws_go_on_after_a_stop_with_other_draws(tmp_path, monkeypatch)
     assert not StoredDraws(tmp_path / "0", field, noisy, 7, "of another image").seconds
     stored = StoredDraws(tmp_path / "0", field, noisy, 7)
     assert len(stored.seconds) == 3
-    mean, middle, seconds = stored.take(7)
+    mean, middle, variance, seconds = stored.take(7)
     draws = torch.from_numpy(np.fromfile(tmp_path / "0.f32", np.float32)[: 7 * 128].reshape(7, 1, 8, 16))
     assert len(draws.flatten(1).unique(dim=0)) == 7
     torch.testing.assert_close(mean, draws.mean(0))
     torch.testing.assert_close(middle, median(draws))
+    torch.testing.assert_close(variance, draws.var(0))
     assert seconds == sum(stored.seconds)
     stored.delete()
     assert not list(tmp_path.iterdir())
@@ -108,7 +109,12 @@ def test_a_run_against_ground_truth(noisy, run):
     with open(run / "evaluation.csv") as file:
         stored = list(csv.DictReader(file))
     assert float(stored[3]["psnr_mean"]) == rows[3]["psnr_mean"] and stored[3]["run"] == "run"
-    assert (run / "evaluation.md").read_text() == table + "\n"
+    shown, said = (run / "evaluation.md").read_text().split("\n\n")
+    assert shown == table and said.startswith("- ") and "dispersion, ideal 2" in table
+    with open(run / "checks.csv") as file:
+        parts = list(csv.DictReader(file))
+    assert [row["image"] for row in parts] == 9 * ["3 draws"] + 9 * ["student"]
+    assert parts[-1]["relative_bias"] and not parts[0]["relative_bias"]
     assert (run / "evaluation.png").exists() and not (run / "unfinished").exists()
     assert "student, one pass" in (run / "psnr_against_time.svg").read_text()
     with np.load(run / "evaluation.npz") as images:
@@ -123,6 +129,7 @@ def test_without_ground_truth(noisy, run):
     assert "correlation along x" in table and "PSNR of" not in table and "NLL" in table
     assert rows[1]["psnr_to_draws"] > 0 and "psnr_to_draws" not in rows[2]
     assert (run / "residuals.png").exists()
+    assert "The draws spread by" in (run / "evaluation.md").read_text()
 
 
 def test_a_stopped_evaluation_goes_on(noisy, run, monkeypatch):
