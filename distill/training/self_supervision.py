@@ -151,7 +151,7 @@ class Best:
 
 
 def _correlated(noisy: Tensor, residual: Tensor) -> bool:
-    """Lines show in the residual. Blurred noise does not, for it stays in the image, but it does in the frames."""
+    """Lines show in the residual. Blurred noise stays in the image, but shows in the frames."""
     residual = residual - residual.mean()
     along_x = (residual[..., 1:] * residual[..., :-1]).mean()
     along_y = (residual[..., 1:, :] * residual[..., :-1, :]).mean()
