@@ -106,17 +106,22 @@ def _set_channels(config: jsonargparse.Namespace, outputs: int) -> bool:
 
 def _predict(arguments: list[str]) -> None:
     parser = _parser("predict", "Denoise images with a run's student, or average its sampler's draws.")
-    parser.add_argument("run", type=str, help="folder of a run, or pretrained: the weights in the package, for "
-                        "a first answer before any training; --with RUN says the same")  # fmt: skip
+    parser.add_argument("run", type=str, help="folder of a run, or pretrained: the weights in the package, "
+                        "for a first answer before any training; --with RUN says the same")  # fmt: skip
     parser.add_argument("noisy", type=str, help="noisy TIFF, in raw counts")
     parser.add_argument("--out", type=str, required=True, help="TIFF to write")
     _add_options(parser, predict.predict)
+    arguments = [each for word in arguments for each in _split_with(word)]
     if "--with" in arguments[:-1]:
         at = arguments.index("--with")
         arguments = [arguments[at + 1], *arguments[:at], *arguments[at + 2 :]]
     chosen = parser.parse_args(arguments)
     predict.predict(**_without_config(chosen))
     print(f"{chosen.out}: written")
+
+
+def _split_with(word: str) -> list[str]:
+    return ["--with", word.removeprefix("--with=")] if word.startswith("--with=") else [word]
 
 
 def _evaluate(arguments: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""A first answer before any training: the weights that ship with the package, on the images' own noise line."""
+"""A first answer before any training: the shipped weights on the images' own noise line."""
 
 import torch
 
@@ -13,7 +13,7 @@ PRETRAINED = "pretrained"  # in place of a run
 
 
 def pretrained_denoiser(stack: Stack) -> DirectDenoiser:
-    """For noise of single pixels whose variance is linear in the signal, which is estimated from the stack."""
+    """For noise of single pixels whose variance is linear in the signal, estimated from the stack."""
     mean, std = (torch.from_numpy(v) for v in statistics(stack))
     frames = torch.from_numpy(some_frames(stack, 8))
     student = StabilizedUNet(len(mean), len(mean))
