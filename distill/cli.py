@@ -124,12 +124,17 @@ def _predict(arguments: list[str]) -> None:
     parser.add_argument("noisy", type=str, help="noisy TIFF, in raw counts")
     parser.add_argument("--out", type=str, required=True, help="TIFF to write")
     _add_options(parser, predict.predict)
+    arguments = [each for word in arguments for each in _split_with(word)]
     if "--with" in arguments[:-1]:
         at = arguments.index("--with")
         arguments = [arguments[at + 1], *arguments[:at], *arguments[at + 2 :]]
     chosen = parser.parse_args(arguments)
     predict.predict(**_without_config(chosen))
     print(f"{chosen.out}: written")
+
+
+def _split_with(word: str) -> list[str]:
+    return ["--with", word.removeprefix("--with=")] if word.startswith("--with=") else [word]
 
 
 def _evaluate(arguments: list[str]) -> None:

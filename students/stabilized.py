@@ -10,7 +10,7 @@ from students.light import LightUNet
 
 WEIGHTS = Path(__file__).with_name("stabilized.safetensors")
 _DARK_SLOPE = (3 / 8) ** -0.5
-_FLAT = 1000.0  # of the darkest pixel where noise is Gaussian and knows no zero
+FLAT = 1000.0  # of the darkest pixel where noise is Gaussian and knows no zero
 
 
 class StabilizedUNet(nn.Module):
@@ -75,28 +75,31 @@ class StabilizedUNet(nn.Module):
         """share: of the light that the image was made with (`PhotonNoise.split`): its noise is stronger."""
         counts = x.float() * self.std + self.mean
         z = self._stabilize(counts, share)
-        level = torch.where(self.gain > 0, self.level, self.level - _FLAT) * share**0.5
-        level = torch.where(self.gain > 0, level, level + _FLAT)
-        seen = torch.stack([(z - level) / 4, z.clamp(max=16) / 8], dim=2).flatten(0, 1)  # (B * C, 2, H, W)
-        with torch.autocast(x.device.type, enabled=False):  # z has more digits than bf16
-            features = self.network.stem(seen.contiguous(memory_format=torch.channels_last))
-        features = self.network.body(features)
-        with torch.autocast(x.device.type, enabled=False):
-            maps = self.network.head(features.float()).unflatten(
-                0, (-1, self.in_channels)
-            )  # (B, C, maps, H, W)
+        level = torch.where(self.gain > 0, self.level, self.level - FLAT) * share**0.5
+        level = torch.where(self.gain > 0, level, level + FLAT)
+        maps = self.maps(z, level)
         image = (self._counts(z + maps[:, :, 0], share) - self.mean) / self.std
         return torch.cat([image, maps[:, :, 1:].transpose(1, 2).flatten(1, 2)], dim=1)
+
+    def maps(self, z: Tensor, level: Tensor) -> Tensor:
+        """Stabilized images (B, C, H, W) and the mean of each -> (B, C, maps, H, W): what to add to them, and
+        the further maps."""
+        seen = torch.stack([(z - level) / 4, z.clamp(max=16) / 8], dim=2).flatten(0, 1)  # (B * C, 2, H, W)
+        with torch.autocast(z.device.type, enabled=False):  # z has more digits than bf16
+            features = self.network.stem(seen.contiguous(memory_format=torch.channels_last))
+        features = self.network.body(features)
+        with torch.autocast(z.device.type, enabled=False):
+            return self.network.head(features.float()).unflatten(0, (-1, self.in_channels))
 
     def _stabilize(self, counts: Tensor, share: float) -> Tensor:
         gain, offset = self.gain.clamp(min=1e-12) / share, self.offset / share
         y = counts / gain + offset / gain**2
         z = 2 * (y.clamp(min=0) + 3 / 8).sqrt() + y.clamp(max=0) * _DARK_SLOPE  # read noise goes on below 0
-        return torch.where(self.gain > 0, z, _FLAT + (counts - self.mean) / offset.clamp(min=1e-12).sqrt())
+        return torch.where(self.gain > 0, z, FLAT + (counts - self.mean) / offset.clamp(min=1e-12).sqrt())
 
     def _counts(self, z: Tensor, share: float) -> Tensor:
         gain, offset = self.gain.clamp(min=1e-12) / share, self.offset / share
         y = z.clamp(min=0) ** 2 / 4 - 3 / 8
         return torch.where(
-            self.gain > 0, gain * y - offset / gain, (z - _FLAT) * offset.clamp(min=1e-12).sqrt() + self.mean
+            self.gain > 0, gain * y - offset / gain, (z - FLAT) * offset.clamp(min=1e-12).sqrt() + self.mean
         )

@@ -88,7 +88,7 @@ def settings(header: dict[str, Any]) -> dict[str, Any]:
     return {"optimizer" if key == "optimiser" else key: value for key, value in header["settings"].items()}
 
 
-_OF_THE_IMAGES = ("mean", "std")
+_OF_THE_IMAGES = ("mean", "std", "gain", "offset", "level")
 
 
 def name_of(run: str | os.PathLike[str] | nn.Module) -> str:

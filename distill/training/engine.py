@@ -141,7 +141,8 @@ def train(
 
     # Networks: the sampler, the student, and the running average of the student.
     if init == "pretrained" and isinstance(student, StabilizedUNet):
-        student.load_pretrained()
+        with checks_of('init="pretrained"'):
+            student.load_pretrained()
     elif init not in ("pretrained", "none"):
         load_weights(init, sampler, student)
     torch.manual_seed(seed)
@@ -178,7 +179,7 @@ def train(
     settings["self_supervised"] = own_share
     settings["networks"] = [describe(module) for module in (sampler, student, loss)]
     modules = {"sampler": sampler, "student": denoiser, "average": average}
-    modules |= {"best": best.module} if best else {}
+    modules |= {"start": best.start, "best": best.module} if best else {}
     state = State(modules, optimizers, generator)
     metrics = Metrics(out, ([tensorboard_log(out)] if tensorboard else []) + ([on_log] if on_log else []))
     resume(out, state, settings)

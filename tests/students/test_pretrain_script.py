@@ -1,0 +1,62 @@
+"""benchmarks/pretrain.py, which made the shipped weights, still runs and writes what StabilizedUNet loads."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import students.stabilized
+from students import StabilizedUNet
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("pretrain")
+
+
+def test_both_stages_write_weights_that_stabilized_unet_loads(script, tmp_path, monkeypatch):
+    out = tmp_path / "weights.safetensors"
+    monkeypatch.setattr(sys, "argv", ["pretrain.py", "--steps", "2", "--fields", "2", "--out", str(out)])
+    script.main()
+    written, shipped = load_file(out), load_file(students.stabilized.WEIGHTS)
+    assert {k: (v.shape, v.dtype) for k, v in written.items()} == {
+        k: (v.shape, v.dtype) for k, v in shipped.items()
+    }
+    monkeypatch.setattr(students.stabilized, "WEIGHTS", out)
+    student = StabilizedUNet()
+    student.load_pretrained()
+    assert student.network.head[0].weight.equal(written["head.0.weight"].float())
+    with torch.no_grad():
+        assert student(torch.randn(1, 1, 32, 32)).isfinite().all()
+
+
+def test_its_stabilization_is_the_students(script):
+    """z of one gain and offset, and the answer to z of the whole forward pass."""
+    gain, offset = torch.full((1, 1, 1), 2.0), torch.full((1, 1, 1), -150.0)
+    student = StabilizedUNet()
+    student.load_pretrained()
+    counts = 60 + 60 * torch.rand(2, 1, 32, 32)  # some of them below the black level
+    student.prepare(counts, torch.zeros(1, 1, 1), torch.ones(1, 1, 1), gain, offset)
+    z = torch.from_numpy(script.stabilize(counts.double().numpy() / 2 - 150 / 4)).float()
+    with torch.no_grad():
+        d = z + student.maps(z, student.level)[:, :, 0]
+        y = d.clamp(min=0).square() / 4 - 3 / 8
+        torch.testing.assert_close(student(counts), 2 * y + 75, rtol=1e-4, atol=1e-3)
+
+
+def test_fields_and_noisy_patches_are_those_of_the_seed(script):
+    fields = script.bank(2, size=96, seed=1)
+    assert fields.dtype == np.float16 and fields.min() == 0 and fields.max() == 1
+    assert np.array_equal(script.bank(1, size=96, seed=1), fields[:1])
+    stage = script.Stage(1, 40, 32, 1e-3)
+    z, target, level = script.batch(np.random.default_rng(0), fields, stage)
+    assert z.shape == target.shape == (40, 1, 32, 32) and level.shape == (40, 1, 1, 1)
+    noise = (z - target)[target > 8]  # where z is stable, its noise has variance 1
+    assert 0.8 < noise.std() < 1.1
