@@ -8,16 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+LEARNING_RATE = 2e-3
+
 
 class PosteriorSampler(nn.Module, ABC):
     """Draws clean images from q(signal | noisy). Raw counts in, raw counts out.
 
     isotropic: whether the noise looks the same turned and mirrored, so that training may do both.
     free_draws: how many draws cost no more than one; a student then learns from so many at once.
+    learning_rate: that it is trained with unless `train` is told another, under AdamW.
     """
 
     isotropic: bool = True
     free_draws: int = 1
+    learning_rate: float = LEARNING_RATE
 
     @abstractmethod
     def sample(self, noisy: Tensor, n: int = 1) -> Tensor:

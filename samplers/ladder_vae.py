@@ -140,7 +140,7 @@ class LadderVAE(nn.Module):
             raise ValueError(f"LadderVAE: got {unshuffle=}, {growth=}; at least 1 and above 0 are allowed")
         widths = [filters, *(filters if growth == 1 else 8 * max(1, round(filters * growth**i / 8))
                              for i in range(1, levels + 1))]  # fmt: skip
-        self.unshuffle = unshuffle
+        self.unshuffle, self.widths = unshuffle, widths
         self.multiple = unshuffle * 2**levels
         image_channels = channels * unshuffle**2
         top_size = max(1, -(-patch_size // self.multiple))

@@ -23,7 +23,7 @@ from distill.runs.rebuild import describe
 from distill.runs.run import Run
 from distill.training.checks import check_arguments, check_networks
 from distill.training.logs import Log, Metrics, tensorboard_log
-from distill.training.optimizer import Optimizer, Schedule, careful
+from distill.training.optimizer import Optimizer, Schedule, careful, update
 from distill.training.patches import Patches, split
 from distill.training.resume import State, resume, stop_signals
 from distill.training.self_supervision import Best, self_supervised_share, split_risk
@@ -31,6 +31,7 @@ from distill.training.steps import Learn, Teach
 from distill.training.validation import validate
 from losses import L2, Loss
 from samplers import PosteriorSampler
+from samplers.base import LEARNING_RATE
 from students import StabilizedUNet
 
 PUBLISHED: dict[str, Any] = dict(
@@ -54,7 +55,7 @@ def train(
     patch_size: int = 64,
     draws: int | None = None,
     optimizer: str = "AdamW",
-    lr: float = 2e-3,
+    lr: float | None = None,
     student_lr: float | None = None,
     schedule: Schedule = "cosine",
     clip: float | None = 5.0,
@@ -90,10 +91,11 @@ def train(
         draws: draws per patch for the student. Default: the larger of loss.min_draws and
             sampler.free_draws, usually 1.
         optimizer: name of a class in torch.optim; each network has its own.
-        lr: learning rate of the sampler.
-        student_lr: learning rate of the student. Default: lr / 2, because a student without
-            normalisation layers diverges at higher rates; for one that starts from trained weights lr / 4,
-            and less for fewer than 2 million pixels, which it would learn by heart.
+        lr: learning rate of the sampler. Default: its `learning_rate`, 2e-3; less for an HDN of more than
+            32 filters or 2 blocks a level, which would diverge: 4e-4 for the published one, 7e-4 for LIGHT.
+        student_lr: learning rate of the student. Default: half of `lr`, or of 2e-3 without one, because a
+            student without normalisation layers diverges at higher rates; a quarter for one that starts
+            from trained weights, and less for fewer than 2 million pixels, which it would learn by heart.
         schedule: "cosine" (warm-up, then a decay to zero) or "plateau" (as published).
         clip: largest norm of a network's gradient; None for no clipping.
         ema: decay of the running average of the student's weights, which is what is kept; 0 for none.
@@ -116,14 +118,17 @@ def train(
             and noise of single pixels, since draws are no better than their sampler; else 0.
 
     Raises:
-        UserError: for what cannot work, before anything is written; for a loss that is not finite.
+        UserError: for what cannot work, before anything is written; for a loss or gradient that is not
+            finite in 10 steps in a row. Fewer are skipped, and counted as `skipped` in metrics.jsonl.
     """
     loss = loss or L2()
     draws = max(loss.min_draws, sampler.free_draws) if draws is None else draws
     stack = as_stack(images, axes)
     if student_lr is None:
+        rate = LEARNING_RATE if lr is None else lr
         starts_trained = init != "none" and (init != "pretrained" or isinstance(student, StabilizedUNet))
-        student_lr = careful(lr / 4, stack.pixels.size) if starts_trained else lr / 2
+        student_lr = careful(rate / 4, stack.pixels.size) if starts_trained else rate / 2
+    lr = sampler.learning_rate if lr is None else lr
     settings = {name: value for name, value in locals().items() if name not in _NOT_SETTINGS}
     check_arguments(settings, loss)
     hardware, total, out = Hardware(device, precision), steps + refine_steps, Path(out)
@@ -207,11 +212,12 @@ def train(
                 # 4. Update the student towards minimising its distance to the draws.
                 optimize_student.backward(student_loss, share)
             active = optimizers if co_training else [optimize_student]
-            row: dict[str, Any] = {"step": step}
-            row |= {f"{each.name}_loss": each.check(step) for each in active}  # before any weight changes
-            for each in active:
-                each.step()
-            average.update_parameters(denoiser)
+            losses = update(active, step)  # none if one is not finite: then no network has changed
+            if losses:
+                average.update_parameters(denoiser)
+            row: dict[str, Any] = {"step": step} | losses
+            if optimize_student.skipped:
+                row["skipped"] = optimize_student.skipped
             # 5. Repeat until convergence, which held-out patches tell.
             state.step, state.seconds = step, time.monotonic() - started
             validating = step % validate_every == 0 or step == total
@@ -245,6 +251,7 @@ def train(
 _SHOWN = ("sampler_loss", "student_loss", "psnr_to_draws")  # on the progress bar
 _NOT_SETTINGS = (
     "stack",
+    "rate",
     "starts_trained",
     "images",
     "sampler",

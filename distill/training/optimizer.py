@@ -1,5 +1,6 @@
 """One network under training: its optimizer, its learning rate, its gradients."""
 
+import logging
 import math
 from typing import Any, Literal
 
@@ -8,11 +9,13 @@ from torch import Tensor, nn
 
 from distill.errors import UserError
 
+log = logging.getLogger(__name__)
 Schedule = Literal["cosine", "plateau"]
+MAX_SKIPPED = 10  # steps in a row: a run that does not come back by then has diverged
 
 
 class Optimizer:
-    """A torch optimizer that starts slowly, decays its learning rate, and refuses a broken loss.
+    """A torch optimizer that starts slowly, decays its learning rate, and skips a broken step.
 
     cosine: linear warm-up over 5 % of `total` steps, then a half cosine to zero.
     plateau: half the rate after 10 validations without improvement, as published.
@@ -29,7 +32,11 @@ class Optimizer:
         clip: float | None,
     ) -> None:
         self.name, self.clip, self.loss = name, clip or math.inf, 0.0
+        self.skipped, self.in_a_row, self.patience = 0, 0, min(MAX_SKIPPED, total)
         self.parameters = [p for p in module.parameters() if p.requires_grad]
+        # A forward pass changes them before its loss is known: statistics of batch norm, warm-ups.
+        self.buffers = [b for b in module.buffers() if b.is_floating_point()]
+        self.sound = [b.clone() for b in self.buffers]
         options: dict[str, Any] = {"lr": lr}
         if kind == "AdamW":
             options |= {"betas": (0.9, 0.99), "weight_decay": 0.0, "fused": True}
@@ -52,17 +59,14 @@ class Optimizer:
         (loss * share).backward()
         self.loss = self.loss + loss.detach() * share
 
-    def check(self, step: int) -> float:
-        """Clips the gradient -> the batch's loss. One that is not finite stops the run, un-updated."""
+    def check(self) -> tuple[float, str]:
+        """Clips the gradient -> the batch's loss, and what of it is not finite, if anything."""
         loss, self.loss = float(self.loss), 0.0
         norm = float(nn.utils.clip_grad_norm_(self.parameters, self.clip))
         for what, value in (("loss", loss), ("gradient", norm)):
             if not math.isfinite(value):
-                raise UserError(
-                    f"step {step}: the {self.name}'s {what} is {value}; nothing was updated. Lower "
-                    f"lr (now {self.lr:.2g}), set clip (now {self.clip:g}), or check the images"
-                )
-        return loss
+                return loss, f"the {self.name}'s {what} is {value}"
+        return loss, ""
 
     def step(self) -> None:
         """Updates the weights and, on a cosine, the learning rate."""
@@ -70,6 +74,21 @@ class Optimizer:
         self.optimizer.zero_grad(set_to_none=True)
         if isinstance(self.schedule, torch.optim.lr_scheduler.LambdaLR):
             self.schedule.step()
+        self._keep()
+
+    def skip(self, step: int) -> None:
+        """Leaves the network as it was before this step; only the learning rate goes on."""
+        self.optimizer.zero_grad(set_to_none=True)
+        for buffer, sound in zip(self.buffers, self.sound, strict=True):
+            buffer.copy_(sound)
+        self.go_to(step)
+        self.skipped += 1
+        self.in_a_row += 1
+
+    def _keep(self) -> None:
+        for buffer, sound in zip(self.buffers, self.sound, strict=True):
+            sound.copy_(buffer)
+        self.in_a_row = 0
 
     def validated(self, loss: float | None) -> None:
         """Tells the plateau schedule this network's own validation loss."""
@@ -93,7 +112,8 @@ class Optimizer:
             for i, values in state["state"].items()
             for key, value in values.items()
         }
-        return tensors, {"groups": state["param_groups"], "schedule": _plain(self.schedule)}
+        data = {"groups": state["param_groups"], "schedule": _plain(self.schedule), "skipped": self.skipped}
+        return tensors, data
 
     def restore(self, tensors: dict[str, Tensor], data: dict[str, Any]) -> None:
         state: dict[int, dict[str, Tensor]] = {}
@@ -108,6 +128,31 @@ class Optimizer:
                 if value.shape == parameter.shape:  # a fused step needs the parameter's memory layout
                     values[key] = torch.empty_like(parameter).copy_(value)
         self.schedule.load_state_dict(data["schedule"])
+        self.skipped = data.get("skipped", 0)
+        self._keep()  # the network's buffers were restored before
+
+
+def update(optimizers: list[Optimizer], step: int) -> dict[str, float]:
+    """Updates all networks -> their losses; where any loss or gradient is not finite, none -> no losses.
+
+    Errors: nothing could be updated for MAX_SKIPPED steps in a row.
+    """
+    checked = [each.check() for each in optimizers]
+    broken = next((what for _, what in reversed(checked) if what), "")  # the sampler's first
+    if not broken:
+        for each in optimizers:
+            each.step()
+        return {f"{each.name}_loss": loss for each, (loss, _) in zip(optimizers, checked, strict=True)}
+    for each in optimizers:
+        each.skip(step)
+    if any(each.in_a_row >= each.patience for each in optimizers):
+        rates = ", ".join(f"{each.lr:.2g} for the {each.name}" for each in optimizers)
+        raise UserError(
+            f"step {step}: {broken}, as for {optimizers[0].in_a_row} steps in a row; nothing was updated "
+            f"in these. Lower lr (now {rates}), set clip (now {optimizers[0].clip:g}), or check the images"
+        )
+    log.warning("step %d: %s; skipped, nothing was updated", step, broken)
+    return {}
 
 
 def careful(lr: float, pixels: int) -> float:

@@ -81,7 +81,7 @@ def split_risk(denoiser: DirectDenoiser, frames: Tensor, noise_model: nn.Module 
         return None
     if noise_model is not None and not isinstance(noise_model, GaussianNoise | PhotonNoise):
         return None
-    frames = frames[:2]
+    all_frames, frames = frames, frames[:2]
     integers = bool((frames == frames.round()).all())
     denoised = _first_answer(denoiser, frames)
     gain, offset = (v.flatten().tolist() for v in noise_line(frames.cpu(), noise_model))
@@ -94,7 +94,7 @@ def split_risk(denoiser: DirectDenoiser, frames: Tensor, noise_model: nn.Module 
             model = PhotonNoise.fit(y, s, gain[c], offset[c], step)
         else:
             model = GaussianNoise(max(gain[c] * float(s.mean()) + offset[c], 1e-12) ** 0.5)
-        if _correlated(y, (y - s) / model.variance(s).sqrt()):
+        if _correlated(all_frames[:, [c]], (y - s) / model.variance(s).sqrt()):
             log.warning("the noise of neighbouring pixels is correlated: the student learns from draws "
                         "alone; for lines or patterns use HDN3-6 or JointNoiseVAE")  # fmt: skip
             return None

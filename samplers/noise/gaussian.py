@@ -144,8 +144,18 @@ class GaussianNoise(NoiseModel):
         for correlation in neighbours.of_tiles(tiles, level, structure):
             if abs(correlation) <= neighbours.SLIGHT:
                 square = square / (1 - 4 / 3 * correlation)  # see `_pixel_statistics`
-        flat = (v.flatten().double() for v in (mean, square, level, structure, clipped))
-        return cls._from_bins(*_smooth_bins(*flat))
+        pixels = tuple(v.flatten().double() for v in (mean, square, level, structure, clipped))
+        bins = _smooth_bins(*pixels)
+        if not _varies(bins[1], bins[0]).any():  # zeros of a subtracted background: noise shows elsewhere
+            _, square, level, structure, _ = pixels
+            seen = _varies(structure + square, level)
+            bins = _smooth_bins(*(v[seen] for v in pixels)) if seen.any() else bins
+        if not _varies(bins[1], bins[0]).any():
+            raise ValueError(
+                "GaussianNoise.estimate: the frames show no noise; pass raw camera counts, or give std or "
+                "gain and offset yourself"
+            )
+        return cls._from_bins(*bins)
 
     @classmethod
     def _from_bins(cls, level: Tensor, variance: Tensor, pixels: Tensor) -> GaussianNoise:
@@ -206,6 +216,11 @@ def _smooth_bins(
     return table[:, 0], table[:, 1], table[:, 3]
 
 
+def _varies(variance: Tensor, level: Tensor) -> Tensor:
+    """Whether it is more than what float32 leaves of a constant."""
+    return variance > 1e-12 * level**2
+
+
 def _fit_line(x: Tensor, variance: Tensor, pixels: Tensor) -> tuple[float, float]:
     """Weighted line variance = gain * x + offset, gain >= 0, above 0 at every x; robust (Cauchy)."""
     fitted, outlier = variance.clone(), torch.ones_like(variance)
@@ -222,7 +237,8 @@ def _fit_line(x: Tensor, variance: Tensor, pixels: Tensor) -> tuple[float, float
         if gain * spread.sqrt() < 2:  # negative, or lost in its standard error: a flat image
             gain = torch.zeros_like(gain)
         if height - gain * (centre - x.min()) < floor:
-            gain = (height - floor) / (centre - x.min())
+            height = height.clamp(min=floor)
+            gain = (height - floor) / (centre - x.min()).clamp(min=1e-12)
         offset = height - gain * centre
         fitted = gain * x + offset
         outlier = 1 / (1 + ((variance - fitted) / (2 * error)) ** 2)
