@@ -17,6 +17,7 @@ from samplers.noise.quantised import checked, log_bin_probability, quantise
 from samplers.noise.tiles import RING, read_tiles, ring_statistics
 
 _ARGUMENTS = ("std", "gain", "offset", "min_variance", "step", "clip")
+_FAR = 30.0  # standard deviations: what is farther off is no noise
 
 
 class GaussianNoise(NoiseModel):
@@ -25,7 +26,8 @@ class GaussianNoise(NoiseModel):
     Either `std`, or variance = gain * signal + offset (Poisson-Gaussian: `gain` counts per
     photon; `offset` = read variance - gain * black level, so it may be negative).
     The variance never falls below `min_variance`, by default 1 % of gain^2 + max(offset, 0).
-    With `step` (1 for integers) the likelihood is that of quantised data, see `NoiseModel`.
+    With `step` (1 for integers) the likelihood is that of quantised data, see `NoiseModel`; beyond 30
+    standard deviations that without one falls exponentially: a hot pixel must not outweigh all others.
     """
 
     def __init__(
@@ -76,7 +78,9 @@ class GaussianNoise(NoiseModel):
             variance = self.variance(signal)
             if self.step is not None:
                 return log_bin_probability(noisy, signal, variance, self.step, self.clip)
-            return -0.5 * ((noisy - signal) ** 2 / variance + (2 * math.pi * variance).log())
+            square = (noisy - signal) ** 2 / variance
+            far = _FAR * (2 * square.clamp(min=_FAR**2).sqrt() - _FAR)
+            return -0.5 * (torch.where(square > _FAR**2, far, square) + (2 * math.pi * variance).log())
 
     def sample(self, signal: Tensor) -> Tensor:
         signal = signal.float()

@@ -8,7 +8,7 @@ import torch
 
 from distill import UserError, specimen, train
 from losses import L2
-from samplers import HDN
+from samplers import HDN, GaussianNoise
 from samplers.hdn import LIGHT
 from students import StabilizedUNet, UNet
 
@@ -150,3 +150,11 @@ def test_images_without_noise_are_refused_in_one_line(images, tmp_path):
     with pytest.raises(UserError, match=r"constant|no noise") as caught:
         train(images, hdn, StabilizedUNet(), out=tmp_path / "run", steps=1, **(QUICK | dict(patch_size=32)))
     assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
+
+
+def test_a_hot_pixel_pulls_with_a_bounded_force():
+    signal = torch.zeros(3, requires_grad=True)
+    density = GaussianNoise(1.0).log_likelihood(torch.tensor([29.0, 31.0, 6e4]), signal)
+    density.sum().backward()
+    assert signal.grad.tolist() == pytest.approx([29.0, 30.0, 30.0])
+    assert density.detach().diff()[0].item() == pytest.approx(-(30 * 31 - 450 - 29**2 / 2))
