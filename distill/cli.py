@@ -28,6 +28,7 @@ from distill.noise_fitting import fit
 from distill.options import Parser
 from distill.prediction import cache, predict
 from distill.reporting import page
+from distill.runs import tensors
 from distill.runs.describe import describe_run
 from distill.training import cost, engine
 
@@ -94,12 +95,34 @@ def _default(role: str, arguments: list[str]) -> dict[str, Any] | None:
     """HDN is the light one, which a CPU trains in minutes. A class that is named keeps its own defaults:
     those of another class would be carried over to arguments of the same name."""
     package, _, name = ROLES[role]
-    named = [b for a, b in pairwise([*arguments, ""]) if a == f"--{role}"]
-    named += [a.partition("=")[2] for a in arguments if a.startswith(f"--{role}=")]
+    named = _values(arguments, f"--{role}")
     if not set(named) <= {name, f"{package.__name__}.{name}"}:
         return None
+    first_run = [run for flag in ("--init", "--from") for run in _values(arguments, flag)]
+    if first_run and not named and (described := _described(Path(first_run[-1]), role)):
+        return described
     options = {"init_args": dict(samplers.LIGHT)} if role == "sampler" else {}
     return {"class_path": f"{package.__name__}.{name}"} | options
+
+
+def _values(arguments: list[str], flag: str) -> list[str]:
+    """What is given to a flag, as `--flag value` or `--flag=value`."""
+    after = [b for a, b in pairwise([*arguments, ""]) if a == flag]
+    return after + [a.partition("=")[2] for a in arguments if a.startswith(f"{flag}=")]
+
+
+def _described(run: Path, role: str) -> dict[str, Any] | None:
+    """The network of a finished run, for one that starts from its weights. The noise is that of the new
+    images: it is estimated anew."""
+    file, key = {"sampler": ("sampler", "sampler"), "student": ("student", "backbone")}.get(role, ("", ""))
+    path = run / f"{file}.safetensors"
+    if not path.exists():
+        return None
+    network = tensors.load(path)[1][key] or {"class": "", "arguments": {"": {}}}
+    options = {k: v for k, v in network["arguments"].items() if k != "noise_model"}
+    if any(isinstance(value, dict | list) for value in options.values()):  # made of other networks
+        return None
+    return {"class_path": network["class"], "init_args": options}
 
 
 def _set_channels(config: jsonargparse.Namespace, outputs: int) -> bool:

@@ -276,3 +276,30 @@ def test_the_published_settings_are_the_same_from_the_command_line(stack, capsys
     assert printed["student"]["init_args"]["shared_convs"] is True
     published = HDN()
     assert all(getattr(published, k) == v for k, v in printed["sampler"]["init_args"].items())
+
+
+def test_a_run_to_start_from_says_which_networks(stack, capsys):
+    assert main(["train", "noisy.tif", "--out", "first", *QUICK]) == 0
+    begun = [
+        "train",
+        "noisy.tif",
+        "--out",
+        "second",
+        "--from",
+        "first",
+        "--steps",
+        "1",
+        "--refine_steps",
+        "0",
+    ]
+    assert main([*begun, "--print_config"]) == 0
+    text = capsys.readouterr().out
+    printed = yaml.safe_load(text[text.index("images:") :])
+    assert printed["sampler"]["init_args"]["levels"] == 2 and printed["student"]["init_args"]["depth"] == 2
+    assert printed["sampler"]["init_args"]["noise_model"] is None and printed["init"] == "first"
+    assert (
+        main(
+            [*begun, "--patch_size", "16", "--batch_size", "2", "--val_fraction", "0", "--refine_steps", "0"]
+        )
+        == 0
+    )
