@@ -19,7 +19,7 @@ from students import StabilizedUNet
 
 
 def main(
-    loss: Loss, out: str, noisy: Images | None = None, clean: Images | None = None, *, steps: int = 350
+    loss: Loss, out: str, noisy: Images | None = None, clean: Images | None = None, *, steps: int = 600
 ) -> None:
     noise_model = None  # estimated from the noisy images
     if noisy is None:

@@ -49,7 +49,7 @@ def train(
     out: str | Path = "runs/latest",
     *,
     steps: int = 600,
-    refine_steps: int = 1400,
+    refine_steps: int = 1000,
     batch_size: int = 8,
     micro_batch: int = 8,
     patch_size: int = 64,
@@ -92,7 +92,7 @@ def train(
             sampler.free_draws, usually 1.
         optimizer: name of a class in torch.optim; each network has its own.
         lr: learning rate of the sampler. Default: its `learning_rate`, 2e-3; less for an HDN of more than
-            32 filters or 2 blocks a level, which would diverge: 4e-4 for the published one, 7e-4 for LIGHT.
+            32 filters or 2 blocks a level, which would diverge: 4e-4 for the published one.
         student_lr: learning rate of the student. Default: half of `lr`, or of 2e-3 without one, because a
             student without normalisation layers diverges at higher rates; a quarter for one that starts
             from trained weights, and less for fewer than 2 million pixels, which it would learn by heart.

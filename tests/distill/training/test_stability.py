@@ -84,7 +84,8 @@ def test_the_rate_fits_the_width_and_the_depth(noisy, tiny_hdn, tiny_unet, tmp_p
     sizes = [(8, 1), (32, 2), (64, 1), (64, 5)]
     rates = [HDN(levels=1, filters=filters, blocks=blocks).learning_rate for filters, blocks in sizes]
     assert rates == pytest.approx([2e-3, 2e-3, 1e-3, 4e-4])
-    assert 6e-4 < HDN(**LIGHT).learning_rate < 8e-4
+    assert HDN(**LIGHT).learning_rate == 2e-3
+    assert 6e-4 < HDN(**LIGHT | dict(filters=48, growth=1.5)).learning_rate < 8e-4
     train(noisy, tiny_hdn, tiny_unet, out=tmp_path / "own", steps=1, refine_steps=0, **QUICK)
     with pytest.raises(UserError, match=r"lr=0\.002, now 0\.01"):
         train(noisy, tiny_hdn, tiny_unet, out=tmp_path / "own", steps=1, refine_steps=0, lr=0.01, **QUICK)
