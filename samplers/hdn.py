@@ -60,7 +60,8 @@ class HDN(VAESampler):
         """Lower for wide and for deep networks: what one update of every weight changes in the output
         grows with the inputs of a convolution and with the blocks in a row. Measured on confocal FOV 1,
         batches of 4: at 2e-3 the loss of LIGHT with 48 filters that grow by 1.5 goes to 1e9 from step 45
-        on, at 1.3e-3 it has a spike of 4e4, at 8e-4 none; that of 64 filters and 5 blocks rises from 3.8 to 7 at 2e-3, and falls at 5e-4."""
+        on, at 1.3e-3 it has a spike of 4e4, at 8e-4 none; that of 64 filters and 5 blocks rises from 3.8
+        to 7 at 2e-3, and falls at 5e-4."""
         return LEARNING_RATE * min(1.0, 32 / self.width) * min(1.0, 2 / self.blocks)
 
     def kl_cost(self, kl: Tensor) -> Tensor:
