@@ -73,7 +73,10 @@ class VAESampler(PosteriorSampler):
         features = self.vae.encode((noisy - self.mean) / self.std)
         signal, kl = self.vae.decode(features, *noisy.shape[-2:])
         signal = signal * self.std + self.mean
-        assert self.noise_model is not None  # `prepare` estimates one
+        if self.noise_model is None:
+            raise ValueError(
+                f"{type(self).__name__}: has no noise model yet; call prepare, or pass one to the constructor"
+            )
         reconstruction = -self.noise_model.log_likelihood(noisy, signal).mean()
         return reconstruction + self.warmed_up(self.kl_cost(kl)) / noisy[0].numel(), signal
 
