@@ -57,7 +57,7 @@ def built_in() -> tuple[np.ndarray, list[Case]]:
 
 def bm3d_anscombe(noisy: np.ndarray, gain: float, offset: float) -> dict[str, np.ndarray]:
     """The denoised image by the algebraic inverse (corrected by a / 4) and by the exact unbiased one."""
-    import bm3d
+    import bm3d  # pyright: ignore[reportMissingImports]: not for commercial use, hence no dependency
 
     z = 2 * np.sqrt(np.maximum(noisy / gain + offset / gain**2 + 3 / 8, 1e-6))
     low, span = z.min(), np.ptp(z)
