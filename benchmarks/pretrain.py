@@ -1,17 +1,20 @@
-"""Trains the weights that StabilizedUNet starts from, on synthetic fields and synthetic cameras alone.
+"""Trains the weights that ship with the package, on synthetic fields and synthetic cameras alone.
 
-    python benchmarks/pretrain.py --out students/stabilized.safetensors
+    python benchmarks/pretrain.py mean --out students/stabilized.safetensors        of StabilizedUNet
+    python benchmarks/pretrain.py spread --out samplers/stabilized.safetensors      of StabilizedSampler
 
-About 24 CPU minutes, after 2 for the 500 fields; --steps 120 --fields 8 tries it out. What it writes, in
-half precision, replaces students/stabilized.safetensors.
+About 24 and 22 CPU minutes, after 2 for the 500 fields; --share 0.01 --fields 8 tries it out. They are
+written in half precision. The spread is trained beside the mean that ships with the package.
 
-The network never sees counts but z, in which noise of variance a * signal + b has variance 1 at any camera:
+The networks never see counts but z, in which noise of variance a * signal + b has variance 1 at any camera:
 z = 2 sqrt(y + 3/8), continued as a line below y = 0, of y = counts / a + b / a^2, whose variance is its mean.
-With d = z + the network's answer, y = d^2 / 4 - 3/8 is trained to be the posterior mean of the signal.
+With d = z + the first network's answer, y = d^2 / 4 - 3/8 is trained to be the posterior mean of the signal;
+draws are d plus the second network's answer, and trained by the energy score.
 """
 
 import argparse
 import math
+from collections.abc import Sequence
 from itertools import repeat
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +28,7 @@ from scipy.special import ndtr
 from torch import Tensor
 from tqdm import trange
 
+from samplers import StabilizedSampler
 from students import StabilizedUNet
 from students.stabilized import FLAT
 
@@ -38,9 +42,13 @@ class Stage(NamedTuple):
     patches: int
     size: int
     lr: float
+    warmup: int = 100
 
 
-STAGES = (Stage(12_000, 4, 96, 2e-3), Stage(4_000, 3, 128, 8e-4))
+STAGES = {
+    "mean": (Stage(12_000, 4, 96, 2e-3), Stage(4_000, 3, 128, 8e-4)),
+    "spread": (Stage(7_000, 4, 96, 1e-3, 300),),
+}
 
 
 class Observation(NamedTuple):
@@ -51,32 +59,53 @@ class Observation(NamedTuple):
     level: float
 
 
-def pretrain(fields: np.ndarray, stages: tuple[Stage, ...], out: Path) -> None:
-    """Each stage starts from the averaged weights that the one before wrote, in half precision, to `out`."""
-    torch.manual_seed(0)
-    student = StabilizedUNet()
-    for number, stage in enumerate(stages):
-        if number:
-            student.network.load_state_dict({k: v.float() for k, v in load_file(out).items()})
-        weights = train(student, fields, stage)
-        save_file({k: v.half().contiguous() for k, v in weights.items()}, out)
+class Mean:
+    """StabilizedUNet, by the error of each patch."""
+
+    def __init__(self) -> None:
+        self.student = StabilizedUNet()
+        self.network = self.student.network
+
+    def answer(self, z: Tensor, level: Tensor) -> Tensor:
+        return z + self.student.maps(z, level)[:, :, 0]
+
+    def loss(self, answer: Tensor, target: Tensor) -> Tensor:
+        each = error(answer, target).square().mean((1, 2, 3))
+        return (each + 1e-3).sqrt().mean()  # near the logarithm: a flat patch counts, too
 
 
-def train(student: StabilizedUNet, fields: np.ndarray, stage: Stage) -> dict[str, Tensor]:
+class Spread:
+    """What StabilizedSampler's draws add to the mean that ships, by their energy score."""
+
+    def __init__(self) -> None:
+        self.sampler = StabilizedSampler()
+        self.sampler.mean.load_pretrained()
+        self.network = self.sampler.spread
+
+    def answer(self, z: Tensor, level: Tensor) -> Tensor:
+        with torch.no_grad():
+            centre, seen = self.sampler.answer_z(z, level)
+        features = self.network.look(seen)
+        return torch.cat([centre + self.network(features) for _ in range(self.sampler.score.samples)], dim=1)
+
+    def loss(self, answer: Tensor, target: Tensor) -> Tensor:
+        return self.sampler.score(answer, target[None])
+
+
+def train(learner: Mean | Spread, fields: np.ndarray, stage: Stage) -> dict[str, Tensor]:
     """The running average of the network's weights."""
-    rng, network = np.random.default_rng(0), student.network.to(memory_format=torch.channels_last)
+    rng, network = np.random.default_rng(0), learner.network.to(memory_format=torch.channels_last)
     average = [p.detach().clone() for p in network.parameters()]
     optimizer = torch.optim.AdamW(network.parameters(), lr=stage.lr, betas=(0.9, 0.99), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda t: min((t + 1) / 100, 1) * 0.5 * (1 + math.cos(math.pi * t / stage.steps))
+        optimizer, lambda t: min((t + 1) / stage.warmup, 1) * 0.5 * (1 + math.cos(math.pi * t / stage.steps))
     )
     bar, shown = trange(stage.steps, unit="step"), 1.0
     for t in bar:
         z, target, level = batch(rng, fields, stage)
         with torch.autocast("cpu", torch.bfloat16, enabled=t < (1 - EXACT) * stage.steps):
-            answer = student.maps(z, level)[:, :, 0]
-        each = error(z + answer, target).square().mean((1, 2, 3))
-        loss = (each + 1e-3).sqrt().mean()  # near the logarithm: a flat patch counts, too
+            answer = learner.answer(z, level)
+        loss = learner.loss(answer, target)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
@@ -85,9 +114,18 @@ def train(student: StabilizedUNet, fields: np.ndarray, stage: Stage) -> dict[str
         keep = min(0.998, 1 - 1 / (t + 1))
         for mean, p in zip(average, network.parameters(), strict=True):
             mean.lerp_(p.detach(), 1 - keep)
-        shown += (each.mean().item() - shown) / min(t + 1, 1000)
+        shown += (loss.item() - shown) / min(t + 1, 1000)
         bar.set_postfix(loss=f"{shown:.4f}", refresh=False)
     return dict(zip((name for name, _ in network.named_parameters()), average, strict=True))
+
+
+def pretrain(learner: Mean | Spread, fields: np.ndarray, stages: Sequence[Stage], out: Path) -> None:
+    """Each stage starts from the averaged weights that the one before wrote, in half precision, to `out`."""
+    for number, stage in enumerate(stages):
+        if number:
+            learner.network.load_state_dict({k: v.float() for k, v in load_file(out).items()})
+        weights = train(learner, fields, stage)
+        save_file({k: v.half().contiguous() for k, v in weights.items()}, out)
 
 
 def error(d: Tensor, target: Tensor) -> Tensor:
@@ -178,13 +216,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("which", choices=STAGES)
     parser.add_argument("--out", type=Path, required=True, help="safetensors file to write")
-    parser.add_argument("--steps", type=int, default=STAGES[0].steps, help="of the first stage")
+    parser.add_argument("--share", type=float, default=1.0, help="of the steps")
     parser.add_argument("--fields", type=int, default=500)
     options = parser.parse_args()
-    scale = options.steps / STAGES[0].steps
-    stages = tuple(stage._replace(steps=max(1, round(scale * stage.steps))) for stage in STAGES)
-    pretrain(bank(options.fields, seed=1), stages, options.out)
+    torch.manual_seed(0)
+    learner = Mean() if options.which == "mean" else Spread()
+    stages = [s._replace(steps=max(1, round(options.share * s.steps))) for s in STAGES[options.which]]
+    pretrain(learner, bank(options.fields, seed=1), stages, options.out)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The quality table: the student after some minutes of one core, beside what a user would pick instead.
 
     DISTILL_TEST_DATA=... python benchmarks/quality.py rivals          BM3D, 15 s an image, and the ceiling
+    DISTILL_TEST_DATA=... python benchmarks/quality.py n2v --minutes 5 20
     DISTILL_TEST_DATA=... python benchmarks/quality.py confocal --minutes 0 1 5 --seeds 0 1 2
     python benchmarks/quality.py specimen --minutes 0 1 5 --seeds 0 1 2
 
@@ -9,6 +10,7 @@ the shipped weights have never seen either. PSNR by the paper's definition, of t
 two). 0 minutes: the shipped weights, without training. BM3D (`pip install bm3d`, for non-commercial use) in
 the Anscombe domain of our noise line, by its exact unbiased inverse (Makitalo & Foi 2013) and by the
 algebraic one. The ceiling is a network trained on pairs of neighbouring repeats of FOV 1 (Noise2Noise).
+N2V is that of CAREamics (`pip install careamics`), its defaults, 16 patches a batch, stopped when time is up.
 Appends to runs/quality/quality.csv: one line for each image, minutes and seed.
 """
 
@@ -25,12 +27,12 @@ from cached_confocal import stack
 from distill import DirectDenoiser, psnr, read, specimen, train
 from distill.hardware import keep_freed_memory
 from distill.images.sources import as_stack
-from distill.prediction.pretrained import pretrained_denoiser
+from distill.prediction.pretrained import pretrained_denoiser, pretrained_sampler
 from losses import L2
-from samplers import HDN, LIGHT, GaussianNoise, posterior_mean
+from samplers import GaussianNoise, PosteriorSampler, StabilizedSampler, posterior_mean
 from students import LightUNet, StabilizedUNet
 
-STEPS = {1: (40, 260), 5: (200, 1400), 20: (800, 6000)}  # minutes of one core: (co-training, student alone)
+STEPS = {1: (40, 360), 5: (300, 1900), 20: (1200, 7600)}  # minutes of one core: (co-training, student alone)
 OUT = Path("runs/quality")
 Case = tuple[str, torch.Tensor, torch.Tensor, GaussianNoise]  # name, noisy and clean (1, 1, H, W), noise line
 
@@ -125,29 +127,57 @@ def rivals() -> None:
     record("Noise2Noise", 3, 0, time.process_time() - started, cases, answers)
 
 
+def n2v(images: np.ndarray, cases: list[Case], minutes: int, seed: int, what: str) -> None:
+    from careamics import CAREamist  # pyright: ignore[reportMissingImports]: in an environment of its own
+    from careamics.config import create_advanced_n2v_config  # pyright: ignore[reportMissingImports]
+    from lightning.pytorch.callbacks import Callback  # pyright: ignore[reportMissingImports]
+
+    started = time.process_time()
+
+    class Budget(Callback):
+        def on_train_batch_end(self, trainer, *_) -> None:
+            trainer.should_stop = time.process_time() - started > 60 * minutes
+
+    config = create_advanced_n2v_config(
+        f"n2v_{what}", "array", "SYX", [64, 64], 16, num_epochs=1000, num_steps=100, num_workers=0,
+        trainer_params={"accelerator": "cpu"}, seed=seed + 1,
+    )  # fmt: skip
+    engine = CAREamist(config, work_dir=OUT / f"n2v_{what}_{minutes}_{seed}", callbacks=[Budget()],
+                       enable_progress_bar=False)  # fmt: skip
+    engine.train(train_data=images[3:].astype("f4"), val_data=images[:3].astype("f4"))
+    cpu = time.process_time() - started
+    answers = [engine.predict(noisy[0].numpy().astype("f4"))[0][0] for _, noisy, _, _ in cases]
+    record("N2V", minutes, seed, cpu, cases, answers)
+
+
 def ours(images: np.ndarray, cases: list[Case], minutes: int, seed: int, out: Path, known_line: bool) -> None:
     started = time.process_time()
+    line = cases[0][3] if known_line else None
     if minutes == 0:
+        stacks = [as_stack(noisy[0, 0].numpy()) for _, noisy, _, _ in cases]
         with torch.no_grad():
-            answers = [pretrained_denoiser(as_stack(noisy[0, 0].numpy()))(noisy) for _, noisy, _, _ in cases]
-        record("student", 0, seed, time.process_time() - started, cases, answers)
-        return
-    torch.manual_seed(seed)
-    sampler = HDN(cases[0][3] if known_line else None, **LIGHT)
-    steps, refine_steps = STEPS[minutes]
-    run = train(images, sampler, StabilizedUNet(), L2(), out, steps=steps, refine_steps=refine_steps,
-                batch_size=8, seed=seed)  # fmt: skip
-    cpu = time.process_time() - started
-    with torch.no_grad():
-        answers = [run.denoiser(noisy) for _, noisy, _, _ in cases]
-        draws = [posterior_mean(run.sampler, noisy, 10) for _, noisy, _, _ in cases]
-    record("student", minutes, seed, cpu, cases, answers)
-    record("10 draws", minutes, seed, cpu, cases, draws)
+            answers = [pretrained_denoiser(stack)(case[1]) for stack, case in zip(stacks, cases, strict=True)]
+        record("student", 0, seed, (time.process_time() - started) / len(cases), cases, answers)
+        samplers: list[PosteriorSampler] = [pretrained_sampler(stack) for stack in stacks]
+    else:
+        torch.manual_seed(seed)
+        steps, refine_steps = STEPS[minutes]
+        run = train(images, StabilizedSampler(line), StabilizedUNet(), L2(), out, steps=steps,
+                    refine_steps=refine_steps, seed=seed)  # fmt: skip
+        cpu = time.process_time() - started
+        with torch.no_grad():
+            answers = [run.denoiser(noisy) for _, noisy, _, _ in cases]
+        record("student", minutes, seed, cpu, cases, answers)
+        samplers = [run.sampler] * len(cases)
+    for n in (1, 10, 100, 1000)[: 4 if seed == 0 and minutes == 5 else 3]:
+        started = time.process_time()
+        means = [posterior_mean(each, case[1], n) for each, case in zip(samplers, cases, strict=True)]
+        record(f"{n} draws", minutes, seed, (time.process_time() - started) / len(cases), cases, means)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("what", choices=["rivals", "confocal", "specimen"])
+    parser.add_argument("what", choices=["rivals", "n2v", "confocal", "specimen"])
     parser.add_argument("--minutes", type=int, nargs="+", default=[0, 5])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     options = parser.parse_args()
@@ -155,6 +185,13 @@ def main() -> None:
     keep_freed_memory()
     if options.what == "rivals":
         rivals()
+        return
+    if options.what == "n2v":
+        for what, data in (("confocal", confocal), ("specimen", built_in)):
+            images, cases = data()
+            for minutes in options.minutes:
+                for seed in options.seeds:
+                    n2v(images, cases, minutes, seed, what)
         return
     images, cases = confocal() if options.what == "confocal" else built_in()
     for minutes in options.minutes:

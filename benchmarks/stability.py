@@ -1,6 +1,6 @@
 """Short trainings on hostile images: none may end in NaN, or with a loss above its start.
 
-python benchmarks/stability.py [--only hot zeros ...] [--sizes light wide] [--seeds 10] [--steps 50]
+python benchmarks/stability.py [--only hot zeros ...] [--samplers light ...] [--seeds 10] [--steps 50]
 
 Each line is one training, as it ends; a failure is marked. --seeds 4:7 does 4, 5 and 6: what was
 stopped goes on. Real images come from the folder DISTILL_TEST_DATA; without it those inputs are left out.
@@ -22,15 +22,10 @@ from torch import Tensor
 
 from distill import UserError, specimen, train
 from losses import L2
-from samplers import HDN
-from samplers.hdn import LIGHT
+from samplers import HDN, LIGHT, PosteriorSampler, StabilizedSampler
 from students import StabilizedUNet
 
 SIZE, FRAMES = 128, 3
-SIZES: dict[str, dict[str, Any]] = {
-    "light": LIGHT,
-    "wide": LIGHT | dict(filters=64, levels=5, blocks=1, growth=1.0),
-}
 
 
 def cells(seed: int) -> np.ndarray:
@@ -97,7 +92,7 @@ INPUTS = {
 }
 
 
-class Watched(HDN):
+class Watched(PosteriorSampler):
     """Measures its own loss on the same patches at the first step and whenever it is asked."""
 
     patches: Tensor
@@ -117,11 +112,24 @@ class Watched(HDN):
             return float(super().training_step(self.patches)[0])
 
 
-def training(images: np.ndarray, size: str, seed: int, steps: int, **settings: Any) -> tuple[str, bool]:
+class WatchedHDN(Watched, HDN): ...
+
+
+class WatchedStabilized(Watched, StabilizedSampler): ...
+
+
+SAMPLERS: dict[str, Callable[[], Watched]] = {
+    "stabilized": WatchedStabilized,
+    "light": lambda: WatchedHDN(**LIGHT),
+    "wide": lambda: WatchedHDN(levels=5, latents=16, filters=64, blocks=1, dropout=0.0, unshuffle=2),
+}
+
+
+def training(images: np.ndarray, kind: str, seed: int, steps: int, **settings: Any) -> tuple[str, bool]:
     """One training -> (its row of the table, whether it is sound)."""
     torch.manual_seed(seed)
     tiles = torch.from_numpy(images.astype(np.float32)).unfold(1, 64, 64).unfold(2, 64, 64)
-    sampler = Watched(**SIZES[size])
+    sampler = SAMPLERS[kind]()
     sampler.patches = tiles.reshape(-1, 1, 64, 64).contiguous(memory_format=torch.channels_last)
     rows: list[dict[str, Any]] = []
     began, error = time.process_time(), ""
@@ -154,7 +162,7 @@ def training(images: np.ndarray, size: str, seed: int, steps: int, **settings: A
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=INPUTS, default=list(INPUTS))
-    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
     parser.add_argument("--seeds", default="10")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--lr", type=float)
@@ -163,16 +171,16 @@ def main() -> None:
     first, _, last = chosen.seeds.rpartition(":")
     settings = {} if chosen.lr is None else {"lr": chosen.lr}
     failures = []
-    print(f"{'':22}{'first':>11}{'last':>11}{'student':>10}{'last':>10}{'skip':>6}", flush=True)
+    print(f"{'':26}{'first':>11}{'last':>11}{'student':>10}{'last':>10}{'skip':>6}", flush=True)
     for name in chosen.only:
         if INPUTS[name].__name__ == "crop" and "DISTILL_TEST_DATA" not in os.environ:
-            print(f"{name:22}DISTILL_TEST_DATA is not set: left out")
+            print(f"{name:26}DISTILL_TEST_DATA is not set: left out")
             continue
-        for size in chosen.sizes:
+        for kind in chosen.samplers:
             for seed in range(int(first or 0), int(last)):
-                row, sound = training(INPUTS[name](seed), size, seed, chosen.steps, **settings)
-                print(f"{name:10} {size:6} {seed:3} {row}", flush=True)
-                failures += [] if sound else [f"{name} {size} {seed}"]
+                row, sound = training(INPUTS[name](seed), kind, seed, chosen.steps, **settings)
+                print(f"{name:10} {kind:10} {seed:3} {row}", flush=True)
+                failures += [] if sound else [f"{name} {kind} {seed}"]
     print(f"{len(failures)} failed" + (f": {', '.join(failures)}" if failures else ""))
 
 

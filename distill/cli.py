@@ -33,7 +33,7 @@ from distill.runs.describe import describe_run
 from distill.training import cost, engine
 
 ROLES = {
-    "sampler": (samplers, samplers.PosteriorSampler, "HDN"),
+    "sampler": (samplers, samplers.PosteriorSampler, "StabilizedSampler"),
     "student": (students, nn.Module, "StabilizedUNet"),
     "loss": (losses, losses.Loss, "L2"),
 }
@@ -94,15 +94,14 @@ def _train(arguments: list[str]) -> None:
 def _default(role: str, arguments: list[str]) -> dict[str, Any] | None:
     """HDN is the light one, which a CPU trains in minutes. A class that is named keeps its own defaults:
     those of another class would be carried over to arguments of the same name."""
-    package, _, name = ROLES[role]
-    named = _values(arguments, f"--{role}")
-    if not set(named) <= {name, f"{package.__name__}.{name}"}:
-        return None
+    package, _, default = ROLES[role]
+    name = (_values(arguments, f"--{role}") or [""])[-1].removeprefix(f"{package.__name__}.")
     first_run = [run for flag in ("--init", "--from") for run in _values(arguments, flag)]
-    if first_run and not named and (described := _described(Path(first_run[-1]), role)):
+    if first_run and not name and (described := _described(Path(first_run[-1]), role)):
         return described
-    options = {"init_args": dict(samplers.LIGHT)} if role == "sampler" else {}
-    return {"class_path": f"{package.__name__}.{name}"} | options
+    if role == "sampler" and name == "HDN":
+        return {"class_path": "samplers.HDN", "init_args": dict(samplers.LIGHT)}
+    return {"class_path": f"{package.__name__}.{default}"} if name in ("", default) else None
 
 
 def _values(arguments: list[str], flag: str) -> list[str]:

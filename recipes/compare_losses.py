@@ -19,8 +19,8 @@ from distill.evaluation.tables import format_table, table1
 from distill.hardware import keep_freed_memory
 from distill.plots.pictures import comparison
 from losses import L1, L2, Features, MeanVariance, Quantiles, Tukey, WeightedSum
-from samplers import HDN, GaussianNoise
-from students import UNet
+from samplers import GaussianNoise, StabilizedSampler
+from students import StabilizedUNet
 
 LOSSES = {
     "mean (L2)": L2(),
@@ -32,7 +32,7 @@ LOSSES = {
 }
 
 
-def main(out: str, noisy: str | None = None, clean: str | None = None, *, steps: int = 350) -> None:
+def main(out: str, noisy: str | None = None, clean: str | None = None, *, steps: int = 300) -> None:
     noise_model = None  # estimated from the noisy images
     if noisy is None:
         cells = specimen()
@@ -44,14 +44,14 @@ def main(out: str, noisy: str | None = None, clean: str | None = None, *, steps:
 
     options: dict[str, Any] = {"steps": steps, "refine_steps": 0, "batch_size": 4}
     torch.manual_seed(0)
-    sampler = HDN(noise_model, levels=4, latents=16, filters=32, blocks=2, dropout=0.0)
-    teacher = train(images, sampler, UNet(filters=16), L2(), f"{out}/sampler", **options)
+    sampler = StabilizedSampler(noise_model)
+    teacher = train(images, sampler, StabilizedUNet(), L2(), f"{out}/sampler", **options)
     draws = cache_draws(teacher.path, images, f"{out}/draws", draws=16)
 
     pictures, runs = {"noisy": images[0, 0]}, []
     for name, loss in LOSSES.items():
         torch.manual_seed(0)  # the same student for each
-        student = UNet(out_channels=len(loss.outputs), filters=16)
+        student = StabilizedUNet(out_channels=len(loss.outputs))
         runs.append(train(images, draws, student, loss, f"{out}/{name}", **options).path)
         denoised = predict(runs[-1], images, f"{out}/{name}/denoised.tif", overwrite=True)
         pictures[name] = denoised[0, 0]

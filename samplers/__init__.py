@@ -18,6 +18,7 @@ from samplers.noise import (
     neighbour_correlation,
 )
 from samplers.one_pass import OnePassSampler
+from samplers.stabilized import StabilizedSampler
 from samplers.structured import JointNoiseVAE, StructuredNoiseVAE
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "PhotonNoise",
     "PosteriorSampler",
     "SkewedPixels",
+    "StabilizedSampler",
     "StructuredNoiseVAE",
     "load_noise_model",
     "neighbour_correlation",

@@ -1,5 +1,7 @@
 """A student that sees every camera's noise with standard deviation 1: one set of weights starts them all."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import torch
@@ -71,15 +73,24 @@ class StabilizedUNet(nn.Module):
             own[key][: len(value)] = value  # of the head, the image's channels alone
         self.network.load_state_dict(own)
 
+    def with_shipped_weights(self) -> StabilizedUNet:
+        """Another one for the same images, as it is before any training: (B, C, H, W) -> the same shape."""
+        other = StabilizedUNet(self.in_channels, self.in_channels).to(self.gain.device)
+        other.load_pretrained()
+        other.load_state_dict(dict(self.named_buffers()), strict=False)
+        return other.eval()
+
     def forward(self, x: Tensor, share: float = 1.0) -> Tensor:
-        """share: of the light that the image was made with (`PhotonNoise.split`): its noise is stronger."""
-        counts = x.float() * self.std + self.mean
-        z = self._stabilize(counts, share)
-        level = torch.where(self.gain > 0, self.level, self.level - FLAT) * share**0.5
-        level = torch.where(self.gain > 0, level, level + FLAT)
+        """share: of the light that the image was made with (`LightSplit`): its noise is stronger."""
+        z, level = self.stabilize(x.float() * self.std + self.mean, share)
         maps = self.maps(z, level)
-        image = (self._counts(z + maps[:, :, 0], share) - self.mean) / self.std
+        image = (self.counts(z + maps[:, :, 0], share) - self.mean) / self.std
         return torch.cat([image, maps[:, :, 1:].transpose(1, 2).flatten(1, 2)], dim=1)
+
+    def stabilize(self, counts: Tensor, share: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Raw counts (B, C, H, W) -> z, whose noise has std 1, and the data's mean of it (C, 1, 1)."""
+        level = torch.where(self.gain > 0, self.level, self.level - FLAT) * share**0.5
+        return self._stabilize(counts, share), torch.where(self.gain > 0, level, level + FLAT)
 
     def maps(self, z: Tensor, level: Tensor) -> Tensor:
         """Stabilized images (B, C, H, W) and the mean of each -> (B, C, maps, H, W): what to add to them, and
@@ -97,7 +108,8 @@ class StabilizedUNet(nn.Module):
         z = 2 * (y.clamp(min=0) + 3 / 8).sqrt() + y.clamp(max=0) * _DARK_SLOPE  # read noise goes on below 0
         return torch.where(self.gain > 0, z, FLAT + (counts - self.mean) / offset.clamp(min=1e-12).sqrt())
 
-    def _counts(self, z: Tensor, share: float) -> Tensor:
+    def counts(self, z: Tensor, share: float = 1.0) -> Tensor:
+        """z -> raw counts."""
         gain, offset = self.gain.clamp(min=1e-12) / share, self.offset / share
         y = z.clamp(min=0) ** 2 / 4 - 3 / 8
         return torch.where(

@@ -12,7 +12,7 @@ import distill
 
 ROOT = Path(__file__).parent.parent
 FORBIDDEN = {
-    "samplers": {"distill", "students", "losses", "recipes"},
+    "samplers": {"distill", "recipes"},
     "students": {"distill", "samplers", "losses", "recipes"},
     "losses": {"distill", "samplers", "students", "recipes"},
     "distill": {"recipes"},

@@ -37,8 +37,8 @@ def test_commands(tmp_path, monkeypatch, capsys):
         arguments = shlex.split(command)[1:]
         if arguments[0] == "train":
             arguments += TINY
-            cached_or_own = {"CachedDraws", "mine.Jitter"} & set(arguments)
-            arguments += [] if cached_or_own else ["--sampler.filters", "8", "--sampler.blocks", "1"]
+            vae = {"HDN", "StructuredNoiseVAE", "JointNoiseVAE"} & set(arguments)
+            arguments += ["--sampler.filters", "8", "--sampler.blocks", "1"] if vae else []
         arguments = [{"100": "3", "10": "2"}.get(each, each) for each in arguments]
         if arguments[:2] == ["noise-model", "fit"]:
             arguments += ["--steps", "5"]

@@ -16,7 +16,7 @@ from distill.errors import UserError, checks_of
 from distill.hardware import Hardware, Precision
 from distill.images import tiff
 from distill.images.sources import Images, as_stack
-from distill.prediction.pretrained import PRETRAINED, pretrained_denoiser
+from distill.prediction.pretrained import PRETRAINED, pretrained_denoiser, pretrained_sampler
 from distill.prediction.tiles import ALIGNMENT, in_tiles
 from distill.runs import checkpoint
 from samplers import PosteriorSampler, posterior_mean, posterior_median, posterior_std
@@ -46,7 +46,7 @@ def predict(
     denoised_std.tif. What is returned is the central one.
 
     Args:
-        run: a run or its folder, or a DirectDenoiser; with draws, a sampler; or "pretrained", the weights
+        run: a run or its folder, or a DirectDenoiser; with draws, a sampler; or "pretrained", the networks
             that ship with the package, for a first answer before any training.
         out: TIFF to write, with the pixel size and axes of the input.
         draws: number of draws of the sampler; 0 for the student's one pass.
@@ -64,9 +64,7 @@ def predict(
     stack = as_stack(noisy, axes)
     name = checkpoint.name_of(run)
     if run == PRETRAINED and not Path(PRETRAINED).exists():
-        if draws:
-            raise UserError("draws: the shipped weights are a student, which has none; pass a trained run")
-        run = pretrained_denoiser(stack)
+        run = pretrained_sampler(stack) if draws else pretrained_denoiser(stack)
     answer, names, trained_on = _answer(run, draws, statistic, hardware.device)
     files = [] if out is None else map_files(out, names)
     for file in files:

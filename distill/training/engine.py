@@ -3,7 +3,7 @@
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -16,7 +16,6 @@ from distill.errors import checks_of
 from distill.hardware import Hardware, Precision
 from distill.images.sources import Images, as_stack
 from distill.images.statistics import some_frames, statistics
-from distill.noise_fitting.line import noise_line
 from distill.runs import checkpoint
 from distill.runs.checkpoint import load_weights
 from distill.runs.rebuild import describe
@@ -32,8 +31,10 @@ from distill.training.validation import validate
 from losses import L2, Loss
 from samplers import PosteriorSampler
 from samplers.base import LEARNING_RATE
+from samplers.noise.line import noise_line
 from students import StabilizedUNet
 
+Network = TypeVar("Network", bound=nn.Module)
 PUBLISHED: dict[str, Any] = dict(
     refine_steps=0, batch_size=64, micro_batch=8, optimizer="Adamax", lr=3e-4, student_lr=3e-4,
     schedule="plateau", clip=None, ema=0.0, validate_every=400,
@@ -98,7 +99,8 @@ def train(
             from trained weights, and less for fewer than 2 million pixels, which it would learn by heart.
         schedule: "cosine" (warm-up, then a decay to zero) or "plateau" (as published).
         clip: largest norm of a network's gradient; None for no clipping.
-        ema: decay of the running average of the student's weights, which is what is kept; 0 for none.
+        ema: decay of the running averages of both networks' weights, which are what is kept and what
+            refines the student; 0 for none.
         val_fraction: share of the frames (of a single frame: of its area) that is held out.
         validate_every: steps between validations, each with a checkpoint and a preview picture.
         patience: validations without a better student after which training stops. Default: never.
@@ -112,7 +114,8 @@ def train(
         on_log: function that is called with every row of metrics.jsonl, a dictionary of numbers.
         axes: letters of the images' dimensions, of STCZYX. Default: what the file says.
         init: weights that the networks start from: "pretrained", those that ship with the package, for
-            networks that have some (StabilizedUNet); "none"; or a finished run, for instance of other images.
+            networks that have some (StabilizedSampler, StabilizedUNet); "none"; or a finished run, for
+            instance of other images.
         self_supervised: share of the student's loss that is its error on a part of the image's own light
             (`SplitRisk`), the rest is its distance to draws. Default: 1 for an L2 loss, a StabilizedUNet
             and noise of single pixels, since draws are no better than their sampler; else 0.
@@ -126,9 +129,11 @@ def train(
     stack = as_stack(images, axes)
     if student_lr is None:
         rate = LEARNING_RATE if lr is None else lr
-        starts_trained = init != "none" and (init != "pretrained" or isinstance(student, StabilizedUNet))
-        student_lr = careful(rate / 4, stack.pixels.size) if starts_trained else rate / 2
-    lr = sampler.learning_rate if lr is None else lr
+        trained = starts_trained(student, init)
+        student_lr = careful(rate / 4, stack.pixels.size) if trained else rate / 2
+    if lr is None:
+        trained, rate = starts_trained(sampler, init), sampler.learning_rate
+        lr = careful(rate / 4, stack.pixels.size) if trained else rate
     settings = {name: value for name, value in locals().items() if name not in _NOT_SETTINGS}
     check_arguments(settings, loss)
     hardware, total, out = Hardware(device, precision), steps + refine_steps, Path(out)
@@ -144,11 +149,12 @@ def train(
     if len(held_out):
         validation = Patches(frames, held_out, patch_size).grid(64).to(hardware.device)
 
-    # Networks: the sampler, the student, and the running average of the student.
-    if init == "pretrained" and isinstance(student, StabilizedUNet):
-        with checks_of('init="pretrained"'):
-            student.load_pretrained()
-    elif init not in ("pretrained", "none"):
+    # Networks: the sampler, the student, and their running averages.
+    for network in (sampler, student):
+        if init == "pretrained" and (load_pretrained := getattr(network, "load_pretrained", None)):
+            with checks_of('init="pretrained"'):
+                load_pretrained()
+    if init not in ("pretrained", "none"):
         load_weights(init, sampler, student)
     torch.manual_seed(seed)
     generator = np.random.default_rng(seed)
@@ -164,7 +170,7 @@ def train(
     for module in (sampler, denoiser):
         module.to(hardware.device).to(memory_format=torch.channels_last)
     check_networks(sampler, denoiser, patches.sample(2, np.random.default_rng(0)).to(hardware.device), draws)
-    average = Average(denoiser, ema)
+    average, teacher = Average(denoiser, ema), Average(sampler, ema) if co_steps else None
     risk = split_risk(denoiser, some.to(hardware.device), getattr(sampler, "noise_model", None))
     own_share = self_supervised_share(self_supervised, risk, loss)
     best = Best(denoiser, risk, validation, seed) if risk and own_share and validation is not None else None
@@ -184,6 +190,7 @@ def train(
     settings["self_supervised"] = own_share
     settings["networks"] = [describe(module) for module in (sampler, student, loss)]
     modules = {"sampler": sampler, "student": denoiser, "average": average}
+    modules |= {"sampler_average": teacher} if teacher else {}
     modules |= {"start": best.start, "best": best.module} if best else {}
     state = State(modules, optimizers, generator)
     metrics = Metrics(out, ([tensorboard_log(out)] if tensorboard else []) + ([on_log] if on_log else []))
@@ -215,6 +222,10 @@ def train(
             losses = update(active, step)  # none if one is not finite: then no network has changed
             if losses:
                 average.update_parameters(denoiser)
+            if losses and teacher and co_training:
+                teacher.update_parameters(sampler)
+            if teacher and step == co_steps:  # from here on it teaches as it will be kept
+                sampler.load_state_dict(teacher.module.state_dict())
             row: dict[str, Any] = {"step": step} | losses
             if optimize_student.skipped:
                 row["skipped"] = optimize_student.skipped
@@ -223,7 +234,8 @@ def train(
             validating = step % validate_every == 0 or step == total
             if validating and validation is not None:
                 with hardware.autocast():
-                    row |= validate(sampler, average.module, validation, seed, out / "preview.png")
+                    kept = teacher.module if teacher else sampler
+                    row |= validate(kept, average.module, validation, seed, out / "preview.png")
                 row |= {"val_split_error": best.compare(average.module)} if best else {}
                 for each in optimizers:
                     each.validated(row.get(f"val_{each.name}_loss"))
@@ -248,11 +260,17 @@ def train(
     return run
 
 
+def starts_trained(network: nn.Module, init: str | os.PathLike[str]) -> bool:
+    return init not in ("none", "pretrained") or (
+        init == "pretrained" and hasattr(network, "load_pretrained")
+    )
+
+
 _SHOWN = ("sampler_loss", "student_loss", "psnr_to_draws")  # on the progress bar
 _NOT_SETTINGS = (
     "stack",
     "rate",
-    "starts_trained",
+    "trained",
     "images",
     "sampler",
     "student",
@@ -267,15 +285,15 @@ _NOT_SETTINGS = (
 )
 
 
-class Average(AveragedModel):
-    """The running average of a student: of a tenth of the steps so far until it reaches its decay, so that
+class Average(AveragedModel, Generic[Network]):
+    """The running average of a network: of a tenth of the steps so far until it reaches its decay, so that
     the start leaves no bias."""
 
-    module: DirectDenoiser
+    module: Network
 
-    def __init__(self, denoiser: DirectDenoiser, decay: float) -> None:
+    def __init__(self, network: Network, decay: float) -> None:
         def average(averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
             n = float(count)
             return averaged.lerp(current, 1 - min(decay, (1 + n) / (10 + n)))
 
-        super().__init__(denoiser, avg_fn=average)
+        super().__init__(network, avg_fn=average)

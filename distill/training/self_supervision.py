@@ -15,46 +15,26 @@ from torch import Tensor, nn
 
 from distill.denoiser import DirectDenoiser
 from distill.errors import UserError
-from distill.noise_fitting.line import noise_line
 from losses import L2, Loss
 from samplers import GaussianNoise, PhotonNoise
 from samplers.base import evaluating
-from samplers.noise.neighbours import STRONG, neighbour_correlation
-from samplers.noise.photons import ring_mean
+from samplers.noise.split import SHARE, LightSplit
 from students import StabilizedUNet
 
 log = logging.getLogger(__name__)
-SHARE = 0.5  # of the light: more leaves a noisier target, less a noisier input
 CHECKED_SHARE, CHECKS = 0.8, 3  # of held-out patches: nearer to the whole image
-WHITE = 0.1  # correlation of neighbouring pixels' residuals, above which noise is not of single pixels
-LINES = 0.2  # its difference between rows and columns; at most 0.1 for noise of single pixels, 0.3 for lines
 
 
 class SplitRisk(nn.Module):
     """noisy (B, C, H, W) -> error of the student, given a part of the light, on the rest; about 1."""
 
-    photon: Tensor
-
-    def __init__(self, denoiser: DirectDenoiser, noise: list[GaussianNoise | PhotonNoise]) -> None:
+    def __init__(self, denoiser: DirectDenoiser, light: LightSplit) -> None:
         super().__init__()
-        self.denoiser = denoiser
-        self.noise = noise  # of each channel; it has no weights
-        photon = [each.gain or 0.0 for each in noise]
-        self.register_buffer("photon", torch.tensor(photon)[:, None, None])
+        self.denoiser, self.light = denoiser, light
 
     def forward(self, noisy: Tensor) -> Tensor:
-        first, second = self.split(noisy, SHARE)
-        near = ring_mean(noisy)  # not the pixel itself, whose noise a weight must not know
-        variance = torch.cat([each.variance(near[:, [c]]) for c, each in enumerate(self.noise)], dim=1)
-        weight = (variance + self.photon).rsqrt()  # between PSNR's weights, and those of the likelihood
-        error = (self.denoiser.image(first, SHARE) - second).square()
-        return (weight * error).mean() / (weight * variance).mean() * (1 - SHARE)
-
-    def split(self, noisy: Tensor, share: float) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            parts = [each.split(noisy[:, [c]], share) for c, each in enumerate(self.noise)]
-        first, second = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
-        return first, second
+        first, second = self.light(noisy)
+        return self.light.error(self.denoiser.image(first, SHARE), second, noisy)
 
     @torch.no_grad()
     def held_out(self, denoiser: DirectDenoiser, noisy: Tensor, seed: int) -> Tensor:
@@ -64,12 +44,12 @@ class SplitRisk(nn.Module):
             torch.manual_seed(seed)
             total = torch.zeros(len(noisy), device=noisy.device)
             for _ in range(CHECKS):
-                first, second = self.split(noisy, CHECKED_SHARE)
+                first, second = self.light(noisy, CHECKED_SHARE)
                 total += (denoiser.image(first, CHECKED_SHARE) - second).square().mean((1, 2, 3))
-        variance = torch.cat([each.variance(noisy[:, [c]]) for c, each in enumerate(self.noise)], dim=1)
-        return total / CHECKS / variance.mean()
+        return total / CHECKS / self.light.variance(noisy).mean()
 
 
+@torch.no_grad()
 def split_risk(denoiser: DirectDenoiser, frames: Tensor, noise_model: nn.Module | None) -> SplitRisk | None:
     """The risk for a student that knows what share of the light it sees; None where it would be wrong: for
     noise that is correlated between pixels, or a noise model that cannot be split.
@@ -81,36 +61,14 @@ def split_risk(denoiser: DirectDenoiser, frames: Tensor, noise_model: nn.Module 
         return None
     if noise_model is not None and not isinstance(noise_model, GaussianNoise | PhotonNoise):
         return None
-    all_frames, frames = frames, frames[:2]
-    integers = bool((frames == frames.round()).all())
-    denoised = _first_answer(denoiser, frames)
-    gain, offset = (v.flatten().tolist() for v in noise_line(frames.cpu(), noise_model))
-    channels, step, noise = frames.shape[1], 1.0 if integers else None, []
-    for c in range(channels):
-        y, s = frames[:, [c]], denoised[:, [c]]
-        if isinstance(noise_model, PhotonNoise) and channels == 1:  # several rarely share one
-            model = noise_model
-        elif gain[c] * float(s.std()) > 1e-3 * (gain[c] * float(s.mean()) + offset[c]):
-            model = PhotonNoise.fit(y, s, gain[c], offset[c], step)
-        else:
-            model = GaussianNoise(max(gain[c] * float(s.mean()) + offset[c], 1e-12) ** 0.5)
-        if _correlated(all_frames[:, [c]], (y - s) / model.variance(s).sqrt()):
-            log.warning("the noise of neighbouring pixels is correlated: the student learns from draws "
-                        "alone; for lines or patterns use HDN3-6 or JointNoiseVAE")  # fmt: skip
-            return None
-        noise.append(model)
-    return SplitRisk(denoiser, noise).to(frames.device)
-
-
-@torch.no_grad()
-def _first_answer(denoiser: DirectDenoiser, frames: Tensor) -> Tensor:
-    """The frames denoised by the shipped weights, on the student's noise line."""
-    student = StabilizedUNet(frames.shape[1], frames.shape[1])
-    student.load_pretrained()
-    shipped = DirectDenoiser(student, L2(), channels=frames.shape[1]).to(frames.device)
-    shipped.prepare(denoiser.mean, denoiser.std)
-    student.load_state_dict(dict(denoiser.backbone.named_buffers()), strict=False)
-    return shipped.eval().image(frames)
+    first = DirectDenoiser(denoiser.backbone.with_shipped_weights(), L2(), denoiser.channels)
+    first.to(frames.device).prepare(denoiser.mean, denoiser.std)
+    try:
+        light = LightSplit.fit(frames, first.image(frames[:2]), noise_model)
+    except ValueError as error:
+        log.warning("%s; until then the student learns from draws alone", error)
+        return None
+    return SplitRisk(denoiser, light).to(frames.device)
 
 
 def self_supervised_share(asked: float | None, risk: SplitRisk | None, loss: Loss) -> float:
@@ -159,21 +117,3 @@ class Best:
                  float(before.mean()), float(after.mean()), float(change.mean()), error,
                  "" if better else "; the student stays what it was")  # fmt: skip
         return (self.module if better else self.start).eval()
-
-
-def _correlated(noisy: Tensor, residual: Tensor) -> bool:
-    """Lines show in the residual, along them or as a difference between rows and columns. Blurred noise stays
-    in the image, but shows in the frames."""
-    residual = residual.clamp(-3, 3)  # a pixel where the noise law is wrong must not decide
-    residual = residual - residual.mean()
-    along = [
-        (residual[..., 1:] * residual[..., :-1]).mean(),
-        (residual[..., 1:, :] * residual[..., :-1, :]).mean(),
-    ]
-    columns, rows = (float(each / residual.square().mean()) for each in along)
-    if max(columns, rows) > WHITE or abs(columns - rows) > LINES:
-        return True
-    try:
-        return max(neighbour_correlation(noisy.cpu())) > STRONG
-    except ValueError:  # too small to tell
-        return False

@@ -254,12 +254,18 @@ def test_the_traceback_of_an_error_on_request(stack, capsys, monkeypatch):
     assert "Traceback" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("named", [[], ["--sampler", "HDN"], ["--sampler=samplers.HDN"]])
-def test_what_is_not_told_is_light_and_pretrained(named, stack, capsys):
+def test_what_is_not_told_is_pretrained(stack, capsys):
+    assert main(["train", "noisy.tif", "--print_config"]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["sampler"]["class_path"] == "samplers.StabilizedSampler"
+    assert printed["student"]["class_path"] == "students.StabilizedUNet" and printed["init"] == "pretrained"
+
+
+@pytest.mark.parametrize("named", [["--sampler", "HDN"], ["--sampler=samplers.HDN"]])
+def test_hdn_is_light_unless_told(named, stack, capsys):
     assert main(["train", "noisy.tif", *named, "--print_config"]) == 0
     printed = yaml.safe_load(capsys.readouterr().out)
     assert LIGHT.items() <= printed["sampler"]["init_args"].items()
-    assert printed["student"]["class_path"] == "students.StabilizedUNet" and printed["init"] == "pretrained"
 
 
 def test_another_sampler_keeps_its_own_defaults(stack, capsys):

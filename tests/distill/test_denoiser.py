@@ -3,9 +3,9 @@ import torch
 from torch import nn
 
 from distill import DirectDenoiser
-from distill.denoiser import pad_to_multiple
 from losses import L2, Loss
 from students import UNet
+from students.padding import pad_to_multiple
 
 
 class Spread(Loss):

@@ -1,4 +1,4 @@
-"""benchmarks/pretrain.py, which made the shipped weights, still runs and writes what StabilizedUNet loads."""
+"""benchmarks/pretrain.py, which made the shipped weights, still runs and writes what the networks load."""
 
 import importlib
 import sys
@@ -9,7 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import samplers.stabilized
 import students.stabilized
+from samplers import StabilizedSampler
 from students import StabilizedUNet
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -21,20 +23,24 @@ def script(monkeypatch):
     return importlib.import_module("pretrain")
 
 
-def test_both_stages_write_weights_that_stabilized_unet_loads(script, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("which", "home", "kind"),
+    [("mean", students.stabilized, StabilizedUNet), ("spread", samplers.stabilized, StabilizedSampler)],
+)
+def test_every_stage_writes_weights_that_the_network_loads(which, home, kind, script, tmp_path, monkeypatch):
     out = tmp_path / "weights.safetensors"
-    monkeypatch.setattr(sys, "argv", ["pretrain.py", "--steps", "2", "--fields", "2", "--out", str(out)])
+    command = ["pretrain.py", which, "--share", "0.0002", "--fields", "2", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", command)
     script.main()
-    written, shipped = load_file(out), load_file(students.stabilized.WEIGHTS)
+    written, shipped = load_file(out), load_file(home.WEIGHTS)
     assert {k: (v.shape, v.dtype) for k, v in written.items()} == {
         k: (v.shape, v.dtype) for k, v in shipped.items()
     }
-    monkeypatch.setattr(students.stabilized, "WEIGHTS", out)
-    student = StabilizedUNet()
-    student.load_pretrained()
-    assert student.network.head[0].weight.equal(written["head.0.weight"].float())
-    with torch.no_grad():
-        assert student(torch.randn(1, 1, 32, 32)).isfinite().all()
+    monkeypatch.setattr(home, "WEIGHTS", out)
+    network = kind()
+    network.load_pretrained()
+    loaded = network.network if which == "mean" else network.spread
+    assert all(v.equal(written[k].float()) for k, v in loaded.state_dict().items())
 
 
 def test_its_stabilization_is_the_students(script):

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from distill import DirectDenoiser, load_denoiser, psnr, specimen
-from distill.noise_fitting.line import noise_line
 from distill.runs.checkpoint import save_denoiser
 from losses import L2, MeanVariance
 from samplers import GaussianNoise
+from samplers.noise.line import noise_line
 from students import StabilizedUNet
 
 

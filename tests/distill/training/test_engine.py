@@ -12,8 +12,10 @@ from distill.training.engine import PUBLISHED
 from distill.training.patches import Patches
 from losses import L1, L2, LPIPS, Features, MeanVariance, Quantiles, Tukey, WeightedSum
 from samplers import (
+    HDN,
     BimodalPixels,
     FunctionSampler,
+    GaussianNoise,
     LinearGaussianField,
     PosteriorSampler,
     SkewedPixels,
@@ -89,21 +91,18 @@ def test_a_frozen_sampler_is_not_touched(noisy, tiny_hdn, tiny_unet, tmp_path):
 @pytest.mark.parametrize("settings", [{}, {k: v for k, v in PUBLISHED.items() if "batch" not in k}])
 def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(noisy, tmp_path, settings, older):
     def run(out, stop_at=None):
-        from samplers import HDN, GaussianNoise
+        calls = []
 
-        torch.manual_seed(0)
-        hdn = HDN(GaussianNoise(10.0), levels=2, latents=2, filters=4, blocks=1, patch_size=16)
-        unet = UNet(depth=2, filters=4)
-        if stop_at:
-            calls, step = [], hdn.training_step
-
-            def interrupted(x):
+        class Interrupted(HDN):
+            def training_step(self, x):
                 calls.append(1)
                 if len(calls) == stop_at:
                     signal.raise_signal(signal.SIGINT)
-                return step(x)
+                return super().training_step(x)
 
-            hdn.training_step = interrupted
+        torch.manual_seed(0)
+        hdn = Interrupted(GaussianNoise(10.0), levels=2, latents=2, filters=4, blocks=1, patch_size=16)
+        unet = UNet(depth=2, filters=4)
         options = {"refine_steps": 2} | QUICK | settings | dict(validate_every=3)
         return train(noisy, hdn, unet, out=out, steps=6, **options)
 

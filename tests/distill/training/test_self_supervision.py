@@ -11,11 +11,12 @@ from scipy.ndimage import gaussian_filter
 from torch import nn
 
 from distill import DirectDenoiser, UserError, load_denoiser, psnr, specimen, train
-from distill.noise_fitting.line import noise_line
 from distill.runs import tensors
 from distill.training.self_supervision import Best, SplitRisk, split_risk
 from losses import L1, L2, MeanVariance, Quantiles
 from samplers import HDN, FunctionSampler, GaussianNoise, PhotonNoise
+from samplers.noise.line import noise_line
+from samplers.noise.split import LightSplit
 from students import StabilizedUNet, UNet
 
 QUICK = dict(batch_size=2, micro_batch=2, patch_size=32, validate_every=99, val_fraction=0.0, device="cpu",
@@ -207,7 +208,7 @@ def test_channels_are_split_each_by_its_own_noise(made, tmp_path):
     torch.testing.assert_close(denoised.mean((0, 2, 3)), noisy.mean((0, 2, 3)), rtol=0.02, atol=0)
     for given in (None, PhotonNoise(made.gain, made.offset, 3.2)):  # one model does not fit both
         risk = split_risk(prepared(noisy), noisy, given)
-        first, second = (each.gain for each in risk.noise)
+        first, second = (each.gain for each in risk.light.models)
         assert second == pytest.approx(3 * first, rel=0.01)
 
 
@@ -251,14 +252,14 @@ class Answers(nn.Module):
 def test_the_risk_is_least_for_the_clean_image(noise):
     clean = torch.linspace(105, 250, 64).expand(2, 1, 64, 64)
     noisy = noise.sample(clean)
-    risks = [float(SplitRisk(Answers(each), [noise])(noisy)) for each in (clean, clean + 5, None)]
+    risks = [float(SplitRisk(Answers(each), LightSplit([noise]))(noisy)) for each in (clean, clean + 5, None)]
     assert risks[0] == pytest.approx(1, abs=0.06) and risks[0] < risks[1] < risks[2]
 
 
 def test_held_out_errors_are_of_the_same_splits_and_leave_the_generator_alone():
     noise, clean = GaussianNoise(10.0), torch.full((6, 1, 32, 32), 100.0)
     noisy = noise.sample(clean)
-    risk, state = SplitRisk(Answers(), [noise]), torch.get_rng_state()
+    risk, state = SplitRisk(Answers(), LightSplit([noise])), torch.get_rng_state()
     first, again = (risk.held_out(Answers(clean), noisy, seed=3) for _ in range(2))
     assert first.shape == (6,) and first.equal(again) and torch.get_rng_state().equal(state)
     torch.testing.assert_close(first.mean(), torch.tensor(1 / 0.2), rtol=0.05, atol=0)  # light of one fifth

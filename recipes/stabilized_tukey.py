@@ -1,7 +1,7 @@
 """The mode of every pixel's posterior: a student under Tukey's biweight, from draws on disk.
 
-python recipes/hdn_unet_tukey.py                        the built-in specimen
-python recipes/hdn_unet_tukey.py noisy.tif [clean.tif]  your images
+python recipes/stabilized_tukey.py                        the built-in specimen
+python recipes/stabilized_tukey.py noisy.tif [clean.tif]  your images
 
 Tukey's loss needs several draws of each patch to tell how far they spread, so the sampler is trained
 first, with an L1 student, and draws once for all.
@@ -16,11 +16,11 @@ from distill.evaluation.tables import format_table
 from distill.hardware import keep_freed_memory
 from distill.images.sources import Images
 from losses import L1, Tukey
-from samplers import HDN, GaussianNoise
-from students import UNet
+from samplers import GaussianNoise, StabilizedSampler
+from students import StabilizedUNet
 
 
-def main(out: str, noisy: Images | None = None, clean: Images | None = None, *, steps: int = 350) -> None:
+def main(out: str, noisy: Images | None = None, clean: Images | None = None, *, steps: int = 300) -> None:
     noise_model = None  # estimated from the noisy images
     if noisy is None:
         cells = specimen()
@@ -28,12 +28,11 @@ def main(out: str, noisy: Images | None = None, clean: Images | None = None, *, 
         noise_model = GaussianNoise(gain=cells.gain, offset=cells.offset)
 
     torch.manual_seed(0)
-    sampler = HDN(noise_model, levels=4, latents=16, filters=32, blocks=2, dropout=0.0)
-    student = UNet(filters=16)
+    sampler, student = StabilizedSampler(noise_model), StabilizedUNet()
     run = train(noisy, sampler, student, L1(), f"{out}/l1", steps=steps, refine_steps=0, batch_size=4)
 
-    cached = cache_draws(run, noisy, f"{out}/draws", draws=16)
-    train(noisy, cached, student, Tukey(), out, steps=steps, refine_steps=0, batch_size=4)
+    cached = cache_draws(run, noisy, f"{out}/draws", draws=16)  # init: the student starts as it is now
+    train(noisy, cached, student, Tukey(), out, steps=steps, refine_steps=0, batch_size=4, init="none")
 
     predict(out, noisy, f"{out}/denoised.tif", overwrite=True)
     print(format_table(evaluate(run, noisy, clean, frames=2)))
@@ -43,4 +42,4 @@ def main(out: str, noisy: Images | None = None, clean: Images | None = None, *, 
 
 if __name__ == "__main__":
     keep_freed_memory()
-    main("runs/hdn_unet_tukey", *sys.argv[1:])
+    main("runs/stabilized_tukey", *sys.argv[1:])

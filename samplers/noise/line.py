@@ -3,24 +3,21 @@
 import torch
 from torch import Tensor, nn
 
-from distill.errors import UserError
-from samplers import GaussianNoise, PhotonNoise
+from samplers.noise.gaussian import GaussianNoise
+from samplers.noise.photons import PhotonNoise
 
 
 def noise_line(frames: Tensor, noise_model: nn.Module | None = None) -> tuple[Tensor, Tensor]:
     """(gain, offset), each (C, 1, 1), in raw counts: of the noise model if it has a line, else estimated.
 
     frames: noisy frames (N, C, H, W). A noise model counts for images of one channel; several channels
-    rarely share a line, so that of each is estimated.
+    rarely share a line, so that of each is estimated. Raises ValueError as `GaussianNoise.estimate` does.
     """
     channels = frames.shape[1]
     if channels == 1 and isinstance(noise_model, GaussianNoise | PhotonNoise):
         lines = [_line_of(noise_model)]
     else:
-        try:
-            lines = [_line_of(GaussianNoise.estimate(frames[:, [c]])) for c in range(channels)]
-        except ValueError as error:
-            raise UserError(f"noise: {error}") from error
+        lines = [_line_of(GaussianNoise.estimate(frames[:, [c]])) for c in range(channels)]
     gain, offset = torch.tensor(lines).T[:, :, None, None]
     return gain, offset
 

@@ -1,7 +1,7 @@
-"""As hdn_unet_l2.py, with the 5 % and 95 % quantiles beside the median, all in one pass.
+"""As stabilized_l2.py, with the 5 % and 95 % quantiles beside the median, all in one pass.
 
-python recipes/hdn_unet_quantiles.py                        the built-in specimen
-python recipes/hdn_unet_quantiles.py noisy.tif [clean.tif]  your images
+python recipes/stabilized_quantiles.py                        the built-in specimen
+python recipes/stabilized_quantiles.py noisy.tif [clean.tif]  your images
 
 They are quantiles of what the sampler believes. Calibration makes them hold the truth as often as they
 say, on images with ground truth that were not trained on: here, other fields of the specimen.
@@ -13,11 +13,11 @@ from distill import calibrate, predict, report, specimen
 from distill.hardware import keep_freed_memory
 from distill.images.sources import Images
 from losses import Quantiles
-from recipes import hdn_unet_l2
+from recipes import stabilized_l2
 
 
-def main(out: str, noisy: Images | None = None, clean: Images | None = None, *, steps: int = 350) -> None:
-    hdn_unet_l2.main(Quantiles(), out, noisy, clean, steps=steps)
+def main(out: str, noisy: Images | None = None, clean: Images | None = None, *, steps: int = 300) -> None:
+    stabilized_l2.main(Quantiles(), out, noisy, clean, steps=steps)
     if noisy is None:
         other, test = specimen(4, seed=1), specimen(4, seed=2)
         found = calibrate(out, other.noisy, other.clean, test_noisy=test.noisy, test_clean=test.clean)
@@ -28,4 +28,4 @@ def main(out: str, noisy: Images | None = None, clean: Images | None = None, *, 
 
 if __name__ == "__main__":
     keep_freed_memory()
-    main("runs/hdn_unet_quantiles", *sys.argv[1:])
+    main("runs/stabilized_quantiles", *sys.argv[1:])

@@ -1,0 +1,142 @@
+"""Samplers against each other at equal time of one core, and against a posterior in closed form.
+
+    DISTILL_TEST_DATA=... python benchmarks/compare_samplers.py confocal --minutes 0 5 --draws 1 10 100
+    python benchmarks/compare_samplers.py specimen --minutes 0 5
+    python benchmarks/compare_samplers.py field --minutes 5
+
+PSNR of draws and their means, trained on FOV 1's noisy frames alone (FOV 19 is never seen) or on the built-in
+specimen. dispersion: MSE(1) / MSE(infinitely many), 2 for draws of the posterior; the mean of 50 repeats that
+stands for FOV 1's truth has noise of its own, which is taken out. field: a Gaussian field in Gaussian noise,
+whose posterior is known; errors of mean, std and quantiles as root mean squares, in % of the posterior's std.
+"""
+
+import argparse
+import math
+import tempfile
+import time
+
+import numpy as np
+import torch
+from quality import Case, built_in, confocal
+
+from distill import psnr, train
+from distill.hardware import keep_freed_memory
+from losses import L2
+from samplers import HDN, LIGHT, GaussianNoise, LinearGaussianField, PosteriorSampler, StabilizedSampler
+from students import StabilizedUNet
+
+Noise = GaussianNoise | None
+
+
+def make(name: str, noise: Noise) -> PosteriorSampler:
+    return HDN(noise, **LIGHT) if name == "HDN" else StabilizedSampler(noise)
+
+
+def trained(
+    name: str, noise: Noise, images: np.ndarray, minutes: float, seed: int
+) -> tuple[PosteriorSampler, float]:
+    """Co-trained, without a student's share of the time -> the sampler, CPU seconds."""
+
+    def run(steps: int) -> tuple[PosteriorSampler, float]:
+        torch.manual_seed(seed)
+        sampler, started = make(name, noise), time.process_time()
+        train(images, sampler, StabilizedUNet(width=8), L2(), tempfile.mkdtemp(), steps=steps, refine_steps=0,
+              batch_size=8, seed=seed, validate_every=10**6, self_supervised=0.0)  # fmt: skip
+        return sampler, time.process_time() - started
+
+    once, often = run(1)[1], run(21)[1]
+    return run(max(1, round((60 * minutes - once) / (often - once) * 20)))
+
+
+def untrained(noise: Noise, noisy: torch.Tensor) -> StabilizedSampler:
+    sampler = StabilizedSampler(noise)
+    sampler.load_pretrained()
+    sampler.prepare(noisy, noisy.mean().view(1, 1, 1), noisy.std().view(1, 1, 1))
+    return sampler
+
+
+@torch.no_grad()
+def report(label: str, sampler: PosteriorSampler, case: Case, numbers: list[int], repeats: int) -> None:
+    name, noisy, clean, _ = case
+    torch.manual_seed(0)
+    mean, square, started, scores = torch.zeros_like(clean), torch.zeros_like(clean), time.process_time(), {}
+    first = torch.zeros(())
+    for i, draw in enumerate(sampler.draws(noisy, max(numbers)), start=1):
+        mean, square = mean + draw, square + draw.square()
+        first = first + (draw - clean).square().mean()
+        if i in numbers:
+            scores[i] = psnr(mean / i, clean)
+    n = max(numbers)
+    per_draw = (time.process_time() - started) / n
+    own = (noisy - clean).square().mean() / (repeats - 1) if repeats else 0.0  # noise of the truth
+    variance = (square / n - (mean / n).square()).mean() * n / (n - 1)
+    many = (mean / n - clean).square().mean() - variance / n
+    dispersion = (first / n - own) / (many - own)
+    figures = "".join(f"{n:8d}: {score:6.2f}" for n, score in scores.items())
+    print(f"{label:28}{name:10}{figures}   dispersion {dispersion:.2f}   {per_draw:.3f} s a draw", flush=True)
+
+
+def images_of(what: str, minutes: list[float], numbers: list[int], seed: int) -> None:
+    images, cases = confocal() if what == "confocal" else built_in()
+    repeats = 50 if what == "confocal" else 0
+    noise = cases[0][3] if what == "specimen" else None
+    for each in minutes:
+        for name in ("HDN", "StabilizedSampler"):
+            if not each:
+                for case in cases if name != "HDN" else []:
+                    report(f"{name}, 0 min", untrained(noise, case[1]), case, numbers, repeats)
+                continue
+            sampler, cpu = trained(name, noise, images, each, seed)
+            for case in cases:
+                report(f"{name}, {cpu / 60:.1f} min", sampler, case, numbers, repeats)
+
+
+@torch.no_grad()
+def field(minutes: list[float], seed: int, draws: int = 400) -> None:
+    torch.manual_seed(seed)
+    truth = LinearGaussianField()
+    images = truth.observe(truth.prior(64, (128, 128)))
+    noisy = truth.observe(truth.prior(4, (128, 128)))
+    mean, std = truth.posterior_mean(noisy), truth.posterior_std(noisy)
+    for each in minutes:
+        for name in ("HDN", "StabilizedSampler"):
+            noise = GaussianNoise(truth.noise_std)
+            if each:
+                with torch.enable_grad():
+                    sampler, cpu = trained(name, noise, images.numpy(), each, seed)
+            elif name == "HDN":
+                continue
+            else:
+                sampler, cpu = untrained(noise, noisy), 0.0
+            drawn = torch.stack(list(sampler.draws(noisy, draws)))
+            found = {"mean": (drawn.mean(0), mean, 1 / draws), "std": (drawn.std(0), std, 0.5 / draws)}
+            for q in (0.05, 0.5, 0.95):
+                z = math.sqrt(2) * float(torch.erfinv(torch.tensor(2 * q - 1)))
+                density = math.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+                scatter = q * (1 - q) / density**2 / draws
+                found[f"q{100 * q:02.0f}"] = (drawn.quantile(q, dim=0), mean + z * std, scatter)
+            figures = "  ".join(
+                f"{key} {100 * math.sqrt(max(0.0, float(((a - b) / std).square().mean()) - scatter)):.1f} %"
+                for key, (a, b, scatter) in found.items()
+            )
+            print(f"{name}, {cpu / 60:.1f} min".ljust(28) + f"{figures}   std / exact "
+                  f"{float(drawn.var(0).mean().sqrt() / std.mean()):.3f}", flush=True)  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("what", choices=["confocal", "specimen", "field"])
+    parser.add_argument("--minutes", type=float, nargs="+", default=[0, 5])
+    parser.add_argument("--draws", type=int, nargs="+", default=[1, 10, 100])
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    if options.what == "field":
+        field(options.minutes, options.seed)
+    else:
+        images_of(options.what, options.minutes, options.draws, options.seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""The sampler of a mean and a spread, and the splitting that it learns from."""
+
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+
+from distill import predict, psnr, specimen, train
+from distill.runs.checkpoint import load_sampler
+from losses import L1
+from samplers import GaussianMixtureNoise, GaussianNoise, PhotonNoise, StabilizedSampler, posterior_mean
+from samplers.noise.split import LightSplit
+from samplers.stabilized import SCALES, smooth_noise
+from samplers.testing import check_sampler
+from students import UNet
+
+TINY = dict(width=8, spread_width=8)
+
+
+def frames(**options) -> torch.Tensor:
+    return torch.from_numpy(specimen(3, 96, **options).noisy).float()[:, None]
+
+
+def prepared(sampler: StabilizedSampler, noisy: torch.Tensor) -> StabilizedSampler:
+    axes = (0, 2, 3)
+    sampler.prepare(noisy, noisy.mean(axes)[:, None, None], noisy.std(axes)[:, None, None])
+    return sampler
+
+
+@pytest.mark.parametrize(
+    "noise", [None, GaussianNoise(10.0), GaussianNoise(gain=1.0), PhotonNoise(1.0, 4.0, 2.0)]
+)
+def test_it_keeps_the_rules(noise):
+    check_sampler(StabilizedSampler(noise, **TINY))
+
+
+def test_it_keeps_the_rules_with_channels():
+    check_sampler(StabilizedSampler(channels=2, **TINY))
+
+
+def test_a_noise_model_that_cannot_be_split_is_refused():
+    noise = GaussianMixtureNoise.fit(100 + torch.rand(5000), 100 + torch.rand(5000), steps=2)
+    with pytest.raises(ValueError, match=r"got a GaussianMixtureNoise.*use the sampler HDN"):
+        StabilizedSampler(noise)
+
+
+@pytest.mark.parametrize("noise", ["lines", "blur"])
+def test_correlated_noise_is_refused_with_what_fits(noise):
+    noisy = frames(noise="lines") if noise == "lines" else torch.from_numpy(
+        gaussian_filter(frames().numpy(), (0, 0, 0.7, 0.7)))  # fmt: skip
+    with pytest.raises(ValueError, match=r"correlated.*HDN3-6.*JointNoiseVAE"):
+        prepared(StabilizedSampler(**TINY), noisy)
+
+
+@pytest.mark.parametrize("noise", ["poisson-gaussian", "gaussian"])
+def test_before_training_draws_disagree_as_a_posterior_s_would(noise):
+    made = specimen(3, 96, noise=noise)
+    noisy, clean = (torch.from_numpy(v)[:, None].float() for v in (made.noisy, made.clean))
+    sampler = StabilizedSampler()
+    sampler.load_pretrained()
+    draws = prepared(sampler, noisy).sample(noisy, 16)
+    one, many = (float((v - clean).square().mean()) for v in (draws, draws.mean(0)))
+    assert 1.7 < one / (many - one / 16) * 15 / 16 < 2.3
+    assert psnr(draws.mean(0), clean) > psnr(noisy, clean) + 4
+
+
+def test_training_teaches_both_networks_and_the_run_draws_again(tmp_path):
+    made, sampler = specimen(3, 64), StabilizedSampler(**TINY)
+    before = [p.detach().clone() for p in sampler.parameters()]
+    run = train(made.noisy, sampler, UNet(depth=2, filters=4), L1(), tmp_path, steps=3, refine_steps=1,
+                batch_size=2, patch_size=32, init="none", device="cpu")  # fmt: skip
+    assert not any(p.equal(q) for p, q in zip(run.sampler.parameters(), before, strict=True))
+    loaded, noisy = load_sampler(tmp_path), torch.from_numpy(made.noisy)[:1, None].float()
+    drawn = []
+    for each in (run.sampler, loaded):
+        torch.manual_seed(1)
+        drawn.append(posterior_mean(each, noisy, 3))
+    assert drawn[0].equal(drawn[1])
+    assert predict(run, made.noisy, draws=2).shape == made.noisy.shape
+
+
+def test_its_shipped_weights_are_the_default_start(tmp_path):
+    made = specimen(3, 64)
+    started = StabilizedSampler()
+    started.load_pretrained()
+    run = train(made.noisy, StabilizedSampler(), UNet(depth=2, filters=4), L1(), tmp_path, steps=1,
+                batch_size=1, refine_steps=0, patch_size=32, lr=1e-9, device="cpu")  # fmt: skip
+    for got, wanted in zip(run.sampler.parameters(), started.parameters(), strict=True):
+        assert torch.allclose(got, wanted, atol=1e-6)
+    with pytest.raises(ValueError, match="width 32, got 8"):
+        StabilizedSampler(spread_width=8).load_pretrained()
+
+
+def test_parts_of_the_light_are_independent_and_sum_to_the_whole():
+    noisy = 100 + 30 * torch.rand(1, 1, 64, 64)
+    signal = noisy.expand(400, -1, -1, -1)
+    for model in (GaussianNoise(10.0), PhotonNoise(2.0, 0.0, 1.0, shape=3.0)):
+        light = LightSplit([model])
+        seen = model.sample(signal)
+        first, second = light(seen, 0.7)
+        assert torch.allclose(0.7 * first + 0.3 * second, seen, atol=1e-3)
+        a, b, again = first - signal, second - signal, light(light.observe(signal), 0.7)[0] - signal
+        scale = light.variance(signal).mean()
+        assert abs(float((a * b).mean() / scale)) < 0.02
+        for part in (a, again):
+            assert abs(float(part.square().mean() / scale) - 1 / 0.7) < 0.02
+
+
+def test_random_numbers_have_variance_1_and_no_grid():
+    like = torch.zeros(64, 1, 64, 64)
+    for scale in set(SCALES):
+        noise = smooth_noise(like, scale)
+        assert noise.shape == like.shape and abs(float(noise.var()) - 1) < 0.1
+        columns = noise.square().mean((0, 1, 2))
+        assert float(columns.std() / columns.mean()) < 0.2
