@@ -3,7 +3,7 @@
 import os
 import time
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +34,6 @@ from samplers.base import LEARNING_RATE
 from samplers.noise.line import noise_line
 from students import StabilizedUNet
 
-Network = TypeVar("Network", bound=nn.Module)
 PUBLISHED: dict[str, Any] = dict(
     refine_steps=0, batch_size=64, micro_batch=8, optimizer="Adamax", lr=3e-4, student_lr=3e-4,
     schedule="plateau", clip=None, ema=0.0, validate_every=400,
@@ -99,8 +98,7 @@ def train(
             from trained weights, and less for fewer than 2 million pixels, which it would learn by heart.
         schedule: "cosine" (warm-up, then a decay to zero) or "plateau" (as published).
         clip: largest norm of a network's gradient; None for no clipping.
-        ema: decay of the running averages of both networks' weights, which are what is kept and what
-            refines the student; 0 for none.
+        ema: decay of the running average of the student's weights, which is what is kept; 0 for none.
         val_fraction: share of the frames (of a single frame: of its area) that is held out.
         validate_every: steps between validations, each with a checkpoint and a preview picture.
         patience: validations without a better student after which training stops. Default: never.
@@ -149,7 +147,7 @@ def train(
     if len(held_out):
         validation = Patches(frames, held_out, patch_size).grid(64).to(hardware.device)
 
-    # Networks: the sampler, the student, and their running averages.
+    # Networks: the sampler, the student, and the running average of the student.
     for network in (sampler, student):
         if init == "pretrained" and (load_pretrained := getattr(network, "load_pretrained", None)):
             with checks_of('init="pretrained"'):
@@ -170,7 +168,7 @@ def train(
     for module in (sampler, denoiser):
         module.to(hardware.device).to(memory_format=torch.channels_last)
     check_networks(sampler, denoiser, patches.sample(2, np.random.default_rng(0)).to(hardware.device), draws)
-    average, teacher = Average(denoiser, ema), Average(sampler, ema) if co_steps else None
+    average = Average(denoiser, ema)
     risk = split_risk(denoiser, some.to(hardware.device), getattr(sampler, "noise_model", None))
     own_share = self_supervised_share(self_supervised, risk, loss)
     best = Best(denoiser, risk, validation, seed) if risk and own_share and validation is not None else None
@@ -190,7 +188,6 @@ def train(
     settings["self_supervised"] = own_share
     settings["networks"] = [describe(module) for module in (sampler, student, loss)]
     modules = {"sampler": sampler, "student": denoiser, "average": average}
-    modules |= {"sampler_average": teacher} if teacher else {}
     modules |= {"start": best.start, "best": best.module} if best else {}
     state = State(modules, optimizers, generator)
     metrics = Metrics(out, ([tensorboard_log(out)] if tensorboard else []) + ([on_log] if on_log else []))
@@ -222,10 +219,6 @@ def train(
             losses = update(active, step)  # none if one is not finite: then no network has changed
             if losses:
                 average.update_parameters(denoiser)
-            if losses and teacher and co_training:
-                teacher.update_parameters(sampler)
-            if teacher and step == co_steps:  # from here on it teaches as it will be kept
-                sampler.load_state_dict(teacher.module.state_dict())
             row: dict[str, Any] = {"step": step} | losses
             if optimize_student.skipped:
                 row["skipped"] = optimize_student.skipped
@@ -234,8 +227,7 @@ def train(
             validating = step % validate_every == 0 or step == total
             if validating and validation is not None:
                 with hardware.autocast():
-                    kept = teacher.module if teacher else sampler
-                    row |= validate(kept, average.module, validation, seed, out / "preview.png")
+                    row |= validate(sampler, average.module, validation, seed, out / "preview.png")
                 row |= {"val_split_error": best.compare(average.module)} if best else {}
                 for each in optimizers:
                     each.validated(row.get(f"val_{each.name}_loss"))
@@ -285,15 +277,15 @@ _NOT_SETTINGS = (
 )
 
 
-class Average(AveragedModel, Generic[Network]):
-    """The running average of a network: of a tenth of the steps so far until it reaches its decay, so that
+class Average(AveragedModel):
+    """The running average of a student: of a tenth of the steps so far until it reaches its decay, so that
     the start leaves no bias."""
 
-    module: Network
+    module: DirectDenoiser
 
-    def __init__(self, network: Network, decay: float) -> None:
+    def __init__(self, denoiser: DirectDenoiser, decay: float) -> None:
         def average(averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
             n = float(count)
             return averaged.lerp(current, 1 - min(decay, (1 + n) / (10 + n)))
 
-        super().__init__(network, avg_fn=average)
+        super().__init__(denoiser, avg_fn=average)

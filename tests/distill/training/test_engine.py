@@ -12,10 +12,8 @@ from distill.training.engine import PUBLISHED
 from distill.training.patches import Patches
 from losses import L1, L2, LPIPS, Features, MeanVariance, Quantiles, Tukey, WeightedSum
 from samplers import (
-    HDN,
     BimodalPixels,
     FunctionSampler,
-    GaussianNoise,
     LinearGaussianField,
     PosteriorSampler,
     SkewedPixels,
@@ -91,18 +89,21 @@ def test_a_frozen_sampler_is_not_touched(noisy, tiny_hdn, tiny_unet, tmp_path):
 @pytest.mark.parametrize("settings", [{}, {k: v for k, v in PUBLISHED.items() if "batch" not in k}])
 def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(noisy, tmp_path, settings, older):
     def run(out, stop_at=None):
-        calls = []
+        from samplers import HDN, GaussianNoise
 
-        class Interrupted(HDN):
-            def training_step(self, x):
+        torch.manual_seed(0)
+        hdn = HDN(GaussianNoise(10.0), levels=2, latents=2, filters=4, blocks=1, patch_size=16)
+        unet = UNet(depth=2, filters=4)
+        if stop_at:
+            calls, step = [], hdn.training_step
+
+            def interrupted(x):
                 calls.append(1)
                 if len(calls) == stop_at:
                     signal.raise_signal(signal.SIGINT)
-                return super().training_step(x)
+                return step(x)
 
-        torch.manual_seed(0)
-        hdn = Interrupted(GaussianNoise(10.0), levels=2, latents=2, filters=4, blocks=1, patch_size=16)
-        unet = UNet(depth=2, filters=4)
+            hdn.training_step = interrupted
         options = {"refine_steps": 2} | QUICK | settings | dict(validate_every=3)
         return train(noisy, hdn, unet, out=out, steps=6, **options)
 
