@@ -1,5 +1,7 @@
 """Short trainings on hostile images: none may end in NaN, or with a loss above its start.
 
+Above is by more than 1 %: weights that are good already start at the noise, where a loss can only scatter.
+
 python benchmarks/stability.py [--only hot zeros ...] [--samplers light ...] [--seeds 10] [--steps 50]
 
 Each line is one training, as it ends; a failure is marked. --seeds 4:7 does 4, 5 and 6: what was
@@ -151,7 +153,7 @@ def training(images: np.ndarray, kind: str, seed: int, steps: int, **settings: A
         error = "metrics not finite: " + ", ".join(
             {k for row in rows for k, v in row.items() if not np.isfinite(v)}
         )
-    elif not error and not end <= start:
+    elif not error and not end <= start + 0.01 * abs(start):
         error = "ends above its start"
     skipped = sum(row.get("skipped", 0) for row in rows)
     row = (f"{start:11.3f}{end:11.3f}{student[0]:10.3f}{np.mean(student[-3:]):10.3f}{skipped:6d}"

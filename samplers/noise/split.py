@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from samplers.noise.gaussian import GaussianNoise
@@ -13,6 +14,7 @@ from samplers.noise.neighbours import STRONG, neighbour_correlation
 from samplers.noise.photons import PhotonNoise, ring_mean
 
 SHARE = 0.5  # of the light: more leaves a noisier target, less a noisier input
+FAR = 30.0  # standard deviations: what is farther off is no noise, and counts linearly
 WHITE = 0.1  # correlation of neighbouring pixels' residuals, above which noise is not of single pixels
 LINES = 0.2  # its difference between rows and columns; at most 0.1 for noise of single pixels, 0.3 for lines
 CORRELATED = (
@@ -79,19 +81,18 @@ class LightSplit(nn.Module):
             ring_mean(noisy)
         )  # not of the pixel itself, whose noise a weight must not know
         weight = (variance + self.photon).rsqrt()  # between PSNR's weights, and those of the likelihood
-        return (weight * (answer - second).square()).mean() / (weight * variance).mean() * (1 - share)
+        far = FAR * (variance / (1 - share)).sqrt()  # a hot pixel must not outweigh all others
+        error = F.huber_loss(answer / far, second / far, reduction="none") * 2 * far.square()
+        return (weight * error).mean() / (weight * variance).mean() * (1 - share)
 
 
 def _correlated(noisy: Tensor, residual: Tensor) -> bool:
     """Lines show in the residual, along them or as a difference between rows and columns. Blurred noise stays
     in the image, but shows in the frames."""
-    residual = residual.clamp(-3, 3)  # a pixel where the noise law is wrong must not decide
-    residual = residual - residual.mean()
-    along = [
-        (residual[..., 1:] * residual[..., :-1]).mean(),
-        (residual[..., 1:, :] * residual[..., :-1, :]).mean(),
-    ]
-    columns, rows = (float(each / residual.square().mean()) for each in along)
+    near = residual.abs() < 4  # a pixel where the noise law is wrong, or a hot one's halo, must not decide
+    residual = torch.where(near, residual - residual[near].mean(), 0.0)
+    columns = float((residual[..., 1:] * residual[..., :-1]).mean() / residual.square().mean())
+    rows = float((residual[..., 1:, :] * residual[..., :-1, :]).mean() / residual.square().mean())
     if max(columns, rows) > WHITE or abs(columns - rows) > LINES:
         return True
     try:

@@ -51,6 +51,14 @@ def test_correlated_noise_is_refused_with_what_fits(noise):
         prepared(StabilizedSampler(**TINY), noisy)
 
 
+def test_hot_pixels_are_not_taken_for_lines_and_hardly_weigh():
+    for seed in range(4):
+        noisy = frames(seed=seed)
+        hot = torch.where(torch.rand(noisy.shape[1:]) < 3e-4, 65535.0, noisy)
+        sampler = prepared(StabilizedSampler(**TINY), hot)
+        assert sampler.training_step(hot)[0].item() < 30 * sampler.training_step(noisy)[0].item()
+
+
 @pytest.mark.parametrize("noise", ["poisson-gaussian", "gaussian"])
 def test_before_training_draws_disagree_as_a_posterior_s_would(noise):
     made = specimen(3, 96, noise=noise)
