@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from samplers import GaussianMixtureNoise, GaussianNoise, neighbour_correlation
 from samplers.noise.neighbours import SLIGHT, STRONG
+from samplers.noise.tiles import without_hot_pixels
 
 WEIGHT = [
     [-15.0, 20.0], [30.0, -10.0], [2.0, 1.0],
@@ -290,3 +291,15 @@ def test_fit_learns_skewed_noise_better_than_a_gaussian():
 def test_fit_refuses(signal, observation):
     with pytest.raises(ValueError, match=r"GaussianMixtureNoise\.fit: "):
         GaussianMixtureNoise.fit(signal, observation)
+
+
+def test_a_hot_pixel_goes_but_a_bead_and_single_photons_stay():
+    y, x = torch.meshgrid(torch.arange(64.0) - 32, torch.arange(64.0) - 32, indexing="ij")
+    bead = 100 + 3e4 * torch.exp(-(x**2 + y**2) / 1.5)
+    photons = 60.0 * (torch.rand(64, 64) < 0.01)
+    for image in (bead, photons):
+        assert without_hot_pixels(image[None, None])[0, 0].equal(image)
+    hot = 100 + 10 * torch.rand(64, 64)
+    hot[5, 9] = hot[0, 0] = 65535
+    cleaned = without_hot_pixels(hot[None, None])[0, 0]
+    assert cleaned.max() <= 110 and (cleaned != hot).sum() == 2
