@@ -25,6 +25,7 @@ from losses import L2
 from samplers import HDN, LIGHT, GaussianNoise, LinearGaussianField, PosteriorSampler, StabilizedSampler
 from students import StabilizedUNet
 
+NAMES = ["HDN", "StabilizedSampler"]
 Noise = GaussianNoise | None
 
 
@@ -76,12 +77,12 @@ def report(label: str, sampler: PosteriorSampler, case: Case, numbers: list[int]
     print(f"{label:28}{name:10}{figures}   dispersion {dispersion:.2f}   {per_draw:.3f} s a draw", flush=True)
 
 
-def images_of(what: str, minutes: list[float], numbers: list[int], seed: int) -> None:
+def images_of(what: str, only: list[str], minutes: list[float], numbers: list[int], seed: int) -> None:
     images, cases = confocal() if what == "confocal" else built_in()
     repeats = 50 if what == "confocal" else 0
     noise = cases[0][3] if what == "specimen" else None
     for each in minutes:
-        for name in ("HDN", "StabilizedSampler"):
+        for name in only:
             if not each:
                 for case in cases if name != "HDN" else []:
                     report(f"{name}, 0 min", untrained(noise, case[1]), case, numbers, repeats)
@@ -92,14 +93,14 @@ def images_of(what: str, minutes: list[float], numbers: list[int], seed: int) ->
 
 
 @torch.no_grad()
-def field(minutes: list[float], seed: int, draws: int = 400) -> None:
+def field(only: list[str], minutes: list[float], seed: int, draws: int = 400) -> None:
     torch.manual_seed(seed)
     truth = LinearGaussianField()
     images = truth.observe(truth.prior(64, (128, 128)))
     noisy = truth.observe(truth.prior(4, (128, 128)))
     mean, std = truth.posterior_mean(noisy), truth.posterior_std(noisy)
     for each in minutes:
-        for name in ("HDN", "StabilizedSampler"):
+        for name in only:
             noise = GaussianNoise(truth.noise_std)
             if each:
                 with torch.enable_grad():
@@ -126,6 +127,7 @@ def field(minutes: list[float], seed: int, draws: int = 400) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("what", choices=["confocal", "specimen", "field"])
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES)
     parser.add_argument("--minutes", type=float, nargs="+", default=[0, 5])
     parser.add_argument("--draws", type=int, nargs="+", default=[1, 10, 100])
     parser.add_argument("--seed", type=int, default=0)
@@ -133,9 +135,9 @@ def main() -> None:
     torch.set_num_threads(1)
     keep_freed_memory()
     if options.what == "field":
-        field(options.minutes, options.seed)
+        field(options.only, options.minutes, options.seed)
     else:
-        images_of(options.what, options.minutes, options.draws, options.seed)
+        images_of(options.what, options.only, options.minutes, options.draws, options.seed)
 
 
 if __name__ == "__main__":
