@@ -165,8 +165,9 @@ class PhotonNoise(NoiseModel):
 
 def ring_mean(images: Tensor) -> Tensor:
     """Mean of each pixel's 24 neighbours, (B, C, H, W): independent of the pixel's own noise."""
-    flat = images.flatten(0, 1).unsqueeze(1)
-    mean = F.conv2d(F.pad(flat, (2, 2, 2, 2), "reflect"), _RING.to(images) / 24)
+    flat = images.float().flatten(0, 1).unsqueeze(1)
+    with torch.autocast(images.device.type, enabled=False):  # raw counts have more digits than bf16
+        mean = F.conv2d(F.pad(flat, (2, 2, 2, 2), "reflect"), _RING.to(flat) / 24)
     return mean.view_as(images)
 
 

@@ -113,6 +113,17 @@ def test_parts_of_the_light_are_independent_and_sum_to_the_whole():
             assert abs(float(part.square().mean() / scale) - 1 / 0.7) < 0.02
 
 
+def test_bf16_changes_no_split():
+    noisy = frames() + 10_000
+    light = prepared(StabilizedSampler(**TINY), noisy).light
+    parts = []
+    for bf16 in (False, True):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            parts.append([*light(noisy), light.error(noisy, light(noisy)[0], noisy)])
+    assert all(a.equal(b) for a, b in zip(*parts, strict=True))
+
+
 def test_random_numbers_have_variance_1_and_no_grid():
     like = torch.zeros(64, 1, 64, 64)
     for scale in set(SCALES):
