@@ -70,7 +70,10 @@ class StabilizedSampler(PosteriorSampler):
     def load_pretrained(self) -> None:
         """The weights that ship with the package, trained on synthetic images of many kinds."""
         if self.spread_width != StabilizedSampler().spread_width:
-            raise ValueError(f"StabilizedSampler: the shipped weights have width 32, got {self.spread_width}")
+            raise ValueError(
+                f"StabilizedSampler: the shipped spread_width is 32, got {self.spread_width}; pass init none to "
+                "start from random weights"
+            )
         self.mean.load_pretrained()
         self.spread.load_state_dict({key: value.float() for key, value in load_file(WEIGHTS).items()})
         self.shipped.fill_(True)

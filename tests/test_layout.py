@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -100,6 +101,15 @@ def test_no_module_takes_the_place_of_a_public_function():
         if path.parent.name != "datasets":
             body = ast.parse(path.read_text()).body
             assert len(body) == 1 and isinstance(body[0], ast.Expr), f"{path}: more than a docstring"
+
+
+def test_what_is_no_code_is_installed_too():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    for package in (*FORBIDDEN, "recipes"):
+        for path in (ROOT / package).rglob("*"):
+            if path.is_file() and path.suffix not in (".py", ".pyc"):
+                patterns = listed.get(".".join(path.parent.relative_to(ROOT).parts), [])
+                assert any(path.match(pattern) for pattern in patterns), path
 
 
 def test_the_core_runs_on_torch_numpy_and_tifffile():

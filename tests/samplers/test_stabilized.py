@@ -94,7 +94,7 @@ def test_its_shipped_weights_are_the_default_start(tmp_path):
                 batch_size=1, refine_steps=0, patch_size=32, lr=1e-9, device="cpu")  # fmt: skip
     for got, wanted in zip(run.sampler.parameters(), started.parameters(), strict=True):
         assert torch.allclose(got, wanted, atol=1e-6)
-    with pytest.raises(ValueError, match="width 32, got 8"):
+    with pytest.raises(ValueError, match="spread_width is 32, got 8; pass init none"):
         StabilizedSampler(spread_width=8).load_pretrained()
 
 
