@@ -22,6 +22,7 @@ from students.padding import crop, pad_to_multiple
 from students.unet import conv
 
 WEIGHTS = Path(__file__).with_name("stabilized.safetensors")
+SPREAD_WIDTH = 32
 SCALES = (1,) * 8 + (2,) * 4 + (4,) * 2 + (8,) * 2  # pairs of px over which random numbers are correlated
 
 
@@ -50,7 +51,7 @@ class StabilizedSampler(PosteriorSampler):
         *,
         channels: int = 1,
         width: int = 40,
-        spread_width: int = 32,
+        spread_width: int = SPREAD_WIDTH,
     ) -> None:
         super().__init__()
         model = load_noise_model(noise_model) if isinstance(noise_model, str | PathLike) else noise_model
@@ -69,10 +70,10 @@ class StabilizedSampler(PosteriorSampler):
 
     def load_pretrained(self) -> None:
         """The weights that ship with the package, trained on synthetic images of many kinds."""
-        if self.spread_width != StabilizedSampler().spread_width:
+        if self.spread_width != SPREAD_WIDTH:
             raise ValueError(
-                f"StabilizedSampler: the shipped spread_width is 32, got {self.spread_width}; pass init none to "
-                "start from random weights"
+                f"StabilizedSampler: the shipped spread_width is {SPREAD_WIDTH}, got {self.spread_width}; "
+                "pass init none to start from random weights"
             )
         self.mean.load_pretrained()
         self.spread.load_state_dict({key: value.float() for key, value in load_file(WEIGHTS).items()})

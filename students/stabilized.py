@@ -67,8 +67,8 @@ class StabilizedUNet(nn.Module):
         """The weights that ship with the package. Further maps than the image keep their own start."""
         if self.width != StabilizedUNet().width:
             raise ValueError(
-                f"StabilizedUNet: the shipped weights have width 40, got {self.width}; pass init none to start "
-                "from random ones"
+                f"StabilizedUNet: the shipped weights have width 40, got {self.width}; pass init none to "
+                "start from random ones"
             )
         weights = {key: value.float() for key, value in load_file(WEIGHTS).items()}
         own = self.network.state_dict()
