@@ -7,6 +7,7 @@ from torch import Tensor
 
 from distill.denoiser import DirectDenoiser
 from distill.errors import UserError, checks_of
+from distill.training.budget import seconds
 from losses import Loss
 from samplers import PosteriorSampler
 from samplers.base import evaluating
@@ -21,7 +22,9 @@ def check_arguments(settings: dict[str, Any], loss: Loss) -> None:
     for name in ("ema", "val_fraction"):
         if settings[name] >= 1:
             raise UserError(f"{name}: got {settings[name]}, must be below 1")
-    if settings["steps"] + settings["refine_steps"] == 0:
+    if settings["budget"]:
+        seconds(settings["budget"])
+    elif settings["steps"] + settings["refine_steps"] == 0:
         raise UserError("steps and refine_steps: both are 0, so there is nothing to train")
     if settings["schedule"] not in ("cosine", "plateau"):
         raise UserError(f"schedule: got '{settings['schedule']}', allowed are cosine, plateau")

@@ -20,11 +20,12 @@ from distill.runs import checkpoint
 from distill.runs.checkpoint import load_weights
 from distill.runs.rebuild import describe
 from distill.runs.run import Run
+from distill.training.budget import Trial, planned_steps
 from distill.training.checks import check_arguments, check_networks
 from distill.training.logs import Log, Metrics, tensorboard_log
 from distill.training.optimizer import Optimizer, Schedule, careful, update
 from distill.training.patches import Patches, split
-from distill.training.resume import State, resume, stop_signals
+from distill.training.resume import State, resume, stop_signals, stored_settings
 from distill.training.self_supervision import Best, self_supervised_share, split_risk
 from distill.training.steps import Learn, Teach
 from distill.training.validation import validate
@@ -50,6 +51,7 @@ def train(
     *,
     steps: int = 600,
     refine_steps: int = 1000,
+    budget: str | None = None,
     batch_size: int = 8,
     micro_batch: int = 8,
     patch_size: int = 64,
@@ -85,6 +87,7 @@ def train(
             that is to have more `steps` or `refine_steps` continues.
         steps: updates of both networks.
         refine_steps: updates of the student alone, on draws of the finished sampler.
+        budget: time such as "10min", in place of steps and refine_steps: how many of each fit is measured.
         batch_size: patches per update.
         micro_batch: patches that are computed at once; their gradients are added up.
         patch_size: side of the square patches, in pixels.
@@ -134,7 +137,7 @@ def train(
         lr = careful(rate / 4, stack.pixels.size) if trained else rate
     settings = {name: value for name, value in locals().items() if name not in _NOT_SETTINGS}
     check_arguments(settings, loss)
-    hardware, total, out = Hardware(device, precision), steps + refine_steps, Path(out)
+    hardware, out, began = Hardware(device, precision), Path(out), time.monotonic()
 
     # Data: random patches of raw counts, with their mean and standard deviation.
     mean, std = (torch.from_numpy(v) for v in statistics(stack))
@@ -156,10 +159,10 @@ def train(
         load_weights(init, sampler, student)
     torch.manual_seed(seed)
     generator = np.random.default_rng(seed)
-    co_steps = steps if sampler.trainable else 0
+    trainable = sampler.trainable and (steps > 0 or budget is not None)
     denoiser = DirectDenoiser(student, loss, channels=len(mean))
     with checks_of(stack.name):
-        if co_steps:
+        if trainable:
             sampler.prepare(some, mean, std)  # a sampler that is already trained keeps its statistics
         denoiser.prepare(mean, std)
         if isinstance(student, StabilizedUNet):
@@ -173,6 +176,14 @@ def train(
     own_share = self_supervised_share(self_supervised, risk, loss)
     best = Best(denoiser, risk, validation, seed) if risk and own_share and validation is not None else None
     teach, learn = Teach(sampler, 0 if own_share == 1 else draws), Learn(denoiser, loss, risk, own_share)
+
+    # How long: as told, or what fits into the time that is left.
+    if budget:
+        one = hardware.put(patches.sample(batch_size, np.random.default_rng(0)))
+        trial = Trial(teach, learn, one, micro_batch, hardware)
+        steps, refine_steps = planned_steps(budget, began, trial, trainable, stored_settings(out))
+        settings |= {"steps": steps, "refine_steps": refine_steps}
+    co_steps, total = steps if trainable else 0, steps + refine_steps
     if compile:
         teach, learn = torch.compile(teach), torch.compile(learn)
 

@@ -94,6 +94,13 @@ def resume(out: Path, state: State, settings: dict[str, Any]) -> None:
             optimizer.go_to(step)
 
 
+def stored_settings(out: Path) -> dict[str, Any]:
+    """Of the checkpoint in a run's folder; none where there is none."""
+    if not (out / CHECKPOINT).exists():
+        return {}
+    return checkpoint.settings(files.load(out / CHECKPOINT)[1])
+
+
 def _resumed_step(out: Path, step: int, stored: dict, now: dict, co_training: bool) -> int:
     """Where a run of other steps and refine_steps resumes. With more steps after a refinement, the
     co-training resumes where it ended, and the refinement is done again on the better sampler."""
