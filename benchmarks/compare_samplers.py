@@ -23,7 +23,7 @@ from distill import psnr, train
 from distill.hardware import keep_freed_memory
 from losses import L2
 from samplers import HDN, LIGHT, GaussianNoise, LinearGaussianField, PosteriorSampler, StabilizedSampler
-from students import StabilizedUNet
+from students import UNet
 
 NAMES = ["HDN", "StabilizedSampler"]
 Noise = GaussianNoise | None
@@ -41,8 +41,8 @@ def trained(
     def run(steps: int) -> tuple[PosteriorSampler, float]:
         torch.manual_seed(seed)
         sampler, started = make(name, noise), time.process_time()
-        train(images, sampler, StabilizedUNet(width=8), L2(), tempfile.mkdtemp(), steps=steps, refine_steps=0,
-              batch_size=8, seed=seed, validate_every=10**6, self_supervised=0.0)  # fmt: skip
+        train(images, sampler, UNet(depth=2, filters=4), L2(), tempfile.mkdtemp(), steps=steps, refine_steps=0,
+              batch_size=8, seed=seed, validate_every=10**6)  # fmt: skip
         return sampler, time.process_time() - started
 
     once, often = run(1)[1], run(21)[1]
