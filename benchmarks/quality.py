@@ -63,7 +63,8 @@ def bm3d_anscombe(noisy: np.ndarray, gain: float, offset: float) -> dict[str, np
     import bm3d  # pyright: ignore[reportMissingImports]: not for commercial use, hence no dependency
 
     if not gain:  # noise that does not depend on the signal
-        return dict.fromkeys(("algebraic", "exact"), bm3d.bm3d(noisy, offset**0.5))
+        plain = np.asarray(bm3d.bm3d(noisy, offset**0.5))
+        return {"algebraic": plain, "exact": plain}
     z = 2 * np.sqrt(np.maximum(noisy / gain + offset / gain**2 + 3 / 8, 1e-6))
     low, span = z.min(), np.ptp(z)
     d = bm3d.bm3d((z - low) / span, 1 / span) * span + low
