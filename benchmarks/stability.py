@@ -158,7 +158,8 @@ def training(images: np.ndarray, kind: str, seed: int, steps: int, **settings: A
     skipped = sum(row.get("skipped", 0) for row in rows)
     row = (f"{start:11.3f}{end:11.3f}{student[0]:10.3f}{np.mean(student[-3:]):10.3f}{skipped:6d}"
            f"{time.process_time() - began:7.1f} s  {error}")  # fmt: skip
-    return row, not error
+    refused = sampler.start is None  # before any training, in one line: nothing is lost
+    return row, not error or refused
 
 
 def main() -> None:
