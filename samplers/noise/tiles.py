@@ -52,8 +52,8 @@ def without_hot_pixels(tiles: Tensor) -> Tensor:
     neighbours = torch.cat([around[..., :4], around[..., 5:]], dim=-1).amax(-1)
     pixels = tiles.flatten().sort().values
     dark, bright = (float(pixels[round(q * (len(pixels) - 1))]) for q in (0.005, 0.995))
-    hot = (tiles - dark > 6 * (neighbours - dark)) & (tiles - dark > 20 * max(bright - dark, 0.0))
-    return torch.where(hot, neighbours, tiles)
+    hot = (tiles - dark > 6 * (neighbours - dark)) & (tiles - dark > 20 * (bright - dark))
+    return torch.where(hot, neighbours, tiles) if bright > dark else tiles  # else it may be a lone photon
 
 
 def ring_statistics(tiles: Tensor) -> tuple[Tensor, Tensor]:

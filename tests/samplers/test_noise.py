@@ -297,7 +297,8 @@ def test_a_hot_pixel_goes_but_a_bead_and_single_photons_stay():
     y, x = torch.meshgrid(torch.arange(64.0) - 32, torch.arange(64.0) - 32, indexing="ij")
     bead = 100 + 3e4 * torch.exp(-(x**2 + y**2) / 1.5)
     photons = 60.0 * (torch.rand(64, 64) < 0.01)
-    for image in (bead, photons):
+    lone = 60.0 * ((x == 3) & (y == 5))
+    for image in (bead, photons, lone):
         assert without_hot_pixels(image[None, None])[0, 0].equal(image)
     hot = 100 + 10 * torch.rand(64, 64)
     hot[5, 9] = hot[0, 0] = 65535
