@@ -106,6 +106,8 @@ def test_from_the_command_line(noisy, tiny_unet, tmp_path, monkeypatch, capsys):
     train("noisy.tif", FunctionSampler(jitter), tiny_unet, L2(), "teacher", steps=1, refine_steps=0, **QUICK)
     assert main(["cache", "teacher", "noisy.tif", "--out", "cache"]) == 2  # a function has no name
     small = [
+        "--sampler",
+        "HDN",
         "--sampler.levels",
         "2",
         "--sampler.latents",
