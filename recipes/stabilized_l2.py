@@ -1,6 +1,6 @@
 """Denoise in one pass, with a sampler and a student that start from the weights in the package.
 
-python recipes/stabilized_l2.py                        the built-in specimen: 3 minutes on two cores
+python recipes/stabilized_l2.py                        the built-in specimen: 2 minutes of one core
 python recipes/stabilized_l2.py noisy.tif              your images
 python recipes/stabilized_l2.py noisy.tif clean.tif    your images, and how good the result is
 
