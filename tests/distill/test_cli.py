@@ -123,7 +123,8 @@ def test_channels_follow_the_image_and_the_loss(stack, noisy):
         assert tifffile.imread(name).shape == (4, 2, 48, 40)
 
 
-def test_classes_of_ones_own_by_dotted_path(stack, capsys):
+def test_classes_of_ones_own_by_dotted_path(stack, capsys, monkeypatch):
+    monkeypatch.delitem(sys.modules, "mine", raising=False)  # another test's
     Path("mine.py").write_text(
         "from losses import L2\n"
         "class Half(L2):\n"
