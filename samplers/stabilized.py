@@ -7,7 +7,6 @@ from os import PathLike
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -18,6 +17,7 @@ from samplers.noise.line import noise_line
 from samplers.noise.split import SHARE, LightSplit
 from samplers.vae import DRAW_PIXELS
 from students import LightUNet, StabilizedUNet
+from students.noise_conditioned import smooth_noise
 from students.padding import crop, pad_to_multiple
 from students.unet import conv
 
@@ -86,11 +86,8 @@ class StabilizedSampler(PosteriorSampler):
                 f"pass channels={len(mean)}, or one channel at a time"
             )
         self.mean.prepare(noisy, mean, std, *noise_line(noisy, self.noise_model))
-        first, own = self.mean.with_shipped_weights(), self.mean
-        with torch.no_grad():
-            self.mean = first  # the noise's law must not depend on what the networks start from
-            denoised = self._counts(self.answer(noisy[:2])[0], noisy)
-            self.mean = own
+        with torch.no_grad():  # the noise's law must not depend on what the networks start from
+            denoised = self.mean.with_shipped_weights().denoise(noisy[:2])
         self.light = LightSplit.fit(noisy, denoised, self.noise_model)
 
     def answer(self, noisy: Tensor, share: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -182,10 +179,3 @@ class Spread(nn.Module):
         mixed = mixed + self.fit(torch.cat([mixed, features], dim=1))
         with torch.autocast(mixed.device.type, enabled=False):
             return self.context.head(mixed.float())
-
-
-def smooth_noise(like: Tensor, scale: int) -> Tensor:
-    """(B, 1, H, W) of variance 1, white noise summed over scale x scale pixels: blocks would leave a grid."""
-    batch, _, height, width = like.shape
-    white = like.new_empty(batch, 1, height + scale - 1, width + scale - 1).normal_()
-    return scale * F.avg_pool2d(F.avg_pool2d(white, (scale, 1), stride=1), (1, scale), stride=1)

@@ -35,14 +35,17 @@ class NoiseConditioned(nn.Module):
                 f"has {x.shape[1]}, which leaves none for noise; raise the backbone's in_channels"
             )
         repeated = x.repeat(self.samples, 1, 1, 1)
-        noise = [self._noise(repeated, self.scales[i % len(self.scales)]) for i in range(room)]
+        noise = [smooth_noise(repeated, self.scales[i % len(self.scales)]) for i in range(room)]
         draws = self.backbone(torch.cat([repeated, *noise], dim=1))  # (samples * B, C, H, W)
         return draws.unflatten(0, (self.samples, -1)).transpose(0, 1).flatten(1, 2)
 
-    def _noise(self, like: Tensor, scale: int) -> Tensor:
-        """(B, 1, H, W) of variance 1, the sum of white noise over scale x scale pixels: blocks would
-        leave their grid in the draws' std."""
-        batch, _, height, width = like.shape
-        white = like.new_empty(batch, 1, height + scale - 1, width + scale - 1).normal_()
-        along_y = F.avg_pool2d(white, (scale, 1), stride=1)
-        return scale * F.avg_pool2d(along_y, (1, scale), stride=1)
+
+def smooth_noise(like: Tensor, scale: int) -> Tensor:
+    """(B, 1, H, W) of variance 1, the sum of white noise over scale x scale pixels: blocks would leave their
+    grid in the draws' std."""
+    batch, _, height, width = like.shape
+    white = like.new_empty(batch, 1, height + scale - 1, width + scale - 1).normal_()
+    if scale == 1:
+        return white
+    along_y = F.avg_pool2d(white, (scale, 1), stride=1)
+    return scale * F.avg_pool2d(along_y, (1, scale), stride=1)

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from students.light import LightUNet
+from students.padding import crop, pad_to_multiple
 
 WEIGHTS = Path(__file__).with_name("stabilized.safetensors")
 _DARK_SLOPE = (3 / 8) ** -0.5
@@ -89,6 +90,11 @@ class StabilizedUNet(nn.Module):
         maps = self.maps(z, level)
         image = (self.counts(z + maps[:, :, 0], share) - self.mean) / self.std
         return torch.cat([image, maps[:, :, 1:].transpose(1, 2).flatten(1, 2)], dim=1)
+
+    def denoise(self, counts: Tensor) -> Tensor:
+        """Raw counts (B, C, H, W) of any size -> the posterior mean in raw counts."""
+        z, level = self.stabilize(pad_to_multiple(counts.float(), self.multiple))
+        return crop(self.counts(z + self.maps(z, level)[:, :, 0]), counts.shape[2:])
 
     def stabilize(self, counts: Tensor, share: float = 1.0) -> tuple[Tensor, Tensor]:
         """Raw counts (B, C, H, W) -> z, whose noise has std 1, and the data's mean of it (C, 1, 1)."""

@@ -61,10 +61,9 @@ def split_risk(denoiser: DirectDenoiser, frames: Tensor, noise_model: nn.Module 
         return None
     if noise_model is not None and not isinstance(noise_model, GaussianNoise | PhotonNoise):
         return None
-    first = DirectDenoiser(denoiser.backbone.with_shipped_weights(), L2(), denoiser.channels)
-    first.to(frames.device).prepare(denoiser.mean, denoiser.std)
+    denoised = denoiser.backbone.with_shipped_weights().denoise(frames[:2])
     try:
-        light = LightSplit.fit(frames, first.image(frames[:2]), noise_model)
+        light = LightSplit.fit(frames, denoised, noise_model)
     except ValueError as error:
         log.warning("%s; until then the student learns from draws alone", error)
         return None

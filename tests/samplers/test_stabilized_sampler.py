@@ -9,9 +9,10 @@ from distill.runs.checkpoint import load_sampler
 from losses import L1
 from samplers import GaussianMixtureNoise, GaussianNoise, PhotonNoise, StabilizedSampler, posterior_mean
 from samplers.noise.split import LightSplit
-from samplers.stabilized import SCALES, smooth_noise
+from samplers.stabilized import SCALES
 from samplers.testing import check_sampler
 from students import UNet
+from students.noise_conditioned import smooth_noise
 
 TINY = dict(width=8, spread_width=8)
 
