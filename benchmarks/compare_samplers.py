@@ -46,14 +46,15 @@ def trained(
               batch_size=8, seed=seed, validate_every=10**6)  # fmt: skip
         return sampler, time.process_time() - started
 
+    run(1)  # warms up
     once, often = run(1)[1], run(21)[1]
     return run(max(1, round((60 * minutes - once) / (often - once) * 20)))
 
 
 def untrained(noise: Noise, noisy: torch.Tensor) -> StabilizedSampler:
     sampler = StabilizedSampler(noise)
-    sampler.load_pretrained()
     sampler.prepare(noisy, noisy.mean().view(1, 1, 1), noisy.std().view(1, 1, 1))
+    sampler.load_pretrained()
     return sampler
 
 

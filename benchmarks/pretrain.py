@@ -1,10 +1,13 @@
 """Trains the weights that ship with the package, on synthetic fields and synthetic cameras alone.
 
     python benchmarks/pretrain.py mean --out students/stabilized.safetensors        of StabilizedUNet
+    python benchmarks/pretrain.py correlated --out students/correlated.safetensors  where noise is correlated
     python benchmarks/pretrain.py spread --out samplers/stabilized.safetensors      of StabilizedSampler
+    python benchmarks/pretrain.py correlated_spread --out samplers/correlated.safetensors
 
-About 24 and 22 CPU minutes, after 2 for the 500 fields; --share 0.01 --fields 8 tries it out. They are
-written in half precision. The spread is trained beside the mean that ships with the package.
+20 to 24 CPU minutes each, after 2 for the 500 fields; --share 0.01 --fields 8 tries it out. They are written
+in half precision. `correlated` starts from the weights of `mean` that ship with the package; a spread is
+trained beside the mean that ships.
 
 The networks never see counts but z, in which noise of variance a * signal + b has variance 1 at any camera:
 z = 2 sqrt(y + 3/8), continued as a line below y = 0, of y = counts / a + b / a^2, whose variance is its mean.
@@ -14,7 +17,7 @@ draws are d plus the second network's answer, and trained by the energy score.
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import repeat
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +27,8 @@ import torch
 from numpy.random import Generator
 from pretrain_fields import bank, loguniform
 from safetensors.torch import load_file, save_file
+from scipy.ndimage import gaussian_filter
+from scipy.signal import lfilter
 from scipy.special import ndtr
 from torch import Tensor
 from tqdm import trange
@@ -32,6 +37,7 @@ from samplers import StabilizedSampler
 from students import StabilizedUNet
 from students.stabilized import FLAT
 
+FAR = 24  # px, drawn beyond every side of correlated noise and cropped
 EXACT = 0.15  # the last share of the steps, in float32
 
 
@@ -47,7 +53,9 @@ class Stage(NamedTuple):
 
 STAGES = {
     "mean": (Stage(12_000, 4, 96, 2e-3), Stage(4_000, 3, 128, 8e-4)),
+    "correlated": (Stage(10_000, 4, 96, 2e-3), Stage(3_000, 3, 128, 8e-4)),
     "spread": (Stage(7_000, 4, 96, 1e-3, 300),),
+    "correlated_spread": (Stage(7_000, 4, 96, 1e-3, 300),),
 }
 
 
@@ -59,11 +67,16 @@ class Observation(NamedTuple):
     level: float
 
 
+Camera = Callable[[Generator, np.ndarray, np.ndarray], Observation]
+
+
 class Mean:
     """StabilizedUNet, by the error of each patch."""
 
-    def __init__(self) -> None:
-        self.student = StabilizedUNet()
+    def __init__(self, correlated: bool = False) -> None:
+        self.correlated, self.student = correlated, StabilizedUNet()
+        if correlated:
+            self.student.load_pretrained()
         self.network = self.student.network
 
     def answer(self, z: Tensor, level: Tensor) -> Tensor:
@@ -77,8 +90,9 @@ class Mean:
 class Spread:
     """What StabilizedSampler's draws add to the mean that ships, by their energy score."""
 
-    def __init__(self) -> None:
-        self.sampler = StabilizedSampler()
+    def __init__(self, correlated: bool = False) -> None:
+        self.correlated, self.sampler = correlated, StabilizedSampler()
+        self.sampler.mean.correlated = correlated
         self.sampler.mean.load_pretrained()
         self.network = self.sampler.spread
 
@@ -102,7 +116,7 @@ def train(learner: Mean | Spread, fields: np.ndarray, stage: Stage) -> dict[str,
     )
     bar, shown = trange(stage.steps, unit="step"), 1.0
     for t in bar:
-        z, target, level = batch(rng, fields, stage)
+        z, target, level = batch(rng, fields, stage, observe_correlated if learner.correlated else observe)
         with torch.autocast("cpu", torch.bfloat16, enabled=t < (1 - EXACT) * stage.steps):
             answer = learner.answer(z, level)
         loss = learner.loss(answer, target)
@@ -134,9 +148,9 @@ def error(d: Tensor, target: Tensor) -> Tensor:
     return (d - target) * ratio.clamp(0.5, 2)
 
 
-def batch(rng: Generator, fields: np.ndarray, stage: Stage) -> tuple[Tensor, Tensor, Tensor]:
+def batch(rng: Generator, fields: np.ndarray, stage: Stage, camera: Camera) -> tuple[Tensor, Tensor, Tensor]:
     """z and target (n, 1, size, size), level (n, 1, 1, 1)."""
-    seen = [observe(rng, *patch(rng, fields, stage.size)) for _ in repeat(None, stage.patches)]
+    seen = [camera(rng, *patch(rng, fields, stage.size)) for _ in repeat(None, stage.patches)]
     z, target, level = (torch.from_numpy(np.stack(v).astype("f4"))[:, None] for v in zip(*seen, strict=True))
     return z, target, level[..., None, None]
 
@@ -201,6 +215,58 @@ def observe_photons(rng: Generator, p: np.ndarray, whole: np.ndarray) -> Observa
     return Observation(z, target, field.mean() + rng.normal(0, 0.5))
 
 
+def observe_correlated(rng: Generator, p: np.ndarray, whole: np.ndarray) -> Observation:
+    """Noise that is correlated between pixels: all of it, as after interpolation, or what electronics add to
+    the shot noise."""
+    if rng.random() < 0.1:
+        return observe(rng, p, whole)
+    peak, noise = loguniform(rng, 0.5, 300), correlated_noise(rng, p.shape)
+    dark = loguniform(rng, 0.02, 3) if rng.random() < 0.5 else peak * loguniform(rng, 0.01, 4)
+    expected, kind = peak * p + dark, rng.choice(["shot", "constant", "added"], p=[0.4, 0.15, 0.45])
+    read, level = rng.choice([0, rng.uniform(0, 2.5)]), math.sqrt(0.4 * peak + dark)
+    gain, offset = 1.0, read**2
+    if kind == "shot":
+        noisy = expected + np.sqrt(expected + read**2) * noise
+    elif kind == "constant":
+        gain, offset = 0.0, (level * loguniform(rng, 0.2, 2)) ** 2
+        noisy = expected + math.sqrt(offset) * noise
+    else:
+        added = level * loguniform(rng, 0.5, 5)
+        offset += added**2
+        noisy = rng.poisson(expected) + read * rng.normal(size=p.shape) + added * noise
+    step = rng.choice([0, loguniform(rng, 0.02, 1)])
+    noisy = np.rint(noisy / step) * step if step else noisy
+    offset += step**2 / 12
+    off_by = math.exp(rng.normal(0, 0.12))  # an estimate of such noise is less exact
+    gain, offset = gain * off_by, offset * off_by + rng.normal(0, 0.08) * (gain * dark + offset)
+    mean = peak * whole.mean() + dark
+    if gain * expected.std() < 1e-3 * (gain * expected.mean() + offset):
+        std = math.sqrt(gain * expected.mean() + offset)
+        noisy, expected, mean = (FLAT + v / std for v in (noisy, expected, mean))
+        return Observation(noisy, expected, mean + rng.normal(0, 0.5))
+    z, target, field = (
+        stabilize(v / gain + offset / gain**2) for v in (noisy, expected, peak * whole + dark)
+    )
+    return Observation(z, target, field.mean() + rng.normal(0, 0.5))
+
+
+def correlated_noise(rng: Generator, shape: tuple[int, int]) -> np.ndarray:
+    """Of standard deviation 1: white noise blurred, or lines, in part of them with white noise on top."""
+    white = rng.normal(size=(shape[0] + 2 * FAR, shape[1] + 2 * FAR))
+    if rng.random() < 0.5:
+        width, ratio = loguniform(rng, 0.35, 2), math.exp(rng.normal(0, 0.25))
+        noise = gaussian_filter(white, (width * ratio, width / ratio))
+        if rng.random() < 0.3:
+            noise = noise / noise.std() + rng.uniform(0, 1) * rng.normal(size=white.shape)
+    else:
+        noise = np.asarray(lfilter([1.0], [1.0, loguniform(rng, 0.01, 0.7) - 1], white, axis=1))
+        if rng.random() < 0.3:
+            noise = gaussian_filter(noise, (rng.uniform(0, 0.6), 0))
+        noise = noise.T if shape[0] == shape[1] and rng.random() < 0.5 else noise
+    noise = noise[FAR:-FAR, FAR:-FAR]
+    return noise / noise.std()
+
+
 def stabilize(y: np.ndarray) -> np.ndarray:
     """As StabilizedUNet does, in double precision."""
     return 2 * np.sqrt(np.maximum(y, 0) + 3 / 8) + np.minimum(y, 0) / math.sqrt(3 / 8)
@@ -222,7 +288,8 @@ def main() -> None:
     parser.add_argument("--fields", type=int, default=500)
     options = parser.parse_args()
     torch.manual_seed(0)
-    learner = Mean() if options.which == "mean" else Spread()
+    kind = Spread if options.which.endswith("spread") else Mean
+    learner = kind(options.which.startswith("correlated"))
     stages = [s._replace(steps=max(1, round(options.share * s.steps))) for s in STAGES[options.which]]
     pretrain(learner, bank(options.fields, seed=1), stages, options.out)
 

@@ -1,12 +1,14 @@
-"""Structured noise: HDN, HDN3-6, StructuredNoiseVAE and JointNoiseVAE, with a student each.
+"""Noise that is correlated between pixels: samplers with a student each, beside what one would pick instead.
 
     python benchmarks/structured.py lines            the built-in specimen with line noise
     DISTILL_TEST_DATA=... python benchmarks/structured.py g      (or r) real widefield BPAE
 
-Prints one table and writes runs/structured/KIND/students.png. "noise left" is the slope of the
-student's error on the true noise after a mean over 1 x 9 pixels (lines) or 3 x 3: 1 where the
-structured noise passes whole, 0 where it is gone. The autoregressive noise model is fitted to the true
-noise of four of the images (lines) or, where there is no truth, to noisy minus the mean of the frames.
+Prints one table and writes runs/structured/KIND/students.png. "noise left" is the slope of the error on the
+true noise after a mean over 1 x 9 pixels (lines) or 3 x 3: 1 where the structured noise passes whole, 0 where
+it is gone. "shipped" has no calibration and no training. The fitted noise models know the true noise of four
+of the images (lines) or, where there is no truth, noisy minus the mean of the frames; so does BM3D, by a
+power spectrum (`pip install bm3d`, not for commercial use). The filters have the size that is best by the
+truth.
 """
 
 import argparse
@@ -18,32 +20,58 @@ from typing import Any
 import numpy as np
 import tifffile
 import torch
-from scipy.ndimage import uniform_filter
+from scipy.ndimage import gaussian_filter, median_filter, uniform_filter
 
-from distill import evaluate, predict, specimen, train
+from distill import psnr, specimen, train
 from distill.hardware import keep_freed_memory
+from distill.images.sources import as_stack
 from distill.images.statistics import spread
 from distill.noise_fitting.fit import Context
 from distill.plots.pictures import comparison
+from distill.prediction.pretrained import pretrained_denoiser, pretrained_sampler
 from losses import L2
 from samplers import (
     HDN,
     AutoregressiveNoise,
+    CorrelatedNoise,
     GaussianNoise,
     JointNoiseVAE,
     PosteriorSampler,
+    StabilizedSampler,
     StructuredNoiseVAE,
+    posterior_mean,
 )
-from students import UNet
+from students import StabilizedUNet
+
+OWN = 240, 40  # steps of the student alone, and of both networks, that suit weights which are shipped
+
+
+def rivals(noisy: np.ndarray, clean: np.ndarray, noise: np.ndarray) -> dict[str, np.ndarray]:
+    """Of one image (H, W), with images of its noise (N, H, W)."""
+    found = {f"median filter, {n} px": median_filter(noisy, n) for n in (3, 5, 7, 9)}
+    best = {"median": min(found, key=lambda k: np.square(found[k] - clean).mean())}
+    found |= {f"Gaussian filter, {s} px": gaussian_filter(noisy, s) for s in (1, 1.5, 2, 3, 4)}
+    gaussians = [k for k in found if k.startswith("Gaussian")]
+    best["Gaussian"] = min(gaussians, key=lambda k: np.square(found[k] - clean).mean())
+    chosen = {name: found[name] for name in best.values()}
+    try:
+        import bm3d  # pyright: ignore[reportMissingImports]: not for commercial use, hence no dependency
+    except ImportError:
+        return chosen
+    np.__dict__.setdefault("trapz", np.trapezoid)  # bm3d knows it by a name that NumPy has no more
+    power = np.abs(np.fft.fft2(noise - noise.mean((1, 2), keepdims=True))) ** 2
+    return chosen | {"BM3D, power spectrum": np.asarray(bm3d.bm3d(noisy, power.mean(0)))}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("kind", choices=["lines", "g", "r"])
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=300, help="of both networks, for samplers from scratch")
+    parser.add_argument("--refine-steps", type=int, default=600, help="of their student alone")
     parser.add_argument("--draws", type=int, nargs="+", default=[1, 10, 100])
     parser.add_argument("--samplers", nargs="+")
     options = parser.parse_args()
+    torch.set_num_threads(1)
     keep_freed_memory()
 
     if options.kind == "lines":
@@ -51,45 +79,58 @@ def main() -> None:
         noisy, clean, window = cells.noisy, cells.clean, (1, 9)
         context: Context = "row"
         white = GaussianNoise(gain=cells.gain, offset=cells.offset)
-        noise = torch.from_numpy(noisy[:4] - clean[:4])
+        noise, level = noisy[:4] - clean[:4], clean[:4]
     else:
         folder = Path(os.environ["DISTILL_TEST_DATA"])
         noisy = tifffile.imread(folder / f"widefield_bpae_{options.kind}_noisy.tif").astype(np.float32)
         mean = tifffile.imread(folder / f"widefield_bpae_{options.kind}_mean50.tif").astype(np.float32)
         clean, window = np.broadcast_to(mean, noisy.shape), (3, 3)
         context = "image"
-        residual = (noisy - noisy.mean(0)) * np.sqrt(len(noisy) / (len(noisy) - 1))
-        noise = torch.from_numpy(residual)
-        white = GaussianNoise(float(residual.std()))
+        level = np.broadcast_to(noisy.mean(0), noisy.shape)
+        noise = (noisy - level) * np.sqrt(len(noisy) / (len(noisy) - 1))
+        white = GaussianNoise(float(noise.std()))
 
+    fitted, around = (torch.from_numpy(np.array(v))[:, None] for v in (noise, level))
     sizes: dict[str, Any] = dict(levels=6, latents=16, filters=32, blocks=2, dropout=0.0)
     samplers: dict[str, Callable[[], PosteriorSampler]] = {
+        "StabilizedSampler": lambda: StabilizedSampler(CorrelatedNoise.from_noise(fitted, around)),
         "HDN": lambda: HDN(white, **sizes),
         "HDN3-6": lambda: HDN(white, active_levels=range(3, 7), kl_warmup=options.steps // 2, **sizes),
         "StructuredNoiseVAE": lambda: StructuredNoiseVAE(
-            AutoregressiveNoise.fit(noise, context, steps=500), **sizes
+            AutoregressiveNoise.fit(torch.from_numpy(noise), context, steps=500), **sizes
         ),
         "JointNoiseVAE": lambda: JointNoiseVAE(code=32, **sizes),
     }
     index = spread(len(noisy), 1)[0]
-    residual = noisy[index] - clean[index]
-    true_noise = uniform_filter(residual, window)  # pyright: ignore[reportArgumentType]  # a size per axis
-    pictures = {"noisy": noisy[index]}
+    image, truth = noisy[index], np.array(clean[index])
+    true_noise = uniform_filter(image - truth, window)  # pyright: ignore[reportArgumentType]  # a size per axis
+    batch, target = (torch.from_numpy(v)[None, None] for v in (image, truth))
+    pictures = {"noisy": image}
+
+    def tell(name: str, sampler: PosteriorSampler | None, answer: np.ndarray) -> None:
+        means = [posterior_mean(sampler, batch, n) for n in options.draws] if sampler else []
+        draws = "".join(f"{psnr(mean, target):10.2f}" for mean in means) or " " * 10 * len(options.draws)
+        score = psnr(torch.from_numpy(answer).float()[None, None], target)
+        left = ((answer - truth) * true_noise).mean() / (true_noise**2).mean()
+        pictures[f"{name}\n{score:.2f} dB, noise left {left:.2f}"] = answer
+        print(f"{name:24}{psnr(batch, target):8.2f}{draws}{score:9.2f}{left:13.2f}", flush=True)
+
     columns = "".join(f"{n:>4} draws" for n in options.draws)
-    print(f"{'':20}{'input':>8}{columns}{'student':>9}   noise left")
+    print(f"{'':24}{'input':>8}{columns}{'student':>9}   noise left")
+    for name, answer in ({} if options.samplers else rivals(image, truth, noise)).items():
+        tell(name, None, answer)
+    with torch.no_grad():
+        first = pretrained_denoiser(as_stack(noisy))(batch)
+    tell("shipped", pretrained_sampler(as_stack(noisy)), first[0, 0].numpy())
     for name in options.samplers or samplers:
         torch.manual_seed(0)
-        folder = f"runs/structured/{options.kind}/{name}"
-        run = train(noisy, samplers[name](), UNet(filters=16), L2(), folder, steps=options.steps,
-                    refine_steps=2 * options.steps // 3, batch_size=4)  # fmt: skip
-        scores = [row["psnr_mean"] for row in evaluate(run.path, noisy, clean, frames=1, draws=options.draws)]
-        denoised = predict(run.path, noisy[index : index + 1])[0]
-        error = denoised - clean[index]
-        left = (error * true_noise).mean() / (true_noise**2).mean()
-        pictures[f"{name}\n{scores[-1]:.2f} dB, noise left {left:.2f}"] = denoised
-        line = "".join(f"{score:10.2f}" for score in scores[1:-1])
-        print(f"{name:20}{scores[0]:8.2f}{line}{scores[-1]:9.2f}{left:13.2f}", flush=True)
-    comparison(Path(f"runs/structured/{options.kind}/students.png"), {**pictures, "truth": clean[index]})
+        alone, both = OWN if name == "StabilizedSampler" else (options.refine_steps, options.steps)
+        run = train(noisy, samplers[name](), StabilizedUNet(), L2(), f"runs/structured/{options.kind}/{name}",
+                    steps=both, refine_steps=alone, batch_size=8 if name == "StabilizedSampler" else 4,
+                    validate_every=50)  # fmt: skip
+        with torch.no_grad():
+            tell(name, run.sampler, run.denoiser(batch)[0, 0].numpy())
+    comparison(Path(f"runs/structured/{options.kind}/students.png"), {**pictures, "truth": truth})
 
 
 if __name__ == "__main__":

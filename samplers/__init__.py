@@ -9,6 +9,7 @@ from samplers.function import FunctionSampler
 from samplers.hdn import HDN, LIGHT
 from samplers.noise import (
     AutoregressiveNoise,
+    CorrelatedNoise,
     GaussianMixtureNoise,
     GaussianNoise,
     HistogramNoise,
@@ -27,6 +28,7 @@ __all__ = [
     "AutoregressiveNoise",
     "BimodalPixels",
     "CachedDraws",
+    "CorrelatedNoise",
     "DiffusionSampler",
     "DivNoising",
     "Ensemble",

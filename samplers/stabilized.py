@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from losses import EnergyScore
 from samplers.base import PosteriorSampler, evaluating
 from samplers.noise import GaussianNoise, NoiseModel, PhotonNoise, load_noise_model
-from samplers.noise.line import noise_line
 from samplers.noise.split import SHARE, LightSplit
 from samplers.vae import DRAW_PIXELS
 from students import LightUNet, StabilizedUNet
@@ -22,6 +21,7 @@ from students.padding import crop, pad_to_multiple
 from students.unet import conv
 
 WEIGHTS = Path(__file__).with_name("stabilized.safetensors")
+CORRELATED = Path(__file__).with_name("correlated.safetensors")
 SPREAD_WIDTH = 32
 SCALES = (1,) * 8 + (2,) * 4 + (4,) * 2 + (8,) * 2  # pairs of px over which random numbers are correlated
 
@@ -34,11 +34,10 @@ class StabilizedSampler(PosteriorSampler):
     images alone: a part of each image's light predicts the rest (`LightSplit`). The shipped spread stays
     what it is: what is uncertain in the dark is less than what is known of any camera's noise. Both were
     trained to be exact on synthetic images, the spread by the energy score (Gneiting & Raftery 2007),
-    which is least for draws from the posterior. Each channel is denoised by itself. Noise must be of
-    single pixels.
+    which is least for draws from the posterior. Each channel is denoised by itself. Noise may be correlated
+    between pixels, alike everywhere; other weights start from there.
 
-    noise_model: GaussianNoise or PhotonNoise, or the .npz file of one; None estimates it. Raises
-    ValueError, in `prepare`, for noise that is correlated between pixels.
+    noise_model: GaussianNoise, PhotonNoise or CorrelatedNoise, or the .npz file of one; None estimates it.
     """
 
     noise_model: NoiseModel | None
@@ -57,8 +56,9 @@ class StabilizedSampler(PosteriorSampler):
         model = load_noise_model(noise_model) if isinstance(noise_model, str | PathLike) else noise_model
         if model is not None and not isinstance(model, GaussianNoise | PhotonNoise):
             raise ValueError(
-                f"StabilizedSampler: got a {type(model).__name__}; takes a GaussianNoise or PhotonNoise, "
-                "which can be split; use the sampler HDN, or leave the noise model to be estimated"
+                f"StabilizedSampler: got a {type(model).__name__}; takes a GaussianNoise, PhotonNoise or "
+                "CorrelatedNoise, which can be split; use the sampler HDN, or leave the noise model to be "
+                "estimated"
             )
         self.register_module("noise_model", model)
         self.channels, self.width, self.spread_width = channels, width, spread_width
@@ -68,15 +68,31 @@ class StabilizedSampler(PosteriorSampler):
         self.register_buffer("shipped", torch.zeros((), dtype=torch.bool))
         self.register_module("light", None)  # `prepare` fits it to the images
 
+    @property
+    def trainable(self) -> bool:
+        """Not the shipped weights beside noise that is a guess: they would learn what it misses."""
+        guessed = self.light is not None and self.light.guessed
+        return super().trainable and not (guessed and bool(self.shipped))
+
+    @property
+    def isotropic(self) -> bool:
+        return not self.mean.correlated
+
     def load_pretrained(self) -> None:
-        """The weights that ship with the package, trained on synthetic images of many kinds."""
+        """The weights that ship with the package, trained on synthetic images of many kinds; after `prepare`,
+        which tells whether noise is correlated."""
         if self.spread_width != SPREAD_WIDTH:
             raise ValueError(
                 f"StabilizedSampler: the shipped spread_width is {SPREAD_WIDTH}, got {self.spread_width}; "
                 "pass init none to start from random weights"
             )
         self.mean.load_pretrained()
-        self.spread.load_state_dict({key: value.float() for key, value in load_file(WEIGHTS).items()})
+        self.spread.load_state_dict(
+            {
+                key: value.float()
+                for key, value in load_file(CORRELATED if self.mean.correlated else WEIGHTS).items()
+            }
+        )
         self.shipped.fill_(True)
 
     def prepare(self, noisy: Tensor, mean: Tensor, std: Tensor) -> None:
@@ -85,10 +101,8 @@ class StabilizedSampler(PosteriorSampler):
                 f"StabilizedSampler: got images of {len(mean)} channels, made for {self.channels}; "
                 f"pass channels={len(mean)}, or one channel at a time"
             )
-        self.mean.prepare(noisy, mean, std, *noise_line(noisy, self.noise_model))
-        with torch.no_grad():  # the noise's law must not depend on what the networks start from
-            denoised = self.mean.with_shipped_weights().denoise(noisy[:2])
-        self.light = LightSplit.fit(noisy, denoised, self.noise_model)
+        self.light = LightSplit.fit(noisy, self.noise_model)
+        self.mean.prepare(noisy, mean, std, *self.light.line, self.light.correlated)
 
     def answer(self, noisy: Tensor, share: float = 1.0) -> tuple[Tensor, Tensor]:
         """Raw counts (B, C, H, W) -> `answer_z` of them, at a multiple of pixels."""

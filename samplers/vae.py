@@ -40,6 +40,7 @@ class VAESampler(PosteriorSampler):
         is_file = isinstance(noise_model, str | PathLike)
         # registered even if None: what replaces it later comes before the network in state_dict
         self.register_module("noise_model", load_noise_model(noise_model) if is_file else noise_model)
+        self.isotropic = type(self).isotropic and getattr(self.noise_model, "isotropic", True)
         self.channels, self.kl_warmup = channels, kl_warmup
         self.register_buffer("steps", torch.zeros(()))  # a tensor: a resumed run continues from here
         self.register_buffer("mean", torch.zeros(channels, 1, 1))

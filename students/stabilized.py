@@ -12,6 +12,7 @@ from students.light import LightUNet
 from students.padding import crop, pad_to_multiple
 
 WEIGHTS = Path(__file__).with_name("stabilized.safetensors")
+CORRELATED = Path(__file__).with_name("correlated.safetensors")
 _DARK_SLOPE = (3 / 8) ** -0.5
 FLAT = 1000.0  # of the darkest pixel where noise is Gaussian and knows no zero
 
@@ -44,6 +45,7 @@ class StabilizedUNet(nn.Module):
                 "in_channels, one for each output of the loss"
             )
         self.in_channels, self.out_channels, self.width = in_channels, out_channels, width
+        self.correlated = False
         self.network = LightUNet(2, out_channels // in_channels, width)
         self.multiple = self.network.multiple
         weight, bias = self.network.head.parameters()
@@ -53,9 +55,13 @@ class StabilizedUNet(nn.Module):
         for name, value in {"gain": 1.0, "offset": 0.0, "mean": 0.0, "std": 1.0, "level": 0.0}.items():
             self.register_buffer(name, torch.full((in_channels, 1, 1), value))
 
-    def prepare(self, noisy: Tensor, mean: Tensor, std: Tensor, gain: Tensor, offset: Tensor) -> None:
+    def prepare(
+        self, noisy: Tensor, mean: Tensor, std: Tensor, gain: Tensor, offset: Tensor, correlated: bool = False
+    ) -> None:
         """Called once before training or prediction: some frames (N, C, H, W) in raw counts, the data's
-        mean and std, and the noise line, each (C, 1, 1). A gain of 0 is Gaussian noise."""
+        mean and std, and the noise line, each (C, 1, 1). A gain of 0 is Gaussian noise. correlated: whether
+        the noise of neighbouring pixels is; it decides which weights `load_pretrained` loads."""
+        self.correlated = correlated
         variance = gain * mean + offset
         # Where brightness hardly changes the noise, z would be a small difference of large numbers.
         self.gain.copy_(torch.where(gain * std > 1e-3 * variance, gain, 0 * gain))
@@ -65,24 +71,20 @@ class StabilizedUNet(nn.Module):
         self.level.copy_(self._stabilize(noisy.to(mean), 1.0).mean((0, 2, 3))[:, None, None])
 
     def load_pretrained(self) -> None:
-        """The weights that ship with the package. Further maps than the image keep their own start."""
+        """The weights that ship with the package, after `prepare`. Further maps than the image keep their own
+        start."""
         if self.width != StabilizedUNet().width:
             raise ValueError(
                 f"StabilizedUNet: the shipped weights have width 40, got {self.width}; pass init none to "
                 "start from random ones"
             )
-        weights = {key: value.float() for key, value in load_file(WEIGHTS).items()}
+        weights = {
+            key: value.float() for key, value in load_file(CORRELATED if self.correlated else WEIGHTS).items()
+        }
         own = self.network.state_dict()
         for key, value in weights.items():
             own[key][: len(value)] = value  # of the head, the image's channels alone
         self.network.load_state_dict(own)
-
-    def with_shipped_weights(self) -> StabilizedUNet:
-        """Another one for the same images, as it is before any training: (B, C, H, W) -> the same shape."""
-        other = StabilizedUNet(self.in_channels, self.in_channels).to(self.gain.device)
-        other.load_pretrained()
-        other.load_state_dict(dict(self.named_buffers()), strict=False)
-        return other.eval()
 
     def forward(self, x: Tensor, share: float = 1.0) -> Tensor:
         """share: of the light that the image was made with (`LightSplit`): its noise is stronger."""

@@ -2,6 +2,8 @@
 
 import logging
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,14 +14,22 @@ from distill.errors import UserError
 from distill.files import whole_file
 from distill.images.sources import Images, as_stack
 from distill.images.stack import Stack
-from distill.noise_fitting.pairs import bootstrapped, given, levels, noise_images, repeated
+from distill.noise_fitting.pairs import bootstrapped, given, levels, noise_images, repeated, signal_images
 from distill.plots.noise import noise_autocorrelation, noise_density
-from samplers import AutoregressiveNoise, GaussianMixtureNoise, GaussianNoise, HistogramNoise, NoiseModel
+from samplers import (
+    AutoregressiveNoise,
+    CorrelatedNoise,
+    GaussianMixtureNoise,
+    GaussianNoise,
+    HistogramNoise,
+    NoiseModel,
+)
 
 log = logging.getLogger(__name__)
 
 Context = Literal["image", "row", "column"]
 KINDS = {"gmm": GaussianMixtureNoise, "gaussian": GaussianNoise, "histogram": HistogramNoise}
+STRUCTURED = ("correlated", "autoregressive")
 METHODS = ("repeats", "calibration", "bootstrap", "dark")
 MAX_HELD = 200_000
 
@@ -29,7 +39,7 @@ def fit_noise_model(
     out: str | os.PathLike,
     *,
     signal: Images | None = None,
-    kind: Literal["gmm", "gaussian", "histogram", "autoregressive"] = "gmm",
+    kind: Literal["gmm", "gaussian", "histogram", "correlated", "autoregressive"] = "gmm",
     method: Literal["repeats", "calibration", "bootstrap", "dark"] = "repeats",
     percentiles: tuple[float, float] | None = None,
     held_out: float = 0.1,
@@ -50,12 +60,13 @@ def fit_noise_model(
     `blind_spot_pairs`, or is `signal`, a denoised version of `images` (one frame or as many).
     "dark": frames without signal, whose mean level is taken off.
 
-    Kind "autoregressive" is for noise that is correlated between pixels; give it repeats, dark
-    frames, or bootstrap with a signal. The others take each pixel for itself.
+    Kinds "correlated" and "autoregressive" are for noise that is correlated between pixels; give
+    them repeats, dark frames, or bootstrap with a signal. The others take each pixel for itself.
 
     Args:
         kind: noise model: "gmm" (Gaussian mixture), "gaussian" (variance linear in the signal),
-            "histogram", or "autoregressive" for noise that is correlated between pixels.
+            "histogram", or for noise that is correlated between pixels "correlated" (Gaussian; what
+            StabilizedSampler takes) or "autoregressive" (of any shape; for StructuredNoiseVAE).
         method: what the images are: "repeats" or "calibration", frames of one static scene; "bootstrap",
             noisy frames of anything; "dark", frames without signal.
         percentiles: range of signals in percent; pairs outside are dropped. Default: (0, 100) for a
@@ -76,10 +87,14 @@ def fit_noise_model(
     out = Path(out)
     _check(out, kind, method, signal, percentiles, held_out, n_gaussian, n_coeff, overwrite)
     stack, rng = as_stack(images, axes), np.random.default_rng(seed)
-    if kind == "autoregressive":
+    if kind in STRUCTURED:
         clean = None if signal is None else as_stack(signal)
-        noise = noise_images(stack, clean, dark=method == "dark")
-        return _fit_autoregressive(stack, noise, out, context, steps, held_out, seed)
+        dark = method == "dark"
+        noise, level = noise_images(stack, clean, dark), signal_images(stack, clean, dark)
+        fit = partial(_autoregressive, context=context, steps=steps, seed=seed)
+        return _fit_structured(
+            stack, noise, level, out, _correlated if kind == "correlated" else fit, held_out
+        )
     if signal is not None:
         s, x = given(stack, as_stack(signal), rng)
     elif method == "bootstrap":
@@ -114,28 +129,42 @@ def fit_noise_model(
     return model
 
 
-def _fit_autoregressive(
-    stack: Stack, noise: np.ndarray, out: Path, context: Context, steps: int, held_out: float, seed: int
-) -> AutoregressiveNoise:
-    """Judged on the bottom rows of every frame, which the fit never sees."""
+Structured = CorrelatedNoise | AutoregressiveNoise
+
+
+def _correlated(noise: np.ndarray, level: np.ndarray) -> Structured:
+    return CorrelatedNoise.from_noise(*(torch.from_numpy(np.array(v))[:, None] for v in (noise, level)))
+
+
+def _autoregressive(noise: np.ndarray, _: np.ndarray, **options: Any) -> Structured:
+    return AutoregressiveNoise.fit(noise, **options)
+
+
+def _fit_structured(
+    stack: Stack,
+    noise: np.ndarray,
+    level: np.ndarray,
+    out: Path,
+    fit: Callable[[np.ndarray, np.ndarray], Structured],
+    held_out: float,
+) -> Structured:
+    """Judged on the bottom rows of every frame, which the fit never sees. noise, level: (N, Y, X)."""
     height = noise.shape[-2] - max(16, round(held_out * noise.shape[-2]))
     try:
-        model = AutoregressiveNoise.fit(noise[:, :height], context, steps=steps, seed=seed)
+        model = fit(noise[:, :height], level[:, :height])
     except ValueError as error:
         raise UserError(f"{stack.name}: {error}") from None
-    held = torch.from_numpy(noise[:64, None, height:])
-    with torch.no_grad():
-        nll = -float(model.log_likelihood(held, torch.zeros_like(held)).mean())
-    model.held_out_nll = nll  # pyright: ignore[reportArgumentType]  # torch's stub: Tensor or Module
+    signal, held = (torch.from_numpy(np.array(v[:64, None, height:])) for v in (level, noise))
     white = GaussianNoise(float(noise[:, :height].std()))
-    white_nll = -float(white.log_likelihood(held, torch.zeros_like(held)).mean())
+    with torch.no_grad():
+        nll, white_nll = (-float(m.log_likelihood(signal + held, signal).mean()) for m in (model, white))
+    model.held_out_nll = nll  # pyright: ignore[reportArgumentType]  # torch's stub: Tensor or Module
     log.info(
-        f"{out}: autoregressive over the {context}, held-out {model.held_out_nll:.4f} nats/pixel; "
-        f"white Gaussian noise: {white_nll:.4f}"
+        f"{out}: {type(model).__name__}, held-out {nll:.4f} nats/pixel; white Gaussian noise: {white_nll:.4f}"
     )
     with whole_file(out) as part:
         model.write(part)
-    noise_autocorrelation(out.with_suffix(".png"), model, noise)
+    noise_autocorrelation(out.with_suffix(".png"), model, noise, float(level.mean()))
     return model
 
 
@@ -155,13 +184,13 @@ def _check(out, kind, method, signal, percentiles, held_out, n_gaussian, n_coeff
     low, high = percentiles or (0, 100)
     taken = [p for p in (out, out.with_suffix(".png")) if p.is_dir() or (p.exists() and not overwrite)]
     problems = [
-        (kind not in (*KINDS, "autoregressive"),
-         f"kind: got {kind!r}, allowed are {', '.join(KINDS)}, autoregressive"),
+        (kind not in (*KINDS, *STRUCTURED),
+         f"kind: got {kind!r}, allowed are {', '.join([*KINDS, *STRUCTURED])}"),
         (method not in METHODS, f"method: got {method!r}, allowed are {', '.join(METHODS)}"),
-        (method == "dark" and kind != "autoregressive",
+        (method == "dark" and kind not in STRUCTURED,
          f"method: dark frames tell nothing of other signals; for kind {kind!r} pass another method"),
-        (kind == "autoregressive" and method == "bootstrap" and signal is None,
-         "signal: got none, which kind autoregressive needs; pass one, or use sampler JointNoiseVAE"),
+        (kind in STRUCTURED and method == "bootstrap" and signal is None,
+         f"signal: got none, which kind {kind} needs; pass one, or use sampler JointNoiseVAE"),
         (signal is not None and method != "bootstrap",
          f"signal: method {method!r} finds its own; drop signal, or pass method bootstrap"),
         (not 0 <= low < high <= 100,

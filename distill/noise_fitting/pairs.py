@@ -50,6 +50,18 @@ def noise_images(stack: Stack, clean: Stack | None, dark: bool) -> np.ndarray:
     return noise.reshape(-1, *noise.shape[-2:])
 
 
+def signal_images(stack: Stack, clean: Stack | None, dark: bool) -> np.ndarray:
+    """What `noise_images` takes from the images, float32, (N, Y, X) or as that broadcasts."""
+    some = _some_frames(stack)
+    if clean is not None:
+        signal = np.asarray(clean.frames[some if len(clean.frames) > 1 else [0]], dtype="f4")
+    else:
+        noisy = np.asarray(stack.frames[some], dtype="f4")
+        signal = np.broadcast_to(noisy.mean((0, 2, 3) if dark else 0, keepdims=True), noisy.shape)
+    signal = np.broadcast_to(signal, (len(some), *signal.shape[1:]))
+    return signal.reshape(-1, *signal.shape[-2:])
+
+
 def given(stack: Stack, clean: Stack, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """(signal, observation), each (N, K): of a denoised version of the same images."""
     _check_fits(stack, clean)

@@ -7,7 +7,7 @@ import torch
 from matplotlib.figure import Figure
 
 from distill.files import whole_file
-from samplers import AutoregressiveNoise, NoiseModel
+from samplers import NoiseModel
 from samplers.noise import autocorrelation
 
 LAGS = 12  # px
@@ -51,13 +51,13 @@ def noise_density(
         figure.savefig(part, format="png", dpi=110)
 
 
-def noise_autocorrelation(path: Path, model: AutoregressiveNoise, noise: np.ndarray) -> None:
-    """Autocorrelation of real noise (N, H, W) beside that of noise drawn from the model."""
+def noise_autocorrelation(path: Path, model: NoiseModel, noise: np.ndarray, signal: float) -> None:
+    """Autocorrelation of real noise (N, H, W) beside that of noise drawn from the model at a signal."""
     side = min(64, *noise.shape[-2:])
     lags = min(LAGS, side - 1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        drawn = model.sample(torch.zeros(16, side, side))
+        drawn = model.sample(torch.full((16, side, side), signal)) - signal
     maps = {"real": autocorrelation(noise, lags).numpy(), "sampled": autocorrelation(drawn, lags).numpy()}
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     axes = figure.subplots(1, 3)

@@ -1,6 +1,6 @@
 """A first answer before any training, by the weights that ship with the package.
 
-For noise of single pixels with a variance that is linear in the signal; the line is estimated.
+Its noise is estimated: a variance that is linear in the signal, and whether pixels are correlated.
 """
 
 import torch
@@ -12,7 +12,7 @@ from distill.images.stack import Stack
 from distill.images.statistics import some_frames, statistics
 from losses import L2
 from samplers import StabilizedSampler
-from samplers.noise.line import noise_line
+from samplers.noise.split import LightSplit
 from students import StabilizedUNet
 
 PRETRAINED = "pretrained"  # in place of a run
@@ -21,9 +21,10 @@ PRETRAINED = "pretrained"  # in place of a run
 def pretrained_denoiser(stack: Stack) -> DirectDenoiser:
     frames, mean, std = _seen(stack)
     student = StabilizedUNet(len(mean), len(mean))
-    student.load_pretrained()
     with checks_of("noise"):
-        student.prepare(frames, mean, std, *noise_line(frames))
+        light = LightSplit.fit(frames)
+    student.prepare(frames, mean, std, *light.line, light.correlated)
+    student.load_pretrained()
     denoiser = DirectDenoiser(student, L2(), channels=len(mean))
     denoiser.prepare(mean, std)
     return denoiser.eval()
@@ -32,9 +33,9 @@ def pretrained_denoiser(stack: Stack) -> DirectDenoiser:
 def pretrained_sampler(stack: Stack) -> StabilizedSampler:
     frames, mean, std = _seen(stack)
     sampler = StabilizedSampler(channels=len(mean))
-    sampler.load_pretrained()
     with checks_of("noise"):
         sampler.prepare(frames, mean, std)
+    sampler.load_pretrained()
     return sampler.eval()
 
 

@@ -32,7 +32,7 @@ from distill.training.validation import validate
 from losses import L2, Loss
 from samplers import PosteriorSampler
 from samplers.base import LEARNING_RATE
-from samplers.noise.line import noise_line
+from samplers.noise.split import LightSplit
 from students import StabilizedUNet
 
 PUBLISHED: dict[str, Any] = dict(
@@ -151,29 +151,34 @@ def train(
         validation = Patches(frames, held_out, patch_size).grid(64).to(hardware.device)
 
     # Networks: the sampler, the student, and the running average of the student.
-    for network in (sampler, student):
-        if init == "pretrained" and (load_pretrained := getattr(network, "load_pretrained", None)):
-            with checks_of('init="pretrained"'):
-                load_pretrained()
     if init not in ("pretrained", "none"):
         load_weights(init, sampler, student)
     torch.manual_seed(seed)
     generator = np.random.default_rng(seed)
-    trainable = sampler.trainable and (steps > 0 or budget is not None)
+    co_training = sampler.trainable and (steps > 0 or budget is not None)
     denoiser = DirectDenoiser(student, loss, channels=len(mean))
     with checks_of(stack.name):
-        if trainable:
+        if co_training or (init == "pretrained" and hasattr(sampler, "load_pretrained")):
             sampler.prepare(some, mean, std)  # a sampler that is already trained keeps its statistics
         denoiser.prepare(mean, std)
+        noise_model: nn.Module | None = getattr(sampler, "noise_model", None)
+        light = getattr(sampler, "light", None)
         if isinstance(student, StabilizedUNet):
-            student.prepare(some, mean, std, *noise_line(some, getattr(sampler, "noise_model", None)))
+            light = light if isinstance(light, LightSplit) else LightSplit.fit(some, noise_model)
+            student.prepare(some, mean, std, *light.line, light.correlated)
         loss.prepare(denoiser.standardize(some))
+    for network in (sampler, student):
+        if init == "pretrained" and (load_pretrained := getattr(network, "load_pretrained", None)):
+            with checks_of('init="pretrained"'):
+                load_pretrained()
+    trainable = co_training and sampler.trainable
     for module in (sampler, denoiser):
         module.to(hardware.device).to(memory_format=torch.channels_last)
     check_networks(sampler, denoiser, patches.sample(2, np.random.default_rng(0)).to(hardware.device), draws)
     average = Average(denoiser, ema)
-    risk = split_risk(denoiser, some.to(hardware.device), getattr(sampler, "noise_model", None))
+    risk = split_risk(denoiser, light, noise_model)
     own_share = self_supervised_share(self_supervised, risk, loss)
+    isotropic = sampler.isotropic and not (light and light.correlated)
     best = Best(denoiser, risk, validation, seed) if risk and own_share and validation is not None else None
     teach, learn = Teach(sampler, 0 if own_share == 1 else draws), Learn(denoiser, loss, risk, own_share)
 
@@ -212,7 +217,7 @@ def train(
             co_training = step <= co_steps
             sampler.train(co_training)
             loss.schedule((step - 1) / total)
-            batch = hardware.put(patches.sample(batch_size, generator, augment=sampler.isotropic))
+            batch = hardware.put(patches.sample(batch_size, generator, augment=isotropic))
             for noisy in batch.split(micro_batch):
                 share = len(noisy) / batch_size
                 # 1. Pass the noisy images to the sampler and draw possible clean images.

@@ -49,25 +49,17 @@ class SplitRisk(nn.Module):
         return total / CHECKS / self.light.variance(noisy).mean()
 
 
-@torch.no_grad()
-def split_risk(denoiser: DirectDenoiser, frames: Tensor, noise_model: nn.Module | None) -> SplitRisk | None:
-    """The risk for a student that knows what share of the light it sees; None where it would be wrong: for
-    noise that is correlated between pixels, or a noise model that cannot be split.
-
-    frames: noisy frames (N, C, H, W) in raw counts, on the student's device. Their noise law is fitted beside
-    what the shipped weights make of them: those of the student may be random, or of other images.
-    """
+def split_risk(
+    denoiser: DirectDenoiser, light: LightSplit | None, noise_model: nn.Module | None
+) -> SplitRisk | None:
+    """The risk for a student that knows what share of the light it sees; None for any other, and for a noise
+    model that cannot be split or is a guess."""
+    can_be_split = noise_model is None or isinstance(noise_model, GaussianNoise | PhotonNoise)
+    if light is None or light.guessed or not can_be_split:
+        return None
     if not isinstance(denoiser.backbone, StabilizedUNet):
         return None
-    if noise_model is not None and not isinstance(noise_model, GaussianNoise | PhotonNoise):
-        return None
-    denoised = denoiser.backbone.with_shipped_weights().denoise(frames[:2])
-    try:
-        light = LightSplit.fit(frames, denoised, noise_model)
-    except ValueError as error:
-        log.warning("%s; until then the student learns from draws alone", error)
-        return None
-    return SplitRisk(denoiser, light).to(frames.device)
+    return SplitRisk(denoiser, light)
 
 
 def self_supervised_share(asked: float | None, risk: SplitRisk | None, loss: Loss) -> float:
@@ -78,7 +70,7 @@ def self_supervised_share(asked: float | None, risk: SplitRisk | None, loss: Los
     if asked and not possible:
         raise UserError(
             f"self_supervised: got {asked} with the loss {type(loss).__name__}; it takes the loss L2, the "
-            "student StabilizedUNet, and noise of single pixels with a Gaussian or photon noise model; pass 0"
+            "student StabilizedUNet, and noise of single pixels or a fitted CorrelatedNoise; pass 0"
         )
     return float(possible) if asked is None else asked
 

@@ -3,6 +3,7 @@
 from samplers.noise.autocorrelation import autocorrelation
 from samplers.noise.autoregressive import AutoregressiveNoise
 from samplers.noise.base import NoiseModel
+from samplers.noise.correlated import CorrelatedNoise
 from samplers.noise.gaussian import GaussianNoise
 from samplers.noise.gmm import GaussianMixtureNoise
 from samplers.noise.histogram import HistogramNoise
@@ -12,6 +13,7 @@ from samplers.noise.photons import PhotonNoise
 
 __all__ = [
     "AutoregressiveNoise",
+    "CorrelatedNoise",
     "GaussianMixtureNoise",
     "GaussianNoise",
     "HistogramNoise",

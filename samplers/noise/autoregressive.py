@@ -31,6 +31,7 @@ class AutoregressiveNoise(NoiseModel):
     outside `fit`: no optimizer takes them up. Nothing depends on training or eval mode.
     """
 
+    isotropic = False
     mean: Tensor
     std: Tensor
 

@@ -15,6 +15,9 @@ class NoiseModel(nn.Module, ABC):
     the signal lies beyond it: a clipped pixel says no more than "at least that bright".
     """
 
+    isotropic: bool = True
+    """Whether it looks the same turned and mirrored."""
+
     @abstractmethod
     def log_likelihood(self, noisy: Tensor, signal: Tensor) -> Tensor:
         """log p(noisy | signal) in nats per pixel, shaped like the two inputs broadcast.

@@ -130,7 +130,7 @@ class GaussianNoise(NoiseModel):
         order = pairs[0].argsort()
         s, square = (np.array_split(v[order].astype("f8"), 50) for v in (pairs[0], pairs[1] ** 2))
         bins = [[b.mean() for b in s], [b.mean() for b in square], [len(b) for b in s]]
-        return cls._from_bins(*torch.tensor(bins, dtype=torch.float64))
+        return cls.from_bins(*torch.tensor(bins, dtype=torch.float64))
 
     @classmethod
     def estimate(cls, frames: Tensor | np.ndarray) -> GaussianNoise:
@@ -159,10 +159,11 @@ class GaussianNoise(NoiseModel):
                 "GaussianNoise.estimate: the frames show no noise; pass raw camera counts, or give std or "
                 "gain and offset yourself"
             )
-        return cls._from_bins(*bins)
+        return cls.from_bins(*bins)
 
     @classmethod
-    def _from_bins(cls, level: Tensor, variance: Tensor, pixels: Tensor) -> GaussianNoise:
+    def from_bins(cls, level: Tensor, variance: Tensor, pixels: Tensor) -> GaussianNoise:
+        """The robust line through mean squared errors at some signals, each of so many pixels."""
         gain, offset = _fit_line(level, variance, pixels)
         # Signals below the darkest one measured (a decoder overshoots) keep half its variance.
         darkest = max(gain * float(level.min()) + offset, float(variance.min()))

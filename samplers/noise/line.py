@@ -1,5 +1,7 @@
 """The noise line of every channel, variance = gain * signal + offset."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -15,10 +17,13 @@ def noise_line(frames: Tensor, noise_model: nn.Module | None = None) -> tuple[Te
     """
     channels = frames.shape[1]
     if channels == 1 and isinstance(noise_model, GaussianNoise | PhotonNoise):
-        lines = [_line_of(noise_model)]
-    else:
-        lines = [_line_of(GaussianNoise.estimate(frames[:, [c]])) for c in range(channels)]
-    gain, offset = torch.tensor(lines).T[:, :, None, None]
+        return lines([noise_model])
+    return lines([GaussianNoise.estimate(frames[:, [c]]) for c in range(channels)])
+
+
+def lines(models: Sequence[GaussianNoise | PhotonNoise]) -> tuple[Tensor, Tensor]:
+    """(gain, offset) of the model of each channel, each (C, 1, 1)."""
+    gain, offset = torch.tensor([_line_of(each) for each in models]).T[:, :, None, None]
     return gain, offset
 
 

@@ -3,6 +3,7 @@
 from samplers.noise import npz
 from samplers.noise.autoregressive import AutoregressiveNoise
 from samplers.noise.base import NoiseModel
+from samplers.noise.correlated import CorrelatedNoise
 from samplers.noise.gaussian import GaussianNoise
 from samplers.noise.gmm import GaussianMixtureNoise
 from samplers.noise.histogram import HistogramNoise
@@ -14,6 +15,7 @@ KINDS: dict[
 ] = {
     "context": AutoregressiveNoise,  # before std, which it holds as well
     "trained_weight": GaussianMixtureNoise,
+    "correlation": CorrelatedNoise,  # before gain, which it holds as well
     "read_noise": PhotonNoise,  # before gain, which it holds as well
     "gain": GaussianNoise,
     "std": GaussianNoise,

@@ -1,5 +1,6 @@
 """The sampler of a mean and a spread, and the splitting that it learns from."""
 
+import numpy as np
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
@@ -7,7 +8,14 @@ from scipy.ndimage import gaussian_filter
 from distill import predict, psnr, specimen, train
 from distill.runs.checkpoint import load_sampler
 from losses import L1
-from samplers import GaussianMixtureNoise, GaussianNoise, PhotonNoise, StabilizedSampler, posterior_mean
+from samplers import (
+    CorrelatedNoise,
+    GaussianMixtureNoise,
+    GaussianNoise,
+    PhotonNoise,
+    StabilizedSampler,
+    posterior_mean,
+)
 from samplers.noise.split import LightSplit
 from samplers.stabilized import SCALES
 from samplers.testing import check_sampler
@@ -28,7 +36,14 @@ def prepared(sampler: StabilizedSampler, noisy: torch.Tensor) -> StabilizedSampl
 
 
 @pytest.mark.parametrize(
-    "noise", [None, GaussianNoise(10.0), GaussianNoise(gain=1.0), PhotonNoise(1.0, 4.0, 2.0)]
+    "noise",
+    [
+        None,
+        GaussianNoise(10.0),
+        GaussianNoise(gain=1.0),
+        PhotonNoise(1.0, 4.0, 2.0),
+        CorrelatedNoise([[0.5, 1, 0.5]], gain=1.0),
+    ],
 )
 def test_it_keeps_the_rules(noise):
     check_sampler(StabilizedSampler(noise, **TINY))
@@ -45,11 +60,34 @@ def test_a_noise_model_that_cannot_be_split_is_refused():
 
 
 @pytest.mark.parametrize("noise", ["lines", "blur"])
-def test_correlated_noise_is_refused_with_what_fits(noise):
-    noisy = frames(noise="lines") if noise == "lines" else torch.from_numpy(
-        gaussian_filter(frames().numpy(), (0, 0, 0.7, 0.7)))  # fmt: skip
-    with pytest.raises(ValueError, match=r"correlated.*HDN3-6.*JointNoiseVAE"):
-        prepared(StabilizedSampler(**TINY), noisy)
+def test_correlated_noise_is_estimated_and_told(noise, caplog):
+    if noise == "lines":
+        made = specimen(3, 128, noise="lines")
+        noisy = torch.from_numpy(made.noisy).float()[:, None]
+        wanted = made.noisy - made.clean
+    else:
+        made = specimen(3, 128)
+        noisy = torch.from_numpy(gaussian_filter(made.noisy.astype("f4"), (0, 0.7, 0.7)))[:, None]
+        wanted = gaussian_filter(made.noisy - made.clean, (0, 0.7, 0.7))
+    sampler = prepared(StabilizedSampler(**TINY), noisy)
+    assert "neighbouring pixels is correlated" in caplog.text and not sampler.isotropic
+    (found,) = sampler.light.models
+    for got, axis in zip(found.neighbours, (1, 2), strict=True):
+        pairs = [np.take(wanted, range(start, 127 + start), axis) for start in (0, 1)]
+        assert got == pytest.approx((pairs[0] * pairs[1]).mean() / wanted.var(), abs=0.12)
+    assert found.variance(noisy.mean()).item() == pytest.approx(wanted.var(), rel=0.25)
+
+
+def test_correlated_noise_starts_from_weights_of_its_own():
+    made = specimen(2, 128, noise="lines")
+    noisy, clean = (torch.from_numpy(v).float()[:, None] for v in (made.noisy, made.clean))
+    scores = {}
+    for correlated in (True, False):
+        sampler = prepared(StabilizedSampler(), noisy)
+        sampler.mean.correlated &= correlated
+        sampler.load_pretrained()
+        scores[correlated] = psnr(posterior_mean(sampler, noisy, 8), clean)
+    assert scores[True] > scores[False] + 0.5
 
 
 def test_hot_pixels_are_not_taken_for_lines_and_hardly_weigh():
@@ -64,9 +102,9 @@ def test_hot_pixels_are_not_taken_for_lines_and_hardly_weigh():
 def test_before_training_draws_disagree_as_a_posterior_s_would(noise):
     made = specimen(3, 96, noise=noise)
     noisy, clean = (torch.from_numpy(v)[:, None].float() for v in (made.noisy, made.clean))
-    sampler = StabilizedSampler()
+    sampler = prepared(StabilizedSampler(), noisy)
     sampler.load_pretrained()
-    draws = prepared(sampler, noisy).sample(noisy, 16)
+    draws = sampler.sample(noisy, 16)
     one, many = (float((v - clean).square().mean()) for v in (draws, draws.mean(0)))
     assert 1.7 < one / (many - one / 16) * 15 / 16 < 2.3
     assert psnr(draws.mean(0), clean) > psnr(noisy, clean) + 4

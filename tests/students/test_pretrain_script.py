@@ -24,22 +24,28 @@ def script(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("which", "home", "kind"),
-    [("mean", students.stabilized, StabilizedUNet), ("spread", samplers.stabilized, StabilizedSampler)],
+    ("which", "home", "file"),
+    [
+        ("mean", students.stabilized, "WEIGHTS"),
+        ("correlated", students.stabilized, "CORRELATED"),
+        ("spread", samplers.stabilized, "WEIGHTS"),
+        ("correlated_spread", samplers.stabilized, "CORRELATED"),
+    ],
 )
-def test_every_stage_writes_weights_that_the_network_loads(which, home, kind, script, tmp_path, monkeypatch):
+def test_every_stage_writes_weights_that_the_network_loads(which, home, file, script, tmp_path, monkeypatch):
     out = tmp_path / "weights.safetensors"
     command = ["pretrain.py", which, "--share", "0.0002", "--fields", "2", "--out", str(out)]
     monkeypatch.setattr(sys, "argv", command)
     script.main()
-    written, shipped = load_file(out), load_file(home.WEIGHTS)
+    written, shipped = load_file(out), load_file(getattr(home, file))
     assert {k: (v.shape, v.dtype) for k, v in written.items()} == {
         k: (v.shape, v.dtype) for k, v in shipped.items()
     }
-    monkeypatch.setattr(home, "WEIGHTS", out)
-    network = kind()
-    network.load_pretrained()
-    loaded = network.network if which == "mean" else network.spread
+    monkeypatch.setattr(home, file, out)
+    sampler = StabilizedSampler()
+    sampler.mean.correlated = file == "CORRELATED"
+    sampler.load_pretrained()
+    loaded = sampler.spread if "spread" in which else sampler.mean.network
     assert all(v.equal(written[k].float()) for k, v in loaded.state_dict().items())
 
 
@@ -62,7 +68,7 @@ def test_fields_and_noisy_patches_are_those_of_the_seed(script):
     assert fields.dtype == np.float16 and fields.min() == 0 and fields.max() == 1
     assert np.array_equal(script.bank(1, size=96, seed=1), fields[:1])
     stage = script.Stage(1, 40, 32, 1e-3)
-    z, target, level = script.batch(np.random.default_rng(0), fields, stage)
+    z, target, level = script.batch(np.random.default_rng(0), fields, stage, script.observe)
     assert z.shape == target.shape == (40, 1, 32, 32) and level.shape == (40, 1, 1, 1)
     noise = (z - target)[target > 8]  # where z is stable, its noise has variance 1
     assert 0.8 < noise.std() < 1.1

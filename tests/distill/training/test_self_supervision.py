@@ -12,9 +12,10 @@ from torch import nn
 
 from distill import DirectDenoiser, UserError, load_denoiser, psnr, specimen, train
 from distill.runs import tensors
-from distill.training.self_supervision import Best, SplitRisk, split_risk
+from distill.training.patches import Patches
+from distill.training.self_supervision import Best, SplitRisk
 from losses import L1, L2, MeanVariance, Quantiles
-from samplers import HDN, FunctionSampler, GaussianNoise, PhotonNoise
+from samplers import HDN, CorrelatedNoise, FunctionSampler, GaussianNoise, PhotonNoise, StabilizedSampler
 from samplers.noise.line import noise_line
 from samplers.noise.split import LightSplit
 from students import StabilizedUNet, UNet
@@ -131,13 +132,32 @@ def blurred() -> np.ndarray:
 
 
 @pytest.mark.parametrize("images", [lambda: specimen(4, 64, noise="lines").noisy, blurred])
-def test_correlated_noise_leaves_draws_alone(images, tmp_path, caplog):
+def test_a_guess_of_correlated_noise_leaves_draws_alone(images, tmp_path, caplog):
     sampler = Draws()
     train(images(), sampler, StabilizedUNet(), L2(), tmp_path / "run", **QUICK)
-    assert "neighbouring pixels is correlated" in caplog.text
+    assert caplog.text.count("neighbouring pixels is correlated") == 1
     assert share(tmp_path / "run") == 0.0 and sampler.asked == [1, 1, 1]
-    with pytest.raises(UserError, match="noise of single pixels"):
+    with pytest.raises(UserError, match="fitted CorrelatedNoise"):
         train(images(), Draws(), StabilizedUNet(), L2(), tmp_path / "other", self_supervised=1.0, **QUICK)
+
+
+def test_correlated_noise_that_is_known_is_split_and_not_turned(tmp_path, monkeypatch):
+    made, turned = specimen(4, 64, noise="lines"), []
+    noise = torch.from_numpy(made.noisy - made.clean)[:, None]
+    model = CorrelatedNoise.from_noise(noise, torch.from_numpy(made.clean)[:, None])
+    monkeypatch.setattr(Patches, "sample", lambda *a, augment=True, sample=Patches.sample, **k: (
+        turned.append(augment), sample(*a, augment=augment, **k))[1])  # fmt: skip
+    train(made.noisy, StabilizedSampler(model), StabilizedUNet(), L2(), tmp_path, **(QUICK | dict(steps=2)))
+    assert share(tmp_path) == 1.0 and not any(turned[-2:])
+
+
+def test_shipped_weights_beside_a_guess_are_not_trained(tmp_path):
+    made = specimen(4, 64, noise="lines")
+    for init in ("pretrained", "none"):
+        sampler = StabilizedSampler()
+        run = train(made.noisy, sampler, StabilizedUNet(), L2(), tmp_path / init, init=init,
+                    **(QUICK | dict(steps=2)))  # fmt: skip
+        assert run.sampler.trainable == (init == "none")
 
 
 @pytest.mark.parametrize("size", [48, 96])
@@ -145,8 +165,7 @@ def test_correlated_noise_leaves_draws_alone(images, tmp_path, caplog):
 def test_lines_alone_are_taken_for_correlated(noise, size):
     for seed in range(2):
         noisy = torch.from_numpy(specimen(2, size, noise=noise, seed=seed).noisy).float()[:, None]
-        for student in (shipped(), StabilizedUNet()):  # whatever weights it starts from
-            assert (split_risk(prepared(noisy, student), noisy, None) is None) == (noise == "lines")
+        assert LightSplit.fit(noisy).correlated == (noise == "lines")
 
 
 @pytest.mark.parametrize("init", ["pretrained", "none"])
@@ -207,8 +226,7 @@ def test_channels_are_split_each_by_its_own_noise(made, tmp_path):
     assert denoised.shape == noisy.shape
     torch.testing.assert_close(denoised.mean((0, 2, 3)), noisy.mean((0, 2, 3)), rtol=0.02, atol=0)
     for given in (None, PhotonNoise(made.gain, made.offset, 3.2)):  # one model does not fit both
-        risk = split_risk(prepared(noisy), noisy, given)
-        first, second = (each.gain for each in risk.light.models)
+        first, second = (each.gain for each in LightSplit.fit(noisy, given).models)
         assert second == pytest.approx(3 * first, rel=0.01)
 
 
@@ -268,7 +286,7 @@ def test_held_out_errors_are_of_the_same_splits_and_leave_the_generator_alone():
 def test_best_is_the_start_unless_it_is_clearly_beaten(made):
     noisy = torch.from_numpy(made.noisy).float()[:, None]
     good, random = prepared(noisy), prepared(noisy, StabilizedUNet())
-    risk = split_risk(good, noisy, None)
+    risk = SplitRisk(good, LightSplit.fit(noisy))
     from_random = Best(random, risk, noisy, seed=0)
     assert from_random.compare(random) > from_random.compare(good)
     from_random.compare(random)  # later and worse

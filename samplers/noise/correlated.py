@@ -1,0 +1,201 @@
+"""Gaussian noise that is correlated between pixels, alike everywhere: lines, or what interpolation blurs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from samplers.noise import npz
+from samplers.noise.gaussian import GaussianNoise
+
+LEAST_POWER = 0.01  # of the mean; a frequency without noise would count without bound in a likelihood
+REACH = 32  # px up to which correlation is estimated
+SLIGHTEST = 0.03  # correlation that is told from none
+_WINDOW, _WIDE, _LOCAL = 128, 31, 9  # sides in px: of a spectrum, of a local mean, of a local variance
+_BINS, _ALIKE = 20, 50  # brightnesses of equally many pixels; so many of them are worth one
+
+
+class CorrelatedNoise(GaussianNoise):
+    """N(noisy; signal, variance = gain * signal + offset), correlated between pixels, in raw counts.
+
+    correlation: of pixels that are up to k rows and l columns apart, (2k + 1, 2l + 1), 1 at its centre and
+    the same mirrored through it. The likelihood is that of the noise divided by its standard deviation and
+    whitened, with the image's borders joined.
+    """
+
+    isotropic = False
+    _correlation: Tensor
+
+    def __init__(
+        self,
+        correlation: Sequence[Sequence[float]],
+        *,
+        gain: float = 0.0,
+        offset: float = 0.0,
+        min_variance: float | None = None,
+    ) -> None:
+        super().__init__(gain=gain, offset=offset, min_variance=min_variance)
+        table = torch.tensor(correlation, dtype=torch.float32)
+        centre = [(side - 1) // 2 for side in table.shape]
+        if not (
+            table.ndim == 2
+            and all(side % 2 for side in table.shape)
+            and float(table[centre[0], centre[1]]) == 1
+            and torch.allclose(table, table.flip(0, 1), atol=1e-4)
+        ):
+            raise ValueError(
+                f"CorrelatedNoise: got correlation of shape {tuple(table.shape)}; must have two odd sides, "
+                "1 at its centre, and be the same mirrored through it"
+            )
+        self.correlation = table.tolist()
+        self.register_buffer("_correlation", table, persistent=False)
+
+    def spectrum(self, height: int, width: int) -> Tensor:
+        """Power at the frequencies of `torch.fft.rfft2` of such an image, of mean 1 before its floor."""
+        down, right = (max(0, (own - side + 1) // 2) for own, side in
+                       zip(self._correlation.shape, (height, width), strict=True))  # fmt: skip
+        rows, columns = self._correlation.shape
+        table = self._correlation[down : rows - down, right : columns - right]  # as far as the image reaches
+        rows, columns = table.shape
+        wrapped = F.pad(table, (0, width - columns, 0, height - rows))
+        wrapped = wrapped.roll((-(rows // 2), -(columns // 2)), (0, 1))
+        return torch.fft.rfft2(wrapped).real.clamp(min=LEAST_POWER)
+
+    @property
+    def neighbours(self) -> tuple[float, float]:
+        """Correlation of neighbouring pixels along y and along x."""
+        y, x = (side // 2 for side in self._correlation.shape)
+        below = self.correlation[y + 1][x] if y else 0.0
+        return below, self.correlation[y][x + 1] if x else 0.0
+
+    def unit(self, like: Tensor) -> Tensor:
+        """Noise of standard deviation 1, shaped like (..., H, W)."""
+        reach = max(self._correlation.shape) // 2
+        height, width = (side + reach for side in like.shape[-2:])  # its borders join beyond the image
+        white = torch.randn(*like.shape[:-2], height, width, device=like.device)
+        power = self.spectrum(height, width)
+        noise = torch.fft.irfft2(torch.fft.rfft2(white) * power.sqrt(), (height, width))
+        return noise[..., : like.shape[-2], : like.shape[-1]]
+
+    def log_likelihood(self, noisy: Tensor, signal: Tensor) -> Tensor:
+        with torch.autocast(signal.device.type, enabled=False):
+            noisy, signal = noisy.float(), signal.float()
+            variance = self.variance(signal)
+            height, width = noisy.shape[-2:]
+            power = self.spectrum(height, width)
+            residual = (noisy - signal) / variance.sqrt()
+            white = torch.fft.irfft2(torch.fft.rfft2(residual) / power.sqrt(), (height, width))
+            whole = torch.cat([power, power[:, 1 : (width + 1) // 2]], dim=1)  # what rfft2 leaves out
+            return -0.5 * (white.square() + (2 * math.pi * variance).log() + whole.log().mean())
+
+    def sample(self, signal: Tensor) -> Tensor:
+        signal = signal.float()
+        return signal + self.variance(signal).sqrt() * self.unit(signal)
+
+    def split(self, noisy: Tensor, share: float) -> tuple[Tensor, Tensor]:
+        """Two images of the same signal whose noise is independent, of variance / share and / (1 - share), by
+        adding and taking one noise (Pang et al. 2021, arXiv:2106.02087)."""
+        added = self.variance(wide_mean(noisy)).sqrt() * self.unit(noisy)
+        ratio = math.sqrt((1 - share) / share)
+        return noisy + ratio * added, noisy - added / ratio
+
+    @classmethod
+    def read(cls, path: npz.NoiseFile) -> CorrelatedNoise:
+        """The model in an .npz file that `write` wrote; ValueError if it is not one."""
+        try:
+            return cls(**{key: value.tolist() for key, value in npz.read(path).items()})
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: not a readable model of correlated noise ({error})") from error
+
+    def write(self, path: npz.NoiseFile) -> None:
+        """Write the .npz file that `read` reads."""
+        line = {"gain": self.gain, "offset": self.offset, "min_variance": self.min_variance}
+        npz.write(path, correlation=self.correlation, **{k: v for k, v in line.items() if v is not None})
+
+    @classmethod
+    def from_denoised(
+        cls, noisy: Tensor, denoise: Callable[[GaussianNoise], Tensor], rounds: int = 2
+    ) -> CorrelatedNoise:
+        """From noisy images (N, 1, H, W) in raw counts alone, and a denoiser that is told the noise line.
+
+        A denoiser that is told too little noise takes the rest for structure, and confirms what it was
+        told: hence the first line is that of the images' smoothest parts, structure and all.
+        """
+        noise = cls.from_residuals(noisy - denoise(_smoothest(noisy)), noisy)
+        for _ in range(rounds - 1):
+            noise = cls.from_residuals(noisy - denoise(noise), noisy)
+        return noise
+
+    @classmethod
+    def from_residuals(cls, residual: Tensor, noisy: Tensor) -> CorrelatedNoise:
+        """From noisy images (N, 1, H, W) and what is left of them without their denoised ones.
+
+        If those are posterior means, nothing in the residual but the noise is correlated with the noisy
+        image. So their product has the noise's power, even of that part which is still in the denoised.
+        """
+        level = wide_mean(noisy)  # what is wider than noise would only make the product scatter
+        return cls._from_products(level, residual, noisy - level)
+
+    @classmethod
+    def from_noise(cls, noise: Tensor, signal: Tensor) -> CorrelatedNoise:
+        """From frames of noise alone (N, 1, H, W), and their signal, which may be that of all."""
+        return cls._from_products(signal.expand_as(noise), noise, noise)
+
+    @classmethod
+    def _from_products(cls, level: Tensor, first: Tensor, second: Tensor) -> CorrelatedNoise:
+        line = _line(level, first * second)
+        std = line.variance(level).sqrt()
+        table = _correlation(first / std, second / std)
+        return cls(table.tolist(), gain=line.gain or 0.0, offset=line.offset or 0.0,
+                   min_variance=line.min_variance)  # fmt: skip
+
+
+def wide_mean(noisy: Tensor) -> Tensor:
+    """Local mean of (B, C, H, W) over so many pixels that correlated noise hardly shows."""
+    size = min(_WIDE, *(2 * (side // 2) - 1 for side in noisy.shape[-2:]))
+    return F.avg_pool2d(noisy, size, 1, size // 2, count_include_pad=False)
+
+
+def _smoothest(noisy: Tensor) -> GaussianNoise:
+    """The line of the local variances of (N, 1, H, W), where they are least."""
+    side = min(_LOCAL, *noisy.shape[-2:])
+    level = F.avg_pool2d(noisy, side, 1)
+    return _line(level, F.avg_pool2d(noisy.square(), side, 1) - level.square(), least=0.2)
+
+
+def _line(level: Tensor, square: Tensor, least: float = 1.0) -> GaussianNoise:
+    """The line of a squared error against brightness; of the least so many of each brightness."""
+    level, square = level.flatten(), square.flatten()
+    rows = []
+    for members in level.argsort().tensor_split(_BINS):
+        used = members[square[members].argsort()[: max(1, round(least * len(members)))]]
+        rows.append([float(v[used].double().mean()) for v in (level, square)] + [len(used) / _ALIKE])
+    return GaussianNoise.from_bins(*torch.tensor(rows, dtype=torch.float64).T)
+
+
+def _correlation(first: Tensor, second: Tensor) -> Tensor:
+    """(2k + 1, 2l + 1), of images (N, 1, H, W) with those of a second set, from windowed spectra."""
+    sides = [min(_WINDOW, side) for side in first.shape[-2:]]
+    window = torch.outer(*(torch.hann_window(side, device=first.device) for side in sides))
+    height, width = sides
+    tiles = [
+        v.unfold(2, height, max(1, height // 2)).unfold(3, width, max(1, width // 2)) for v in (first, second)
+    ]
+    spectra = [torch.fft.rfft2(each * window) for each in tiles]
+    power = (spectra[0] * spectra[1].conj()).real.mean((0, 1, 2, 3)).clamp(min=0)
+    alone = torch.fft.rfft2(window).abs().square()  # what the window makes of no correlation at all
+    table, fades = (torch.fft.fftshift(torch.fft.irfft2(v, sides)) for v in (power, alone))
+    table = (table / fades.clamp(min=0.05 * float(fades.max()))).cpu()
+    y, x = (side // 2 for side in sides)
+    table = table / table[y, x]
+    down, right = _last(table[y : y + REACH, x]), _last(table[y, x : x + REACH])
+    return table[y - down : y + down + 1, x - right : x + right + 1]
+
+
+def _last(correlation: Tensor) -> int:
+    """The largest distance at which there is some."""
+    return int((correlation.abs() > SLIGHTEST).nonzero().max())
