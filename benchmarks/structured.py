@@ -117,7 +117,7 @@ def main() -> None:
 
     columns = "".join(f"{n:>4} draws" for n in options.draws)
     print(f"{'':24}{'input':>8}{columns}{'student':>9}   noise left")
-    for name, answer in ({} if options.samplers else rivals(image, truth, noise)).items():
+    for name, answer in rivals(image, truth, noise).items():
         tell(name, None, answer)
     with torch.no_grad():
         first = pretrained_denoiser(as_stack(noisy))(batch)

@@ -17,6 +17,7 @@ from distill.training.steps import Learn, Teach
 
 log = logging.getLogger(__name__)
 UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}
+BUDGET, BUDGET_FROM_NOTHING = "5min", "15min"  # for a sampler that starts from trained weights, or from none
 TRIALS = 4  # the first, which warms up, does not count
 TO_THE_SAMPLER = 0.5  # share of the time in which both networks learn
 ALONE = 0.25  # the same, where the student does not learn from draws
@@ -85,5 +86,6 @@ def planned_steps(
     left = (1 - OVERHEAD) * (seconds(budget) - (time.monotonic() - began))
     share = (ALONE if trial.learn.self_supervised == 1 else TO_THE_SAMPLER) if trainable else 0.0
     steps, refine_steps = max(0, int(share * left / both)), max(1, int((1 - share) * left / alone))
-    log.info("budget %s: %d steps of both networks, %d of the student alone", budget, steps, refine_steps)
+    log.info("about %s: %d steps of both networks, %d of the student alone (--budget takes another time)",
+             budget, steps, refine_steps)  # fmt: skip
     return steps, refine_steps

@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from distill.denoiser import DirectDenoiser
-from distill.errors import checks_of
+from distill.errors import UserError, checks_of
 from distill.hardware import Hardware, Precision
 from distill.images.sources import Images, as_stack
 from distill.images.statistics import some_frames, statistics
@@ -20,7 +20,7 @@ from distill.runs import checkpoint
 from distill.runs.checkpoint import load_weights
 from distill.runs.rebuild import describe
 from distill.runs.run import Run
-from distill.training.budget import Trial, planned_steps
+from distill.training.budget import BUDGET, BUDGET_FROM_NOTHING, Trial, planned_steps
 from distill.training.checks import check_arguments, check_networks
 from distill.training.logs import Log, Metrics, tensorboard_log
 from distill.training.optimizer import Optimizer, Schedule, careful, update
@@ -49,8 +49,8 @@ def train(
     loss: Loss | None = None,
     out: str | Path = "runs/latest",
     *,
-    steps: int = 600,
-    refine_steps: int = 1000,
+    steps: int | None = None,
+    refine_steps: int | None = None,
     budget: str | None = None,
     batch_size: int = 8,
     micro_batch: int = 8,
@@ -85,9 +85,11 @@ def train(
         loss: functional of the posterior to learn. Default: L2, the mean.
         out: folder of the run. A run that was stopped there resumes from its last checkpoint, and one
             that is to have more `steps` or `refine_steps` continues.
-        steps: updates of both networks.
-        refine_steps: updates of the student alone, on draws of the finished sampler.
-        budget: time such as "10min", in place of steps and refine_steps: how many of each fit is measured.
+        steps: updates of both networks. Default: what fits into `budget`; 600 beside refine_steps.
+        refine_steps: updates of the student alone, on draws of the finished sampler. Default: what fits into
+            `budget`; 1000 beside steps.
+        budget: time such as "10min", from which steps and refine_steps follow, for steps are measured.
+            Default without those two: "5min" for a sampler that starts from trained weights, else "15min".
         batch_size: patches per update.
         micro_batch: patches that are computed at once; their gradients are added up.
         patch_size: side of the square patches, in pixels.
@@ -135,6 +137,11 @@ def train(
     if lr is None:
         trained, rate = starts_trained(sampler, init), sampler.learning_rate
         lr = careful(rate / 4, stack.pixels.size) if trained else rate
+    if steps is None and refine_steps is None:
+        budget = budget or (BUDGET if starts_trained(sampler, init) else BUDGET_FROM_NOTHING)
+    elif budget:
+        raise UserError("budget: got steps too; pass a budget, or steps and refine_steps")
+    steps, refine_steps = 600 if steps is None else steps, 1000 if refine_steps is None else refine_steps
     settings = {name: value for name, value in locals().items() if name not in _NOT_SETTINGS}
     check_arguments(settings, loss)
     hardware, out, began = Hardware(device, precision), Path(out), time.monotonic()

@@ -20,7 +20,7 @@ residuals.residual_picture(folder / "residuals.png", image, {"student": image - 
 values = image.flatten().numpy()
 noise.noise_density(folder / "density.png", model, values, values, 0, 1)
 lines = image.numpy() - 0.5
-noise.noise_autocorrelation(folder / "lines.png", AutoregressiveNoise.fit(lines, "row", steps=1), lines)
+noise.noise_autocorrelation(folder / "lines.png", AutoregressiveNoise.fit(lines, "row", steps=1), lines, 0.0)
 row = {"seconds_per_image": 1.0, "psnr_mean": 20.0, "psnr_median": 20.0}
 svgs = curves.psnr_against_time([row | {"image": "1 draw"}, row | {"image": "student"}])
 (folder / "metrics.jsonl").write_text('{"step": 1, "sampler_loss": 1.0}')

@@ -10,7 +10,7 @@ from distill import UserError, train
 from distill.__main__ import main
 from distill.training import budget
 from distill.training.budget import seconds
-from samplers import FunctionSampler
+from samplers import FunctionSampler, StabilizedSampler
 
 QUICK = dict(batch_size=2, patch_size=16, device="cpu", validate_every=2)
 
@@ -46,6 +46,18 @@ def test_a_frozen_sampler_leaves_all_the_time_to_the_student(noisy, tiny_unet, t
     monkeypatch.setattr(budget.Trial, "seconds_a_step", lambda _, co_training: 10.0)
     train(noisy, FunctionSampler(lambda x: x), tiny_unet, out=tmp_path, budget="90s", **QUICK)
     assert last_step(tmp_path) == 8
+
+
+def test_without_a_number_of_steps_it_has_minutes(noisy, tiny_hdn, tiny_unet, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(budget.Trial, "seconds_a_step", lambda _, co_training: 100.0)
+    caplog.set_level("INFO")
+    train(noisy, tiny_hdn, tiny_unet, out=tmp_path / "nothing", **QUICK)
+    assert last_step(tmp_path / "nothing") == 4 + 4 and "about 15min: 4 steps of both" in caplog.text
+    train(noisy, StabilizedSampler(), tiny_unet, out=tmp_path / "shipped", **QUICK)
+    assert last_step(tmp_path / "shipped") == 1 + 1
+    with pytest.raises(UserError, match="pass a budget, or steps"):
+        train(noisy, tiny_hdn, tiny_unet, out=tmp_path / "both", budget="1min", steps=3, **QUICK)
+    assert not (tmp_path / "both").exists()
 
 
 def test_measuring_changes_nothing(noisy, tiny_hdn, tiny_unet, tmp_path, monkeypatch):
