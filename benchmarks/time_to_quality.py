@@ -1,8 +1,8 @@
 """Minutes of one core until the student is as good as what one would pick instead: the board.
 
-    DISTILL_TEST_DATA=... python benchmarks/time_to_quality.py                    5 minutes for each data set
+    DISTILL_TEST_DATA=... python benchmarks/time_to_quality.py             5 minutes for each data set
     DISTILL_TEST_DATA=... python benchmarks/time_to_quality.py --only specimen --minutes 10 --board FILE
-    DISTILL_TEST_DATA=... python benchmarks/time_to_quality.py --published        the published code's 10 minutes
+    DISTILL_TEST_DATA=... python benchmarks/time_to_quality.py --published   the published code's 10 minutes
 
 A training of `distill train --budget` is looked at as it goes on: PSNR of the student that it would keep, by
 CPU time without the looking. Its learning rate is that of a training of so many minutes, so a shorter one
@@ -102,8 +102,8 @@ def ours(images: np.ndarray, cases: list[Case], noise: GaussianNoise | None, min
 
 def published(images: np.ndarray, cases: list[Case], noise: GaussianNoise | None) -> dict[str, float]:
     torch.manual_seed(0)
-    settings = PUBLISHED | dict(budget="10min", validate_every=10**6)
-    settings.pop("refine_steps")
+    settings: dict[str, Any] = PUBLISHED | dict(budget="10min", validate_every=10**6)
+    del settings["refine_steps"]
     run = train(images, HDN(noise), UNet(shared_convs=True), L2(), tempfile.mkdtemp(), **settings)
     return score(run.denoiser, cases)
 
@@ -129,7 +129,7 @@ def main() -> None:
     torch.set_num_threads(1)
     keep_freed_memory()
     OUT.mkdir(parents=True, exist_ok=True)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout
+    commit = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], text=True).strip()
     figure = Figure(figsize=(8, 4), layout="constrained")
     axis, rows = figure.subplots(), []
     for what in options.only or ["specimen", "confocal", "g", "r"]:
@@ -148,11 +148,9 @@ def main() -> None:
                 continue
             curve = [(t, scores[name]) for t, scores in watch.curve]
             final = curve[-1][1]
-            cells = [commit.strip(), name, f"{curve[0][1]:.2f}", minutes_to(curve, rival)]
-            cells += [
-                minutes_to(curve, final - 0.05),
-                f"{final:.2f} in {curve[-1][0]:.1f} of {options.minutes:g}",
-            ]
+            cells = [commit, name, f"{curve[0][1]:.2f}", minutes_to(curve, rival)]
+            taken = f"{final:.2f} in {curve[-1][0]:.1f} of {options.minutes:g}"
+            cells += [minutes_to(curve, final - 0.05), taken]
             rows.append("| " + " | ".join(cells) + " |")
             print(rows[-1], flush=True)
             axis.plot(*zip(*((t, value - rival) for t, value in curve), strict=True), ".-", label=name)
