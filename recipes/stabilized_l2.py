@@ -4,7 +4,8 @@ python recipes/stabilized_l2.py                        the built-in specimen: 2 
 python recipes/stabilized_l2.py noisy.tif              your images
 python recipes/stabilized_l2.py noisy.tif clean.tif    your images, and how good the result is
 
-For noise of single pixels; hdn36_unet_l2.py and structured_unet_l2.py are for lines and patterns.
+Where neighbouring pixels' noise is correlated, a noise model of repeats or dark frames makes it better
+(`distill noise-model fit --kind correlated`); structured_unet_l2.py learns one along with the signal.
 """
 
 import sys

@@ -3,8 +3,8 @@
 python recipes/structured_unet_l2.py                        the built-in specimen with line noise
 python recipes/structured_unet_l2.py noisy.tif [clean.tif]  your images
 
-Where frames of pure noise exist, a noise model fitted to them does better:
-StructuredNoiseVAE(AutoregressiveNoise.fit(noise, context="row")).
+Where repeats or frames of pure noise exist, a noise model fitted to them does better, and faster:
+StabilizedSampler(CorrelatedNoise.from_noise(noise, signal)), from weights in the package.
 """
 
 import sys
