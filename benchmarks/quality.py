@@ -132,8 +132,8 @@ def rivals() -> None:
 
 
 def widefield() -> None:
-    """Where white noise is a wrong assumption: the shipped weights and BM3D, one frame each. The sampler that
-    starts from them refuses these images; structured.py trains those that fit."""
+    """Noise that is correlated: the shipped weights, which notice, and BM3D for white noise, which does not.
+    One frame each; structured.py has BM3D that knows the power spectrum, and trained samplers."""
     for kind in ("g", "r"):
         frames, clean = (
             read(DATA / f"widefield_bpae_{kind}_{name}.tif").frames for name in ("noisy", "mean50")
