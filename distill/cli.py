@@ -214,7 +214,8 @@ def _calibrate(arguments: list[str]) -> None:
     chosen = parser.parse_args(arguments)
     found = calibration.calibrate(**_without_config(chosen))
     print(f"{chosen.run}: intervals scaled by {found.factor:.3g}; {found.level:.0%} wanted, "
-          f"{found.before:.1%} of the true pixels inside before, {found.after:.1%} now")  # fmt: skip
+          f"{found.before:.1%} of the true pixels inside before, {found.after:.1%} now"
+          + f"; {found.left_out} pixels without truth left out" * bool(found.left_out))  # fmt: skip
 
 
 def _export(arguments: list[str]) -> None:

@@ -1,6 +1,7 @@
 """Conformal calibration: intervals that hold the truth as often as they say, on images with ground truth."""
 
 import os
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import NormalDist
@@ -17,19 +18,23 @@ from distill.files import write_json
 from distill.hardware import Hardware, Precision
 from distill.images.sources import Images
 from distill.runs import checkpoint
+from distill.runs.tensors import digest, load
 
-MAX_PIXELS = 4_000_000
+MAX_PIXELS, MAX_FACTOR = 4_000_000, 1e6
+_INTERVAL = re.compile(r"mean|median|std|q[\d.]+")  # maps that tell a centre or a spread
 LEVELS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99]
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """factor: on every distance from the central map. before, after: share of pixels inside."""
+    """factor: on every distance from the central map. before, after: share of pixels inside. left_out:
+    pixels without truth, or without a finite prediction."""
 
     factor: float
     level: float
     before: float
     after: float
+    left_out: int = 0
 
 
 def calibrate(
@@ -52,9 +57,9 @@ def calibrate(
     like these: pixels of one image are not independent, so many images say more than many pixels.
 
     Args:
-        run: a run or its folder; later predictions have the new intervals.
+        run: folder of a run; later predictions by its student have the new intervals.
         noisy, clean: images that were not trained on, and their ground truth: one frame for all
-            noisy frames, or one for each.
+            noisy frames, or one for each. NaN where there is none.
         level: share of the true pixels that the intervals shall hold, between 0 and 1; 0.9 fits the
             quantiles 0.05 and 0.95.
         test_noisy, test_clean: other images to report the coverage of. Default: the same ones.
@@ -66,33 +71,48 @@ def calibrate(
         raise UserError(f"level: got {level}, must be between 0 and 1; 0.9 fits quantiles 0.05 and 0.95")
     if (test_noisy is None) != (test_clean is None):
         raise UserError("test_noisy, test_clean: got one of them; pass both or neither")
-    hardware = Hardware(device, precision)
+    hardware, folder = Hardware(device, precision), Path(run)
+    if not folder.is_dir():
+        raise UserError(f"{run}: not a folder; pass that of a run, where the calibration is kept")
+    tensors, _ = load(folder / "student.safetensors")
     denoiser = checkpoint.load_denoiser(run).to(hardware.device)
+    earlier = float(denoiser.spread / tensors["spread"].to(denoiser.spread))  # by another calibration
     outputs = denoiser.loss.outputs
-    if len(outputs) < 2:
+    if len(outputs) < 2 or not all(_INTERVAL.fullmatch(name) for name in outputs):
         raise UserError(
-            f"{run}: its student gives the {''.join(outputs)} alone, no interval; train one "
+            f"{run}: its student gives {' and '.join(outputs)}, no interval; train one "
             "with --loss Quantiles or MeanVariance"
         )
     pairs = paired(noisy, clean, axes)
     tests = pairs if test_noisy is None or test_clean is None else paired(test_noisy, test_clean, axes)
-    scores = _scores(denoiser, pairs, level, hardware)
+    scores = earlier * _scores(denoiser, pairs, level, hardware)
+    left_out = int(np.isnan(scores).sum())
+    scores = scores[~np.isnan(scores)]
+    if not len(scores):
+        raise UserError("clean: no pixel has both a truth and a finite prediction; pass images with some")
     rank = min(len(scores), int(np.ceil((len(scores) + 1) * level)))
     factor = float(np.partition(scores, rank - 1)[rank - 1])
-    tested = scores if tests is pairs else _scores(denoiser, tests, level, hardware)
+    if not 0 < factor < MAX_FACTOR:
+        raise UserError(
+            f"{run}: intervals would have to be scaled by {factor:.3g}; the truth and the prediction, or "
+            "their units, do not belong together"
+        )
+    tested = scores if tests is pairs else earlier * _scores(denoiser, tests, level, hardware)
+    tested = tested[~np.isnan(tested)]
+    if not len(tested):
+        raise UserError("test_clean: no pixel has both a truth and a finite prediction")
 
     def inside(reach: float) -> float:
         return float((tested <= reach).mean())
 
-    found = Calibration(factor, level, inside(1), inside(factor))
-    denoiser.spread *= factor
-    checkpoint.save_denoiser(Path(run) / "student.safetensors", denoiser)
+    found = Calibration(factor, level, inside(1), inside(factor), left_out)
     # A std gives intervals of every level, quantiles those of their own.
     curve = {p: _z(p) / _z(level) for p in LEVELS} if "std" in outputs else {level: 1.0}
-    stored = asdict(found) | {"levels": list(curve)}
+    stored = asdict(found) | {"student": digest(tensors), "levels": list(curve)}
     stored |= {"coverage_before": [inside(reach) for reach in curve.values()]}
     stored |= {"coverage_after": [inside(factor * reach) for reach in curve.values()]}
-    write_json(Path(run) / "calibration.json", stored)
+    write_json(folder / checkpoint.CALIBRATION, stored)
+    denoiser.spread *= factor / earlier  # of a Run in memory
     return found
 
 
@@ -105,7 +125,8 @@ def _z(level: float) -> float:
 def _scores(
     denoiser: DirectDenoiser, pairs: list[tuple[Tensor, Tensor]], level: float, hardware: Hardware
 ) -> np.ndarray:
-    """|truth - centre| in units of the interval on that side: at most 1 inside. Flat, some pixels."""
+    """|truth - centre| in units of the interval on that side: at most 1 inside, NaN where there is no truth
+    or no prediction. Flat, some pixels."""
     rng, per_image = np.random.default_rng(0), max(1, MAX_PIXELS // len(pairs))
     scores = []
     for noisy, clean in tqdm(pairs, desc="calibrate", unit="frame"):
@@ -113,7 +134,9 @@ def _scores(
             maps = denoiser.maps(noisy[None].to(hardware.device))
         low, centre, high = (v[0].float().cpu() for v in interval(maps, level))
         distance = torch.where(clean > centre, high - centre, centre - low)
-        score = ((clean - centre).abs() / distance.clamp(min=1e-12)).flatten().numpy()
+        known = clean.isfinite() & centre.isfinite() & distance.isfinite()
+        score = (clean - centre).abs() / distance.clamp(min=1e-12)
+        score = torch.where(known, score, torch.nan).flatten().numpy()
         scores.append(score if len(score) <= per_image else rng.choice(score, per_image, replace=False))
     return np.concatenate(scores)
 

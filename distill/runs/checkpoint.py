@@ -1,5 +1,8 @@
 """Runs on disk: safetensors with JSON in the header, written whole or not at all, never pickle."""
 
+import json
+import logging
+import math
 import os
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,11 +14,13 @@ from distill.denoiser import DirectDenoiser
 from distill.errors import UserError
 from distill.runs.rebuild import describe, rebuild
 from distill.runs.run import Run
-from distill.runs.tensors import load, save
+from distill.runs.tensors import digest, load, save
 from losses import Loss
 from samplers import PosteriorSampler
 
 AnyRun = str | os.PathLike[str] | DirectDenoiser | PosteriorSampler  # a Run, its folder, or a network of it
+log = logging.getLogger(__name__)
+CALIBRATION = "calibration.json"
 Kind = TypeVar("Kind", bound=nn.Module)
 
 
@@ -58,7 +63,25 @@ def load_denoiser(run: AnyRun, backbone: nn.Module | None = None) -> DirectDenoi
     backbone = backbone or _described(path, header, "backbone", nn.Module)
     denoiser = DirectDenoiser(backbone, _described(path, header, "loss", Loss), header["channels"])
     denoiser.load_state_dict(tensors)
+    denoiser.spread.mul_(_calibrated(path.with_name(CALIBRATION), digest(tensors)))
     return denoiser.eval().to(memory_format=torch.channels_last)
+
+
+def _calibrated(path: Path, student: str) -> float:
+    """What `calibrate` found for the intervals of the student with this digest; 1 for any other."""
+    if not path.exists():
+        return 1.0
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        factor = float(stored["factor"]) if stored.get("student") == student else None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: damaged ({error}); delete it, and calibrate again") from None
+    if factor is None:
+        log.warning("%s: of another student than the one beside it; calibrate again", path)
+        return 1.0
+    if not 0 < factor < math.inf:
+        raise UserError(f"{path}: got factor {factor}, must be above 0 and finite; calibrate again")
+    return factor
 
 
 def load_weights(run: str | os.PathLike[str], sampler: PosteriorSampler, student: nn.Module) -> None:

@@ -18,7 +18,7 @@ from distill.files import whole_file
 def save(path: Path, tensors: Mapping[str, Tensor], header: dict[str, Any]) -> None:
     """`path` is always either the old file or the new one."""
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    metadata = {"header": json.dumps(header), "sha256": _digest(tensors)}
+    metadata = {"header": json.dumps(header), "sha256": digest(tensors)}
     with whole_file(path) as part:
         safetensors.torch.save_file(tensors, part, metadata)
 
@@ -35,14 +35,15 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UserError(f"{path}: damaged or not a safetensors file ({error})") from None
     if "header" not in metadata:
         raise UserError(f"{path}: a safetensors file, but not one that distill wrote")
-    if metadata["sha256"] != _digest(tensors):
+    if metadata["sha256"] != digest(tensors):
         raise UserError(f"{path}: damaged (its checksum does not fit); restore or retrain it")
     return tensors, json.loads(metadata["header"])
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 of names and values."""
+    sha256 = hashlib.sha256()
     for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+        sha256.update(name.encode())
+        sha256.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+    return sha256.hexdigest()

@@ -186,7 +186,7 @@ def train(
     average = Average(denoiser, ema)
     risk = split_risk(denoiser, light, noise_model)
     own_share = self_supervised_share(self_supervised, risk, loss)
-    isotropic = sampler.isotropic and not (light and light.correlated)
+    isotropic = sampler.isotropic and not (risk and risk.light.correlated)
     best = Best(denoiser, risk, validation, seed) if risk and own_share and validation is not None else None
     teach, learn = Teach(sampler, 0 if own_share == 1 else draws), Learn(denoiser, loss, risk, own_share)
 
