@@ -198,6 +198,7 @@ def _report(arguments: list[str]) -> None:
     parser = _parser("report", "One HTML page of one or several runs: tables, pictures, curves, settings.")
     parser.add_argument("runs", type=str, nargs="+", help="folders of runs")
     parser.add_argument("--out", type=str, help="HTML to write (default: report.html in the first run)")
+    _add_options(parser, page.report)
     print(f"{page.report(**_without_config(parser.parse_args(arguments)))}: written")
 
 

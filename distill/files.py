@@ -15,11 +15,13 @@ def whole_file(path: str | os.PathLike, sync: bool = True) -> Iterator[Path]:
     """Yields a temporary path beside `path` to write to; it takes that name when the block ends well.
 
     So `path` is at any moment the old file or the new one, also after a crash, and readable for those
-    whom the umask allows. Raises UserError if the disk or the rights forbid it.
+    whom the umask allows. Raises UserError if the disk or the rights forbid it, and for a symbolic link.
 
     sync: wait for the disk, so that a power failure does not tear it either.
     """
     path = Path(path)
+    if path.is_symlink():
+        raise UserError(f"{path}: is a symbolic link; pass the name of what it leads to, or another")
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         part.touch()

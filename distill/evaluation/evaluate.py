@@ -21,6 +21,8 @@ from distill.plots.pictures import comparison
 from distill.plots.residuals import residual_picture
 from distill.runs import checkpoint
 
+UNFINISHED = ".evaluation.unfinished"  # no folder of a user's
+
 
 def evaluate(
     run: str | os.PathLike[str],
@@ -61,7 +63,7 @@ def evaluate(
     hardware, out = Hardware(device, precision), Path(run if out is None else out)
     metrics: Metrics = {"psnr": psnr, "ssim": ssim} | ({"lpips": lpips()} if perceptual else {})
     out.mkdir(parents=True, exist_ok=True)
-    rows, images, parts = compare(sampler, denoiser, pairs, draws, hardware, metrics, out / "unfinished")
+    rows, images, parts = compare(sampler, denoiser, pairs, draws, hardware, metrics, out / UNFINISHED)
     rows = [{"data": noisy.name, "run": Path(run).name} | row for row in rows]
     write_csv(out / "evaluation.csv", rows)
     write_csv(out / "checks.csv", parts)
@@ -80,7 +82,7 @@ def evaluate(
         others = (INPUT, *(name for name in images if name.startswith("student ")))
         shown = {name: torch.from_numpy(v)[None] for name, v in images.items() if name not in others}
         residual_picture(out / "residuals.png", pairs[0][0], shown, noise_model_of(sampler))
-    shutil.rmtree(out / "unfinished")
+    shutil.rmtree(out / UNFINISHED)
     return rows
 
 

@@ -25,9 +25,14 @@ from distill.reporting.embedded import data_uri, pictures
 from distill.runs import tensors
 from distill.runs.describe import describe_run
 
+MADE_HERE = '<meta name="generator" content="distill report">'
+
 
 def report(
-    runs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], out: str | Path | None = None
+    runs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    out: str | Path | None = None,
+    *,
+    overwrite: bool = False,
 ) -> Path:
     """Writes the page -> its path; it needs no network and no other file.
 
@@ -35,12 +40,14 @@ def report(
         runs: finished runs or their folders. What `evaluate` left in them, or in folders within, is shown,
             and so is what `calibrate` did.
         out: HTML file to write. Default: report.html in the first run's folder.
+        overwrite: replace `out` if it exists and is no earlier report.
     """
     runs = [Path(run) for run in ([runs] if isinstance(runs, str | os.PathLike) else runs)]
     for run in runs:
         if not (run / "student.safetensors").exists():
             raise UserError(f"{run}: not a finished run; pass the folder that `distill train` wrote")
     out = Path(out or runs[0] / "report.html")
+    _check(out, overwrite)
     source = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     environment = Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
@@ -56,6 +63,15 @@ def report(
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, page)
     return out
+
+
+def _check(out: Path, overwrite: bool) -> None:
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"{out}: not an HTML file; pass a name that ends in .html")
+    if out.is_dir():
+        raise UserError(f"{out}: is a folder; pass the name of a file")
+    if out.exists() and not overwrite and MADE_HERE not in out.read_text(encoding="utf-8", errors="replace"):
+        raise UserError(f"{out}: exists, and is no earlier report; pass another name, or overwrite")
 
 
 def _table1(runs: list[Path]) -> list[list[str]]:

@@ -8,7 +8,7 @@ import torch
 
 from distill import UserError, evaluate, psnr, specimen, train
 from distill.evaluation.compare import compare
-from distill.evaluation.evaluate import evaluate_all
+from distill.evaluation.evaluate import UNFINISHED, evaluate_all
 from distill.evaluation.metrics import ssim
 from distill.evaluation.residuals import residual_scores
 from distill.evaluation.stored_draws import StoredDraws
@@ -115,7 +115,7 @@ def test_a_run_against_ground_truth(noisy, run):
         parts = list(csv.DictReader(file))
     assert [row["image"] for row in parts] == 9 * ["3 draws"] + 9 * ["student"]
     assert parts[-1]["relative_bias"] and not parts[0]["relative_bias"]
-    assert (run / "evaluation.png").exists() and not (run / "unfinished").exists()
+    assert (run / "evaluation.png").exists() and not (run / UNFINISHED).exists()
     assert "student, one pass" in (run / "psnr_against_time.svg").read_text()
     with np.load(run / "evaluation.npz") as images:
         assert list(images)[-1] == "ground truth" and images["student"].shape == (48, 40)
@@ -154,11 +154,11 @@ def test_a_stop_in_the_first_image_keeps_its_draws(noisy, run, monkeypatch):
         stopped.setattr(StoredDraws, "_consensus", stop)
         with pytest.raises(KeyboardInterrupt):
             evaluate(run, noisy, noisy, draws=[3], device="cpu")
-    state = json.loads((run / "unfinished" / "0.json").read_text())
+    state = json.loads((run / UNFINISHED / "0.json").read_text())
     monkeypatch.setattr(StoredDraws, "delete", lambda self: None)
     monkeypatch.setattr("shutil.rmtree", lambda path: None)
     rows = evaluate(run, noisy, noisy, draws=[3], device="cpu")
-    assert json.loads((run / "unfinished" / "0.json").read_text()) == state and len(rows) == 3
+    assert json.loads((run / UNFINISHED / "0.json").read_text()) == state and len(rows) == 3
 
 
 def test_every_map_of_a_student_and_several_runs_and_data_sets(noisy, tiny_hdn, tmp_path):

@@ -52,6 +52,31 @@ def test_only_finished_runs_have_one(tmp_path):
         report(tmp_path)
 
 
+def test_nothing_of_the_user_is_replaced_or_deleted(run, tmp_path):
+    student, mine = run / "student.safetensors", tmp_path / "mine.html"
+    mine.write_text("<p>mine</p>")
+    link = tmp_path / "link.html"
+    link.symlink_to(mine)
+    for out, message in ((student, "ends in .html"), (mine, "no earlier report"), (link, "no earlier report"),
+                         (tmp_path, "ends in .html")):  # fmt: skip
+        before = student.read_bytes()
+        with pytest.raises(UserError, match=message):
+            report(run, out)
+        assert student.read_bytes() == before and mine.read_text() == "<p>mine</p>"
+    with pytest.raises(UserError, match="symbolic link"):
+        report(run, link, overwrite=True)
+    assert report(run, report(run)) == run / "report.html"  # an earlier report
+    assert "<p>mine" not in report(run, mine, overwrite=True).read_text()
+
+
+def test_a_folder_of_the_user_survives_an_evaluation(run, noisy, tmp_path):
+    kept = tmp_path / "out" / "unfinished" / "thesis.txt"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("mine")
+    evaluate(run, noisy, out=tmp_path / "out", draws=[], frames=1, device="cpu")
+    assert kept.read_text() == "mine"
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium, or another")
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
