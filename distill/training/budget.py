@@ -4,6 +4,7 @@ import copy
 import logging
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ BUDGET, BUDGET_FROM_NOTHING = "5min", "15min"  # for a sampler that starts from 
 TRIALS = 4  # the first, which warms up, does not count
 TO_THE_SAMPLER = 0.5  # share of the time in which both networks learn
 ALONE = 0.25  # the same, where the student does not learn from draws
-OVERHEAD = 0.05  # validations and checkpoints
+OVERHEAD = 0.03  # checkpoints and logs
 
 
 def seconds(budget: str) -> float:
@@ -36,7 +37,7 @@ def seconds(budget: str) -> float:
 class Trial:
     """Updates of copies of both networks: no weight and no random number of the training changes.
 
-    noisy: patches of one update, on the device.
+    noisy: patches of one update, on the device. check: what is done every `validate_every` steps.
     """
 
     teach: Teach
@@ -44,6 +45,16 @@ class Trial:
     noisy: Tensor
     micro_batch: int
     hardware: Hardware
+    check: Callable[[], None]
+    validate_every: int
+
+    def seconds_to_check(self) -> float:
+        """What a check costs each of the steps between two of them."""
+        synchronize(self.noisy.device)
+        started = time.perf_counter()
+        self.check()
+        synchronize(self.noisy.device)
+        return (time.perf_counter() - started) / self.validate_every
 
     def seconds_a_step(self, co_training: bool) -> float:
         teach, learn = copy.deepcopy(self.teach), copy.deepcopy(self.learn)
@@ -81,8 +92,9 @@ def planned_steps(
     """
     if stored.get("budget") == budget:
         return stored["steps"], stored["refine_steps"]
-    alone = trial.seconds_a_step(co_training=False)
-    both = trial.seconds_a_step(co_training=True) if trainable else 1.0
+    check = trial.seconds_to_check()
+    alone = trial.seconds_a_step(co_training=False) + check
+    both = trial.seconds_a_step(co_training=True) + check if trainable else 1.0
     left = (1 - OVERHEAD) * (seconds(budget) - (time.monotonic() - began))
     share = (ALONE if trial.learn.self_supervised == 1 else TO_THE_SAMPLER) if trainable else 0.0
     steps, refine_steps = max(0, int(share * left / both)), max(1, int((1 - share) * left / alone))

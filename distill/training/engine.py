@@ -1,6 +1,7 @@
 """Co-training of a posterior sampler and the student that learns from its draws (paper, section 4)."""
 
 import os
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -193,7 +194,15 @@ def train(
     # How long: as told, or what fits into the time that is left.
     if budget:
         one = hardware.put(patches.sample(batch_size, np.random.default_rng(0)))
-        trial = Trial(teach, learn, one, micro_batch, hardware)
+
+        def check_once() -> None:
+            if validation is not None:
+                with hardware.autocast(), tempfile.TemporaryDirectory() as folder:
+                    validate(sampler, average.module, validation, seed, Path(folder) / "preview.png")
+            if best:
+                best.error(average.module)
+
+        trial = Trial(teach, learn, one, micro_batch, hardware, check_once, validate_every)
         steps, refine_steps = planned_steps(budget, began, trial, trainable, stored_settings(out))
         settings |= {"steps": steps, "refine_steps": refine_steps}
     co_steps, total = steps if trainable else 0, steps + refine_steps

@@ -86,14 +86,14 @@ class Best:
     def compare(self, denoiser: DirectDenoiser) -> float:
         """Its error; kept if it is the least so far."""
         if math.isinf(self.least):  # of the start, or of what a stopped run has found
-            self.least = self._error(self.module)
-        error = self._error(denoiser)
+            self.least = self.error(self.module)
+        error = self.error(denoiser)
         if error < self.least:
             self.least = error
             self.module.load_state_dict(denoiser.state_dict())
         return error
 
-    def _error(self, denoiser: DirectDenoiser) -> float:
+    def error(self, denoiser: DirectDenoiser) -> float:
         return float(self.risk.held_out(denoiser, self.noisy, self.seed).mean())
 
     def chosen(self) -> DirectDenoiser:

@@ -34,6 +34,7 @@ def test_steps_fill_the_time_and_a_resumed_run_keeps_its_plan(
     noisy, tiny_hdn, tiny_unet, tmp_path, monkeypatch
 ):
     took = {True: 20.0, False: 10.0}
+    monkeypatch.setattr(budget.Trial, "seconds_to_check", lambda _: 0.0)
     monkeypatch.setattr(budget.Trial, "seconds_a_step", lambda _, co_training: took[co_training])
     train(noisy, tiny_hdn, tiny_unet, out=tmp_path / "run", budget="90s", **QUICK)
     assert last_step(tmp_path / "run") == 2 + 4  # half of 85 s each
@@ -43,7 +44,8 @@ def test_steps_fill_the_time_and_a_resumed_run_keeps_its_plan(
 
 
 def test_a_frozen_sampler_leaves_all_the_time_to_the_student(noisy, tiny_unet, tmp_path, monkeypatch):
-    monkeypatch.setattr(budget.Trial, "seconds_a_step", lambda _, co_training: 10.0)
+    monkeypatch.setattr(budget.Trial, "seconds_to_check", lambda _: 1.0)
+    monkeypatch.setattr(budget.Trial, "seconds_a_step", lambda _, co_training: 9.0)
     train(noisy, FunctionSampler(lambda x: x), tiny_unet, out=tmp_path, budget="90s", **QUICK)
     assert last_step(tmp_path) == 8
 
