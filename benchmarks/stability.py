@@ -153,13 +153,15 @@ def training(images: np.ndarray, kind: str, seed: int, steps: int, **settings: A
         error = "metrics not finite: " + ", ".join(
             {k for row in rows for k, v in row.items() if not np.isfinite(v)}
         )
+    elif not error and sampler.start is None:
+        error = "sampler stays as shipped: its noise is a guess"
     elif not error and not end <= start + 0.01 * abs(start):
         error = "ends above its start"
     skipped = sum(row.get("skipped", 0) for row in rows)
     row = (f"{start:11.3f}{end:11.3f}{student[0]:10.3f}{np.mean(student[-3:]):10.3f}{skipped:6d}"
            f"{time.process_time() - began:7.1f} s  {error}")  # fmt: skip
-    refused = sampler.start is None  # before any training, in one line: nothing is lost
-    return row, not error or refused
+    untrained = sampler.start is None  # refused in one line, or frozen: nothing is lost
+    return row, "not finite" not in error and (not error or untrained)
 
 
 def main() -> None:
