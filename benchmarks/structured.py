@@ -127,6 +127,7 @@ def main() -> None:
         alone, both = OWN if name == "StabilizedSampler" else (options.refine_steps, options.steps)
         run = train(noisy, samplers[name](), StabilizedUNet(), L2(), f"runs/structured/{options.kind}/{name}",
                     steps=both, refine_steps=alone, batch_size=8 if name == "StabilizedSampler" else 4,
+                    self_supervised=1.0 if name == "StabilizedSampler" else None,
                     validate_every=50)  # fmt: skip
         with torch.no_grad():
             tell(name, run.sampler, run.denoiser(batch)[0, 0].numpy())

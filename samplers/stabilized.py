@@ -70,9 +70,9 @@ class StabilizedSampler(PosteriorSampler):
 
     @property
     def trainable(self) -> bool:
-        """Not the shipped weights beside noise that is a guess: they would learn what it misses."""
-        guessed = self.light is not None and self.light.guessed
-        return super().trainable and not (guessed and bool(self.shipped))
+        """Not the shipped weights where noise is correlated: they would learn what its model misses."""
+        correlated = self.light is not None and self.light.correlated
+        return super().trainable and not (correlated and bool(self.shipped))
 
     @property
     def isotropic(self) -> bool:

@@ -72,7 +72,9 @@ def self_supervised_share(asked: float | None, risk: SplitRisk | None, loss: Los
             f"self_supervised: got {asked} with the loss {type(loss).__name__}; it takes the loss L2, the "
             "student StabilizedUNet, and noise of single pixels or a fitted CorrelatedNoise; pass 0"
         )
-    return float(possible) if asked is None else asked
+    if asked is None:  # what a model of correlated noise misses would be learned in the end
+        return float(possible and risk is not None and not risk.light.correlated)
+    return asked
 
 
 class Best:

@@ -107,8 +107,8 @@ def _law(noisy: Tensor, gain: Tensor, offset: Tensor, model: Splittable | None) 
         few, lambda each: _shipped(noisy, *lines([each]), True).denoise(few)
     )
     log.warning("the noise of neighbouring pixels is correlated (%.2f along y, %.2f along x, std %.3g): "
-                "the shipped weights denoise it as they are; to learn more, fit a noise model to repeats or "
-                "dark frames (distill noise-model fit --kind correlated)",
+                "the shipped weights denoise it as they are; a noise model of repeats or dark frames is "
+                "more exact (distill noise-model fit --kind correlated)",
                 *noise.neighbours, float(noise.variance(noisy.mean()).sqrt()))  # fmt: skip
     return noise.to(noisy.device)
 

@@ -147,8 +147,11 @@ def test_correlated_noise_that_is_known_is_split_and_not_turned(tmp_path, monkey
     model = CorrelatedNoise.from_noise(noise, torch.from_numpy(made.clean)[:, None])
     monkeypatch.setattr(Patches, "sample", lambda *a, augment=True, sample=Patches.sample, **k: (
         turned.append(augment), sample(*a, augment=augment, **k))[1])  # fmt: skip
-    train(made.noisy, StabilizedSampler(model), StabilizedUNet(), L2(), tmp_path, **(QUICK | dict(steps=2)))
-    assert share(tmp_path) == 1.0 and not any(turned[-2:])
+    for asked in (1.0, None):
+        out = tmp_path / str(asked)
+        train(made.noisy, StabilizedSampler(model), StabilizedUNet(), L2(), out, self_supervised=asked,
+              **(QUICK | dict(steps=2)))  # fmt: skip
+        assert share(out) == (asked or 0.0) and not any(turned[-2:])
 
 
 def test_shipped_weights_beside_a_guess_are_not_trained(tmp_path):
