@@ -20,7 +20,7 @@ def stack(fov: str) -> tuple[Path, Path]:
 
 
 def images_and_draws(teacher: str = TEACHER) -> tuple[np.ndarray, CachedDraws]:
-    """(8, 1, Y, X) frames of FOV 1, spread evenly, and 32 draws of each: 12 minutes on one core, once."""
+    """(8, 1, Y, X) frames of FOV 1, spread evenly, and 32 draws of each: half a minute, once."""
     images = some_frames(read(stack("fov1")[0]), FRAMES)
     folder = f"{teacher}/cached_draws"
     if (Path(folder) / "draws.json").exists():

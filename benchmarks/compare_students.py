@@ -29,7 +29,7 @@ from distill.evaluation.pairs import paired
 from distill.hardware import Hardware, keep_freed_memory
 from losses import L2
 from samplers import CachedDraws
-from students import EncoderDecoder, LightUNet, UNet
+from students import EncoderDecoder, LightUNet, StabilizedUNet, UNet
 
 STUDENTS: dict[str, Callable[[], nn.Module]] = {
     "U-Net, 32 filters": UNet,  # the paper's, which the others are compared with
@@ -49,6 +49,7 @@ STUDENTS: dict[str, Callable[[], nn.Module]] = {
     "FPN lcnet": partial(EncoderDecoder, "FPN", "tu-lcnet_050"),
     "Linknet resnet18": partial(EncoderDecoder, "Linknet", "tu-resnet18"),
     "Unet efficientnet": partial(EncoderDecoder, "Unet", "tu-tf_efficientnet_lite0"),
+    "stabilized, from the shipped weights": StabilizedUNet,  # the default
 }
 
 

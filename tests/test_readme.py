@@ -46,8 +46,10 @@ def test_commands(tmp_path, monkeypatch, capsys):
     assert {"denoised_q.tif", "denoised_q_q05.tif"} <= {path.name for path in tmp_path.glob("*.tif")}
 
 
-def test_files_that_it_names_are_there():
-    links = re.findall(r"\]\(([\w/.]+)\)", README)
-    scripts = re.findall(r"python ((?:recipes|benchmarks)/[\w/.]+)", README)
-    assert links and scripts
-    assert not [name for name in links + scripts if not (ROOT / name).exists()]
+@pytest.mark.parametrize("page", [Path("README.md"), *(p.relative_to(ROOT) for p in ROOT.glob("docs/*.md"))])
+def test_files_that_a_page_names_are_there(page):
+    text = (ROOT / page).read_text()
+    links = [(ROOT / page).parent / name for name in re.findall(r"\]\(([\w/.-]+)\)", text)]
+    scripts = [ROOT / name for name in re.findall(r"((?:recipes|benchmarks)/\w+\.py)", text)]
+    assert links + scripts
+    assert not [path for path in links + scripts if not path.exists()]
