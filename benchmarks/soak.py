@@ -2,9 +2,9 @@
 
     python benchmarks/soak.py --minutes 60
 
-Linux only. A round takes seconds: two runs on small images, one of HDN and a U-Net from nothing and one of
-the networks that ship with the package; then one pass, draws in tiles and an evaluation of each, from
-its files. After every round a line of runs/soak/memory.csv has the resident memory, the objects that
+Linux with glibc only. A round takes seconds: two runs on small images, one of HDN and a U-Net from nothing
+and one of the networks that ship with the package; then one pass, draws in tiles and an evaluation of each,
+from its files. After every round a line of runs/soak/memory.csv has the resident memory, the objects that
 Python's garbage collector knows, the open files and the threads.
 
 A column is flat when, over the last half of the rounds, the line through it rises less than its values
@@ -14,6 +14,7 @@ scatter around that line (standard deviation), or by less than 0.1 %. Exits 1 if
 import argparse
 import contextlib
 import csv
+import ctypes
 import gc
 import io
 import logging
@@ -51,6 +52,7 @@ def one_round(noisy: np.ndarray, clean: np.ndarray, folder: Path) -> None:
 def measured() -> tuple[float, ...]:
     """One value for each of COLUMNS."""
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what glibc keeps for later is not held
     process = Path("/proc/self")
     status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
     resident = float(status["VmRSS"].split()[0]) / 1024

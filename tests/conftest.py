@@ -9,9 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from samplers import HDN, GaussianNoise
 from students import UNet
+
+# The same examples on every run; `--hypothesis-profile=search` looks for new ones.
+_ANY = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+settings.register_profile("repeatable", _ANY, max_examples=100, derandomize=True)
+settings.register_profile("search", _ANY, max_examples=2000)
+settings.load_profile("repeatable")
 
 
 class Network:
