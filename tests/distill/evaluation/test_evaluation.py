@@ -78,7 +78,8 @@ def test_stored_draws_go_on_after_a_stop_with_other_draws(tmp_path, monkeypatch)
     field = LinearGaussianField()
     noisy = field.observe(field.prior(1, (8, 16)))
     StoredDraws(tmp_path / "0", field, noisy, 7).take(3)
-    (tmp_path / "0.f32").open("ab").write(b"half a draw")
+    with open(tmp_path / "0.f32", "ab") as file:
+        file.write(b"half a draw")
     assert not StoredDraws(tmp_path / "0", field, noisy, 7, "of another image").seconds
     stored = StoredDraws(tmp_path / "0", field, noisy, 7)
     assert len(stored.seconds) == 3
