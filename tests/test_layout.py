@@ -18,7 +18,7 @@ FORBIDDEN = {
     "losses": {"distill", "samplers", "students", "recipes"},
     "distill": {"recipes"},
 }
-EXTRAS = {"scipy", "matplotlib", "jsonargparse", "imagecodecs", "timm", "lpips", "torchvision"}
+EXTRAS = {"scipy", "skimage", "matplotlib", "jsonargparse", "imagecodecs", "timm", "lpips", "torchvision"}
 EXTRAS |= {"segmentation_models_pytorch", "pooch", "onnx", "onnxscript", "onnxruntime", "bioimageio"}
 
 
@@ -115,8 +115,8 @@ def test_what_is_no_code_is_installed_too():
 def test_the_core_runs_on_torch_numpy_and_tifffile():
     code = (
         f"import sys; sys.modules.update(dict.fromkeys({EXTRAS}));"
-        "from distill import train, predict, evaluate, read; from samplers import HDN;"
-        "from students import UNet; from losses import L1, L2"
+        "from distill import train, predict, evaluate, read, specimen; from samplers import HDN;"
+        "from students import UNet; from losses import L1, L2; specimen(1, 32)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

@@ -10,12 +10,17 @@ from typing import Literal
 
 import numpy as np
 from numpy.random import Generator
-from scipy import fft
-from scipy.ndimage import fourier_gaussian, gaussian_filter
-from scipy.signal import lfilter
-from scipy.spatial import KDTree, distance_matrix
-from scipy.special import expit
 
+from distill.datasets.canvas import (
+    blur,
+    five_nearest,
+    jittered_lattice,
+    nearest_value,
+    sigmoid,
+    smooth,
+    splat,
+    unit,
+)
 from distill.errors import UserError
 
 MARGIN, PSF = 32, 1.1  # px: drawn beyond every side and cropped; standard deviation of the PSF
@@ -80,9 +85,10 @@ def _camera(rng: Generator, signal: np.ndarray, photons: float) -> tuple[np.ndar
 
 def _lines(rng: Generator, signal: np.ndarray, photons: float) -> tuple[np.ndarray, np.ndarray]:
     counts, clean = _camera(rng, signal, photons)
-    white = rng.normal(0, LINE_STD * np.sqrt(1 - LINE_CORRELATION**2), signal.shape)
-    white[:, 0] *= 1 / np.sqrt(1 - LINE_CORRELATION**2)  # stationary from the first column on
-    lines = lfilter([1.0], [1.0, -LINE_CORRELATION], white, axis=1)
+    lines = rng.normal(0, LINE_STD * np.sqrt(1 - LINE_CORRELATION**2), signal.shape)
+    lines[:, 0] *= 1 / np.sqrt(1 - LINE_CORRELATION**2)  # stationary from the first column on
+    for x in range(1, lines.shape[1]):
+        lines[:, x] += LINE_CORRELATION * lines[:, x - 1]
     return (counts + lines).astype(np.float32), clean
 
 
@@ -96,43 +102,42 @@ def _field_of_view(rng: Generator, size: int) -> np.ndarray:
     side = size + 2 * MARGIN
     cells = _Cells(rng, side)
     nuclei = cells.nuclei(rng)
-    cytoplasm = expit(cells.depth - 1.5) * (1 - np.minimum(nuclei / 0.3, 1))
-    haze = cytoplasm * cells.per_cell(0.17 * cells.level) * np.exp(0.35 * _smooth(rng, side, 4))
+    cytoplasm = sigmoid(cells.depth - 1.5) * (1 - np.minimum(nuclei / 0.3, 1))
+    haze = cytoplasm * cells.per_cell(0.17 * cells.level) * np.exp(0.35 * smooth(rng, side, 4))
     focus = cells.membranes(rng) + nuclei + haze
     focus += cells.filaments(rng, cytoplasm) + cells.vesicles(rng, cytoplasm)
     # Light from above and below the focal plane: a confocal pinhole rejects most of it.
-    image = gaussian_filter(focus, PSF) + 0.12 * gaussian_filter(focus, 9)
-    return (image + 0.05 * np.exp(0.3 * _smooth(rng, side, 60)))[MARGIN:-MARGIN, MARGIN:-MARGIN]
+    image = blur(blur(focus, PSF).T, PSF).T + 0.12 * blur(blur(focus, 9).T, 9).T
+    return (image + 0.05 * np.exp(0.3 * smooth(rng, side, 60)))[MARGIN:-MARGIN, MARGIN:-MARGIN]
 
 
 class _Cells:
     """Where every pixel of a (side, side) canvas lies: its cell, and its place inside that cell."""
 
     def __init__(self, rng: Generator, side: int):
-        self.seeds = _jittered_lattice(rng, side, spacing=rng.uniform(54, 64))  # (K, 2)
+        self.seeds = jittered_lattice(rng, side, spacing=rng.uniform(54, 64))  # (K, 2)
         # Bending space before partitioning it makes the straight Voronoi edges curved.
-        fine, wide = (np.stack([_smooth(rng, side, scale) for _ in "yx"]) for scale in (14, 35))
+        fine, wide = (np.stack([smooth(rng, side, scale) for _ in "yx"]) for scale in (14, 35))
         self.warp = 3 * fine + 7 * wide  # (2, side, side), px
-        position = (np.mgrid[:side, :side] + self.warp).reshape(2, -1).T
-        found = KDTree(self.seeds).query(position, k=5)
-        distance, near = map(np.asarray, found)  # (side^2, 5), nearest first
-        apart = distance_matrix(self.seeds, self.seeds)[near[:, 1:], near[:, :1]]
-        to_edge = (distance[:, 1:] ** 2 - distance[:, :1] ** 2) / (2 * apart)
+        position = np.mgrid[:side, :side] + self.warp
+        squared, near = five_nearest(position, self.seeds)
+        apart = np.hypot(*(self.seeds[near[1:]] - self.seeds[near[:1]]).transpose(3, 0, 1, 2))
+        to_edge = (squared[1:] - squared[:1]) / (2 * apart)
         # A soft minimum over the neighbours rounds the corners and leaves gaps where cells meet.
-        depth = -2.5 * np.log(np.exp(to_edge / -2.5).sum(1)).reshape(side, side) - 0.9
+        depth = -2.5 * np.log(np.exp(to_edge / -2.5).sum(0)) - 0.9
         slope = np.hypot(*np.gradient(depth))  # not 1 where space is stretched
         self.depth = depth / np.maximum(slope, 0.6)  # px inside the membrane, negative outside
-        self.cell = near[:, 0].reshape(side, side)
+        self.cell = near[0]
         self.level = rng.lognormal(0, 0.25, len(self.seeds))  # expression of the label
         self.axes = rng.uniform([[12], [9.5]], [[16], [13]], (2, len(self.seeds)))  # px, nucleus
         self.centre = self.seeds + rng.uniform(-4, 4, self.seeds.shape)  # of the nucleus
-        self.inside = (position - self.centre[near[:, 0]]).T.reshape(2, side, side)
+        self.inside = position - self.per_cell(self.centre.T)
 
     def per_cell(self, values: np.ndarray) -> np.ndarray:
         return values[..., self.cell]  # (..., K) -> (..., side, side)
 
     def membranes(self, rng: Generator) -> np.ndarray:
-        fine, wide = (_smooth(rng, len(self.cell), scale) for scale in (6, 30))
+        fine, wide = (smooth(rng, len(self.cell), scale) for scale in (6, 30))
         rim = np.exp(-0.5 * (self.depth / 0.75) ** 2)
         return self.per_cell(1.1 * self.level) * np.exp(0.25 * fine + 0.2 * wide) * rim
 
@@ -142,14 +147,14 @@ class _Cells:
         turned = (dy + 1j * dx) * self.per_cell(np.exp(1j * rng.uniform(0, np.pi, k)))
         radius = np.hypot(*np.stack([turned.real, turned.imag]) / self.per_cell(self.axes))
         # Chromatin: a fine network, denser against the envelope, with up to three dark nucleoli.
-        chromatin = np.exp(0.38 * _smooth(rng, side, 1.3) + 0.27 * _smooth(rng, side, 3))
+        chromatin = np.exp(0.38 * smooth(rng, side, 1.3) + 0.27 * smooth(rng, side, 3))
         chromatin *= 0.75 + 0.45 * np.exp(-0.5 * ((radius - 0.9) / 0.1) ** 2)
         for _ in range(3):
             apart = np.hypot(*(self.inside - self.per_cell(rng.normal(0, 4, (2, k)))))
             size = self.per_cell(rng.choice([0.1, 2.2, 3.4], k) * rng.uniform(0.8, 1.2, k))
-            chromatin *= 1 - 0.75 * expit((size - apart) * 2)
+            chromatin *= 1 - 0.75 * sigmoid((size - apart) * 2)
         level = rng.uniform(0.5, 0.95, k) * (rng.random(k) > 0.08)  # the focal plane misses a few
-        return self.per_cell(level) * expit((1 - radius) * 18) * expit(self.depth - 2) * chromatin
+        return self.per_cell(level) * sigmoid((1 - radius) * 18) * sigmoid(self.depth - 2) * chromatin
 
     def filaments(self, rng: Generator, cytoplasm: np.ndarray) -> np.ndarray:
         """Persistent random walks of half-pixel steps from the nucleus towards the membrane."""
@@ -157,13 +162,13 @@ class _Cells:
         owner = np.arange(m) // 18
         angle = rng.uniform(0, 2 * np.pi, m)
         rim = self.axes[:, owner].mean(axis=0) * rng.uniform(0.9, 1.5, m)
-        bend = gaussian_filter(rng.normal(0, 0.11, (steps, m)), (6, 0))
+        bend = blur(rng.normal(0, 0.11, (steps, m)), 6)
         heading = angle + rng.normal(0, 0.6, m) + np.cumsum(bend, axis=0)  # (steps, m)
-        path = 0.5 * np.cumsum(_unit(heading), axis=1)  # (2, steps, m)
+        path = 0.5 * np.cumsum(unit(heading), axis=1)  # (2, steps, m)
         path += self._around(owner, rim, angle)[:, None]
-        stays = (_at(self.cell, path) == owner) & (_at(self.depth, path) > 0.5)
-        weight = 0.5 * self.level[owner] * rng.uniform(0.4, 1.4, m) * _at(cytoplasm, path)
-        return _splat(path, weight * np.logical_and.accumulate(stays, axis=0), len(self.cell))
+        stays = (nearest_value(self.cell, path) == owner) & (nearest_value(self.depth, path) > 0.5)
+        weight = 0.5 * self.level[owner] * rng.uniform(0.4, 1.4, m) * nearest_value(cytoplasm, path)
+        return splat(path, weight * np.logical_and.accumulate(stays, axis=0), len(self.cell))
 
     def vesicles(self, rng: Generator, cytoplasm: np.ndarray) -> np.ndarray:
         """Points smaller than the PSF, half of them crowded on one side of the nucleus."""
@@ -173,52 +178,10 @@ class _Cells:
         angle = side_of + rng.normal(0, np.where(crowded, 0.35, 10))  # 10 rad: anywhere
         reach = rng.normal(np.where(crowded, 17, 22), np.where(crowded, 3, 6))  # px
         at = self._around(owner, reach, angle)
-        weight = 4 * rng.lognormal(0, 0.45, len(owner)) * _at(cytoplasm, at)
-        return _splat(at, weight, len(self.cell))
+        weight = 4 * rng.lognormal(0, 0.45, len(owner)) * nearest_value(cytoplasm, at)
+        return splat(at, weight, len(self.cell))
 
     def _around(self, owner: np.ndarray, reach: np.ndarray, angle: np.ndarray) -> np.ndarray:
         """(2, m) canvas positions around nuclei, the bending of space undone to first order."""
-        bent = self.centre[owner].T + reach * _unit(angle)
-        return bent - _at(self.warp, bent)
-
-
-def _jittered_lattice(rng: Generator, side: int, spacing: float) -> np.ndarray:
-    """(K, 2) cell centres on a turned hexagonal lattice, covering one cell more than the canvas."""
-    steps = int(side / spacing) + 4
-    i, j = np.mgrid[-steps : steps + 1, -steps : steps + 1].reshape(2, -1)
-    lattice = i * np.sqrt(0.75) + 1j * (j + i % 2 / 2)  # as complex numbers: turning is a product
-    lattice = lattice + rng.normal(0, 0.16, (len(i), 2)) @ [1, 1j]
-    lattice = spacing * lattice * np.exp(1j * rng.uniform(0, np.pi))
-    seeds = np.stack([lattice.real, lattice.imag], axis=1) + side / 2
-    return seeds[(np.abs(seeds - side / 2) < side / 2 + 1.2 * spacing).all(axis=1)]
-
-
-def _smooth(rng: Generator, side: int, scale: float) -> np.ndarray:
-    """(side, side) Gaussian random field, mean 0, variance 1, correlated over `scale` pixels."""
-    white = rng.standard_normal((side, side), np.float32)
-    field = np.asarray(fft.irfft2(fourier_gaussian(fft.rfft2(white), scale, n=side), s=white.shape))
-    return (field - field.mean()) / field.std()
-
-
-def _unit(angle: np.ndarray) -> np.ndarray:
-    return np.stack([np.cos(angle), np.sin(angle)])
-
-
-def _at(image: np.ndarray, position: np.ndarray) -> np.ndarray:
-    """image (..., side, side) at the pixels nearest to position (2, ...), clamped to the canvas."""
-    y, x = np.clip(np.rint(position), 0, image.shape[-1] - 1).astype(int)
-    return image[..., y, x]
-
-
-def _splat(position: np.ndarray, weight: np.ndarray, side: int) -> np.ndarray:
-    """Adds weights at sub-pixel positions, shared bilinearly so that lines have no staircase."""
-    position, weight = position.reshape(2, -1), weight.ravel()
-    keep = (weight > 0) & (position >= 0).all(axis=0) & (position < side - 1).all(axis=0)
-    fraction, low = np.modf(position[:, keep])
-    image = np.zeros(side * side)
-    for corner in np.ndindex(2, 2):
-        step = np.array(corner)[:, None]
-        share = np.where(step, fraction, 1 - fraction).prod(axis=0)
-        y, x = low.astype(int) + step
-        image += np.bincount(y * side + x, weight[keep] * share, side * side)
-    return image.reshape(side, side)
+        bent = self.centre[owner].T + reach * unit(angle)
+        return bent - nearest_value(self.warp, bent)

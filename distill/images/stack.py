@@ -30,8 +30,6 @@ class LazyFrames:
     def __getitem__(self, key) -> np.ndarray:
         first, *rest = key if isinstance(key, tuple) else (key,)
         index = np.arange(len(self))[first]
-        if index.ndim:
-            return np.stack([self[(i, *rest)] for i in index])
         return self._array[(*np.unravel_index(index, self._lead), *rest)]
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:

@@ -166,6 +166,8 @@ def _write_tiff(path: Path, array: np.ndarray, axes: str, dtype: np.dtype, like:
     unit = "um" if like.unit == "µm" and not ome else like.unit
     imagej = not (ome or big) and unit.isascii() and dtype.name in ("uint8", "uint16", "float32")
     imagej = imagej and list(axes) == [a for a in "TZCYX" if a in axes] and 1 not in array.shape[:-2]
+    thin = array.shape[-1] == 1  # an X of 1 px, which tifffile leaves out
+    imagej = imagej and not thin
     kind = "ome" if ome else "imagej" if imagej else "plain"
     meta = dict(like.extra) if like.source == kind else {}
     options: dict[str, Any] = {"photometric": "minisblack", "compression": like.compression}
@@ -190,6 +192,7 @@ def _write_tiff(path: Path, array: np.ndarray, axes: str, dtype: np.dtype, like:
         for image in series:
             # Plane by plane: the conversion never holds more than one plane.
             planes = _planes(image, dtype)
+            planes = np.stack([*planes]).reshape(image.shape) if thin else planes
             tif.write(planes, shape=image.shape, dtype=dtype, metadata=meta, **options)
 
 

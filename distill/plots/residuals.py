@@ -25,10 +25,10 @@ def residual_picture(
     for (name, image), (whole, correlation, against) in zip(images.items(), axes, strict=True):
         residual = (noisy - image)[0]
         reach = 3 * float(residual.std())
-        whole.imshow(residual, cmap="gray", vmin=-reach, vmax=reach, interpolation="nearest")
+        whole.imshow(residual.numpy(), cmap="gray", vmin=-reach, vmax=reach, interpolation="nearest")
         whole.set(title=f"noisy - {name}", xticks=[], yticks=[])
         lags = min(LAGS, min(residual.shape) - 1)
-        values = autocorrelation(residual, lags)
+        values = autocorrelation(residual, lags).numpy()
         for direction, profile in {"x": values[lags, lags:], "y": values[lags:, lags]}.items():
             correlation.plot(profile, "o-", markersize=4, label=f"along {direction}")
         correlation.axhline(0, color="grey", linewidth=0.5)
@@ -39,7 +39,7 @@ def residual_picture(
         if noise_model is not None and not isinstance(noise_model, AutoregressiveNoise):
             level = torch.from_numpy(signal).float()[:, None].expand(-1, 4096)[None, None]
             drawn = noise_model.sample(level) - level
-            against.plot(signal, drawn.std(-1)[0, 0], "k--", label="the noise model's std")
+            against.plot(signal, drawn.std(-1)[0, 0].numpy(), "k--", label="the noise model's std")
         against.axhline(0, color="grey", linewidth=0.5)
         against.set(title="residual against signal", xlabel="signal (counts)", ylabel="counts")
         correlation.legend(fontsize=8)

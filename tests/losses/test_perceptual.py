@@ -1,6 +1,5 @@
 import copy
 import sys
-import urllib.error
 
 import numpy as np
 import pytest
@@ -144,16 +143,10 @@ def test_no_weights_are_needed_to_load_a_student():
     assert denoiser(torch.rand(1, 1, 8, 8)).shape == (1, 1, 8, 8)
 
 
-def test_without_weights_and_without_internet_there_is_one_line(monkeypatch, tmp_path):
+def test_without_weights_and_without_internet_there_is_one_line(offline, monkeypatch, tmp_path):
     pytest.importorskip("lpips")
     hub = pytest.importorskip("huggingface_hub")
-
-    def offline(*args, **kwargs):
-        raise urllib.error.URLError("no internet")
-
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr("torch.hub.urlopen", offline)
-    monkeypatch.setattr("urllib.request.urlopen", offline)
     monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
     image = torch.zeros(1, 1, 32, 32)
     for loss, advice in [(LPIPS(), "alexnet-owt-7be5be79.pth elsewhere"), (Features("resnet18"), "weights=")]:

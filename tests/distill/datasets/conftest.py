@@ -14,7 +14,6 @@ from distill.datasets import RECORDS
 def served(tmp_path, monkeypatch):
     """A folder that a server on this machine offers; the records' URLs lead there."""
     pytest.importorskip("pooch")
-    monkeypatch.setenv("NO_PROXY", "*")
     monkeypatch.delenv("DISTILL_DATA", raising=False)
     folder = tmp_path / "served"
     folder.mkdir()

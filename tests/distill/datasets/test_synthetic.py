@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from distill.datasets import Specimen, specimen
+from distill.datasets.canvas import blur, five_nearest
 from distill.errors import UserError
 
 
@@ -92,3 +93,16 @@ def test_lines_run_along_the_rows_and_have_no_mean():
     assert (unit[:, :, 1:] * unit[:, :, :-1]).mean() == pytest.approx(0.95, abs=0.02)
     assert abs((unit[:, 1:] * unit[:, :-1]).mean()) < 0.05
     assert lines.offset == camera.offset + 64
+
+
+def test_canvas_is_that_of_scipy():
+    ndimage, spatial = pytest.importorskip("scipy.ndimage"), pytest.importorskip("scipy.spatial")
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(70, 9))
+    np.testing.assert_allclose(blur(image, 6), ndimage.gaussian_filter(image, (6, 0)), atol=1e-12)
+    position = np.mgrid[:150, :150] + rng.normal(0, 9, (2, 150, 150))
+    seeds = rng.uniform(-20, 170, (40, 2))
+    squared, near = five_nearest(position, seeds)
+    distance, expected = spatial.KDTree(seeds).query(position.reshape(2, -1).T, k=5)
+    np.testing.assert_array_equal(near.reshape(5, -1).T, expected)
+    np.testing.assert_allclose(np.sqrt(squared).reshape(5, -1).T, distance)

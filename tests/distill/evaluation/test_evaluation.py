@@ -25,6 +25,19 @@ def test_psnr_is_the_papers():
     assert psnr(clean + 5, clean) == pytest.approx(20 * math.log10(50 / 5))
 
 
+@pytest.mark.parametrize("shape", [(1, 11, 40), (2, 64, 33)])
+@pytest.mark.parametrize(("level", "contrast"), [(0.0, 1.0), (3000.0, 40.0)])
+def test_ssim_is_that_of_scikit_image(shape, level, contrast):
+    metrics = pytest.importorskip("skimage.metrics")
+    clean = level + contrast * torch.randn(shape)
+    image = clean + 0.3 * contrast * torch.randn(shape)
+    expected = metrics.structural_similarity(
+        image.double().numpy(), clean.double().numpy(), channel_axis=0, gaussian_weights=True, sigma=1.5,
+        data_range=float(clean.max().double() - clean.min().double()), use_sample_covariance=False,
+    )  # fmt: skip
+    assert ssim(image, clean) == pytest.approx(expected, abs=1e-9)
+
+
 def test_ssim_is_1_for_the_same_image_falls_with_noise_and_needs_11_pixels():
     clean = torch.rand(2, 32, 32)
     assert ssim(clean, clean) == pytest.approx(1)
@@ -65,7 +78,8 @@ def test_stored_draws_go_on_after_a_stop_with_other_draws(tmp_path, monkeypatch)
     field = LinearGaussianField()
     noisy = field.observe(field.prior(1, (8, 16)))
     StoredDraws(tmp_path / "0", field, noisy, 7).take(3)
-    (tmp_path / "0.f32").open("ab").write(b"half a draw")
+    with open(tmp_path / "0.f32", "ab") as file:
+        file.write(b"half a draw")
     assert not StoredDraws(tmp_path / "0", field, noisy, 7, "of another image").seconds
     stored = StoredDraws(tmp_path / "0", field, noisy, 7)
     assert len(stored.seconds) == 3

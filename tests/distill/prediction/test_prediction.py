@@ -2,13 +2,16 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from distill import UserError, load_denoiser, predict, train
 from distill.denoiser import DirectDenoiser
+from distill.images.sources import as_stack
 from distill.images.tiff import read
 from distill.prediction.tiles import in_tiles
 from losses import L2
-from students import UNet
+from students import LightUNet, UNet
 
 
 @pytest.fixture
@@ -44,14 +47,30 @@ def test_draws_of_the_sampler(run, noisy, statistic):
     assert (image > 0).all() and (image.mean() < 50) == (statistic == "std")
 
 
-def test_tiles_are_the_whole_image_when_the_halo_covers_the_receptive_field():
-    torch.manual_seed(0)
-    denoiser = DirectDenoiser(UNet(depth=2, filters=4), L2()).eval()
-    noisy = torch.randn(1, 1, 200, 330)
+@pytest.mark.parametrize("student", [UNet(depth=2, filters=2), LightUNet(width=4, depth=2)])
+@settings(max_examples=40)
+@given(st.tuples(*[st.integers(1, 200)] * 2), st.integers(64, 220), st.integers(64, 150))
+def test_tiles_are_the_whole_image_when_the_halo_covers_the_receptive_field(student, size, tile, halo):
+    denoiser = DirectDenoiser(student, L2()).eval()
+    noisy = torch.randn(1, 1, *size)
     with torch.inference_mode():
-        whole = denoiser(noisy)
-        torch.testing.assert_close(in_tiles(denoiser, noisy, 64, 64), whole, atol=1e-5, rtol=0)
-        assert in_tiles(denoiser, noisy, 512).equal(whole)
+        tiled, whole = in_tiles(denoiser, noisy, tile, halo), denoiser(noisy)
+    torch.testing.assert_close(tiled, whole, atol=1e-5, rtol=1e-5)
+
+
+@given(data=st.data(), axes=st.sampled_from(["YX", "XY", "TYX", "YXZ", "CYX", "YCX", "XTCY"]))
+def test_any_axes_sizes_and_types_are_the_same_frames(data, axes):
+    dtype = data.draw(st.sampled_from(["?", "u1", "i2", ">u2", "u4", "i8", "f2", ">f4", "f8"]))
+    shape = [2 if a == "C" else data.draw(st.integers(1, 9)) for a in axes]
+    stack = as_stack(np.random.default_rng(0).integers(0, 100, shape).astype(dtype), axes)
+    denoiser = DirectDenoiser(
+        UNet(depth=1, filters=2, in_channels=(c := stack.frames.shape[1]), out_channels=c), L2(), c
+    )
+    denoised = predict(denoiser.eval(), stack, precision="fp32")
+    with torch.inference_mode():
+        direct = denoiser(torch.from_numpy(np.asarray(stack.frames, np.float32)))
+    assert denoised.shape == stack.pixels.shape and denoised.dtype == np.float32
+    np.testing.assert_allclose(denoised, stack.restore(direct.numpy()), atol=1e-4)
 
 
 def test_bad_input_is_one_line_and_nothing_is_written(run, noisy, tmp_path):

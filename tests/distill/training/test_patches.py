@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from distill.errors import UserError
@@ -14,7 +14,6 @@ from distill.images.tiff import read
 from distill.training.patches import Patches, split
 
 torch.set_num_threads(1)
-QUICK = settings(max_examples=40, deadline=None)
 
 
 def index_image(n, height, width):
@@ -48,7 +47,6 @@ def test_each_side_gets_a_frame(fraction, n_val):
     st.floats(0.01, 0.9),
     st.integers(0, 99),
 )
-@QUICK
 def test_a_single_frame_leaks_nothing(size, height, width, fraction, seed):
     frames = index_image(1, height, width)
     if max(height, width) < 2 * size:
@@ -64,7 +62,6 @@ def test_a_single_frame_leaks_nothing(size, height, width, fraction, seed):
 
 
 @given(st.floats(0.1, 0.9), st.integers(0, 9))
-@QUICK
 def test_single_frame_fraction_is_respected(fraction, seed):
     train, val = split(index_image(1, 200, 100), fraction, 8, seed)
     area = [int((r[0, 2] - r[0, 1]) * (r[0, 4] - r[0, 3])) for r in (train, val)]
