@@ -17,6 +17,7 @@ from distill.evaluation.tables import Row, distinct, format_table, table1, write
 from distill.files import whole_file, write_text
 from distill.hardware import Hardware, Precision
 from distill.images.sources import Images, as_stack
+from distill.images.statistics import check_finite
 from distill.plots.pictures import comparison
 from distill.plots.residuals import residual_picture
 from distill.runs import checkpoint
@@ -59,6 +60,9 @@ def evaluate(
     """
     sampler, denoiser = checkpoint.load_sampler(run), checkpoint.load_denoiser(run)
     noisy = as_stack(noisy, axes)  # read once
+    if clean is not None:
+        clean = as_stack(clean, axes)
+        check_finite(clean)
     pairs = paired(noisy, clean, axes, frames)
     hardware, out = Hardware(device, precision), Path(run if out is None else out)
     metrics: Metrics = {"psnr": psnr, "ssim": ssim} | ({"lpips": lpips()} if perceptual else {})

@@ -123,6 +123,16 @@ def test_a_run_against_ground_truth(noisy, run):
         evaluate(run, noisy, np.zeros((3, 48, 40)))
 
 
+def test_nan_is_counted_and_nothing_is_written(noisy, run):
+    before = sorted(run.iterdir())
+    broken = noisy.astype("f4")
+    broken[1:3, 5, 5:8] = np.nan
+    for images, truth in ((broken, None), (noisy, broken)):
+        with pytest.raises(UserError, match=r"6 pixels in 2 of 4 frames \(first in frame 1\) are NaN"):
+            evaluate(run, images, truth, draws=[1], device="cpu")
+    assert sorted(run.iterdir()) == before
+
+
 def test_without_ground_truth(noisy, run):
     rows = evaluate(run, noisy, draws=[2, 4], frames=2, device="cpu")
     table = format_table(rows)
