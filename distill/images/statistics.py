@@ -34,8 +34,8 @@ def check_finite(stack: Stack, which: Sequence[int] | np.ndarray | None = None) 
     bad = {i: count for i, count in bad.items() if count}
     if total := sum(bad.values()):
         raise UserError(
-            f"{stack.name}: {total} pixel{'s' * (total > 1)} in {len(bad)} of {len(which)} frames (first in frame"
-            f" {min(bad)}) are NaN, infinite or beyond float32, and would spread to their neighbours;"
+            f"{stack.name}: {total} pixel{'s' * (total > 1)} in {len(bad)} of {len(which)} frames (first in"
+            f" frame {min(bad)}) are NaN, infinite or beyond float32, and would spread to their neighbours;"
             " replace those pixels, or leave those frames out"
         )
 

@@ -60,13 +60,14 @@ def test_averages_of_draws_approach_the_posterior_mean():
     assert len(pictures) == 6
 
 
-def test_stored_draws_go_on_after_a_stop_with_other_draws(tmp_path, monkeypatch):
+def test_stored_draws_go_on_after_a_stop_with_the_draws_of_an_undisturbed_run(tmp_path, monkeypatch):
     monkeypatch.setattr("distill.evaluation.stored_draws.BAND_BYTES", 4 * 7 * 16)  # bands of one row
+    monkeypatch.setattr("distill.evaluation.stored_draws.BLOCK", 3)
     field = LinearGaussianField()
     noisy = field.observe(field.prior(1, (8, 16)))
-    StoredDraws(tmp_path / "0", field, noisy, 7).take(3)
+    StoredDraws(tmp_path / "0", field, noisy, 7).take(2)
     (tmp_path / "0.f32").open("ab").write(b"half a draw")
-    assert not StoredDraws(tmp_path / "0", field, noisy, 7, "of another image").seconds
+    assert not StoredDraws(tmp_path / "0", field, noisy, 7, work="of another image").seconds
     stored = StoredDraws(tmp_path / "0", field, noisy, 7)
     assert len(stored.seconds) == 3
     mean, middle, variance, seconds = stored.take(7)
@@ -76,8 +77,12 @@ def test_stored_draws_go_on_after_a_stop_with_other_draws(tmp_path, monkeypatch)
     torch.testing.assert_close(middle, median(draws))
     torch.testing.assert_close(variance, draws.var(0))
     assert seconds == sum(stored.seconds)
+    assert mean.equal(StoredDraws(tmp_path / "whole", field, noisy, 7).take(7)[0])
+    assert not mean.equal(StoredDraws(tmp_path / "1", field, noisy, 7, frame=1).take(7)[0])
+    (tmp_path / "0.f32").write_bytes(b"lost")
+    assert not StoredDraws(tmp_path / "0", field, noisy, 7).seconds
     stored.delete()
-    assert not list(tmp_path.iterdir())
+    assert {path.stem for path in tmp_path.iterdir()} == {"whole", "1"}
 
 
 def test_residuals_tell_structure_that_was_removed_from_noise_that_was_left():
@@ -156,6 +161,13 @@ def test_a_stopped_evaluation_goes_on(noisy, run, monkeypatch):
         evaluate(run, noisy, noisy, draws=[1, 3], device="cpu")
     rows = evaluate(run, noisy, noisy, draws=[1, 3], device="cpu")
     assert taken == [1, 3, 1, 3] + [1, 3] * 3 and len(rows) == 4  # the first frame was not drawn again
+    undisturbed = evaluate(run, noisy, noisy, run / "other", draws=[1, 3], device="cpu")
+    for row, same in zip(rows, undisturbed, strict=True):
+        assert row | {"seconds_per_image": 0, "memory_mb": 0} == same | {
+            "seconds_per_image": 0,
+            "memory_mb": 0,
+        }
+    assert not (run / ".evaluate.lock").exists()
 
 
 def test_a_stop_in_the_first_image_keeps_its_draws(noisy, run, monkeypatch):
