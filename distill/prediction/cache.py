@@ -107,7 +107,7 @@ def _open(out: Path, state: Unfinished, shape: tuple[int, ...]) -> tuple[np.memm
     if other := state.other():
         differ = ", ".join(key for key in state.work if other.get(key) != state.work[key])
         raise UserError(
-            f"{out}: holds a part of another cache (it differs in {differ}); pass another folder, or delete it"
+            f"{out}: holds a part of another cache (it differs in {differ}); pass another, or delete it"
         )
     if path.exists() and not state.path.exists():
         raise UserError(f"{path}: is of no cache that was stopped here; pass another folder, or delete it")
