@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from distill import UserError, load_denoiser, load_sampler, train
+from distill.plots.curves import training_curves
+from distill.runs.describe import describe_run
 from distill.runs.tensors import load, save
 from losses import L2, Quantiles
 from samplers import HDN, FunctionSampler, GaussianNoise
@@ -78,6 +80,8 @@ def test_a_torn_last_line_of_the_metrics_does_not_block(noisy, tmp_path):
     train(noisy, *networks(), out=tmp_path, steps=3, refine_steps=0, **QUICK)
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 4, "stud')
+    assert '"step": 3' in describe_run(tmp_path).splitlines()[-1]
+    assert len(training_curves(tmp_path / "metrics.jsonl")) == 3
     train(noisy, *networks(), out=tmp_path, steps=6, refine_steps=0, **QUICK)
     assert [row["step"] for row in rows(tmp_path)] == [3, 6]
 
