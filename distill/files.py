@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 from distill.errors import UserError
 
@@ -24,6 +25,7 @@ def whole_file(path: str | os.PathLike, sync: bool = True) -> Iterator[Path]:
         raise UserError(f"{path}: is a symbolic link; pass the name of what it leads to, or another")
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        _remove_parts_of_the_dead(path)
         part.touch()
         mode = part.stat().st_mode  # what the umask gives: some libraries make files for their owner alone
         yield part
@@ -39,6 +41,26 @@ def whole_file(path: str | os.PathLike, sync: bool = True) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def _remove_parts_of_the_dead(path: Path) -> None:
+    """What a process that was killed while it wrote `path` has left beside it."""
+    for name in os.listdir(path.parent):
+        pid = name.removeprefix(f".{path.name}.").removesuffix(".part")
+        if name == f".{path.name}.{pid}.part" and pid.isdecimal() and not _is_running(int(pid)):
+            path.with_name(name).unlink(missing_ok=True)
+
+
+def _is_running(pid: int) -> bool:
+    if os.name == "nt":  # where the same call would end the process
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is another user's
+        return True
+    return True
+
+
 def write_text(path: str | os.PathLike, text: str, sync: bool = True) -> None:
     with whole_file(path, sync) as part:
         part.write_text(text, encoding="utf-8")
@@ -46,6 +68,18 @@ def write_text(path: str | os.PathLike, text: str, sync: bool = True) -> None:
 
 def write_json(path: str | os.PathLike, data: Any) -> None:
     write_text(path, json.dumps(data, indent=1) + "\n")
+
+
+def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The objects of a file that grows by a line at a time; a line that a crash has torn is skipped."""
+    rows = []
+    for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        rows += [row] if isinstance(row, dict) else []
+    return rows
 
 
 class Unfinished:
@@ -67,15 +101,17 @@ class Unfinished:
 
     def save(self, done: Any) -> None:
         # Not synced: it may be written every few milliseconds, and torn by a power failure it counts as none.
-        write_text(self.path, json.dumps({"work": self.work, "done": done}), sync=False)
+        text = json.dumps({"work": self.work, "done": done})
+        write_text(self.path, json.dumps({"state": text, "crc32": crc32(text.encode())}), sync=False)
 
     def delete(self) -> None:
         self.path.unlink(missing_ok=True)
 
     def _stored(self) -> dict[str, Any] | None:
-        """None for no file, a torn one, or one of anything else."""
+        """None for no file, a damaged one, or one of anything else."""
         try:
-            stored = json.loads(self.path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
+            file = json.loads(self.path.read_text(encoding="utf-8"))
+            intact = file["crc32"] == crc32(file["state"].encode())
+        except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
             return None
-        return stored if isinstance(stored, dict) and stored.keys() == {"work", "done"} else None
+        return json.loads(file["state"]) if intact else None

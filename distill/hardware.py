@@ -2,11 +2,12 @@
 
 import ctypes
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,6 +60,14 @@ def has_fast_bf16(device: torch.device) -> bool:
         query = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # torch >= 2.6, x86
         return bool(query and query())
     return False
+
+
+@contextmanager
+def seeded(device: torch.device, *numbers: int) -> Iterator[None]:
+    """torch's random numbers inside follow from these integers alone; those outside stay as they are."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]))
+        yield
 
 
 def synchronize(device: torch.device) -> None:

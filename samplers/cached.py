@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -25,13 +26,14 @@ class CachedDraws(PosteriorSampler):
         super().__init__()
         self.path = str(path)
         try:
-            self._header = json.loads((Path(path) / "draws.json").read_text())
-            self._draws = np.load(Path(path) / "draws.npy", mmap_mode="r")  # (N, K, C, Y, X)
+            self._header = _header(Path(path) / "draws.json")
+            self._draws = _mapped(Path(path) / "draws.npy", self._header["layout"])  # (N, K, C, Y, X)
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"CachedDraws: {path}: not a finished cache ({error}); write one with distill cache"
             ) from None
         self.free_draws = self._draws.shape[1]
+        self.isotropic = self._header["isotropic"]
 
     def training_images(self, frames: Any) -> "FramesAndDraws":
         """Frames (N, C, Y, X) -> (N, C + K * C, Y, X). ValueError for other images."""
@@ -40,7 +42,7 @@ class CachedDraws(PosteriorSampler):
                 f"CachedDraws: {self.path}: its draws are of {self._header['name']}, not of these "
                 "images; pass those, or cache the draws of these"
             )
-        return FramesAndDraws(frames, self._draws, self._header["mean"], self._header["std"])
+        return FramesAndDraws(frames, self._draws, self._header, self.path)
 
     def sample(self, noisy: Tensor, n: int = 1) -> Tensor:
         """(B, C + K * C, *S), cut from what `training_images` gives -> n <= K different draws."""
@@ -60,12 +62,16 @@ class CachedDraws(PosteriorSampler):
 class FramesAndDraws:
     """Frames (N, C, Y, X) and their draws (N, K, C, Y, X) as one (N, C + K * C, Y, X), raw counts.
 
-    Index it with [frame, :, rows, columns]; only what is indexed is read.
+    Index it with [frame, :, rows, columns]; only what is indexed is read, and all draws of a frame the
+    first time, for their checksum.
     """
 
-    def __init__(self, frames: Any, draws: np.ndarray, mean: list[float], std: list[float]) -> None:
-        self.frames, self._draws = frames, draws
-        self.mean, self.std = (np.array(v, np.float32)[None, :, None, None] for v in (mean, std))
+    def __init__(self, frames: Any, draws: np.ndarray, header: dict[str, Any], path: str) -> None:
+        self.frames, self._draws, self._path = frames, draws, path
+        self._unchecked = dict(enumerate(header["checksums"]))
+        self.mean, self.std = (
+            np.array(header[key], np.float32)[None, :, None, None] for key in ("mean", "std")
+        )
         n, channels, *size = frames.shape
         self.shape = (n, channels * (1 + draws.shape[1]), *size)
 
@@ -74,9 +80,58 @@ class FramesAndDraws:
 
     def __getitem__(self, key: tuple) -> np.ndarray:
         frame, _, rows, columns = key
+        if frame in self._unchecked:
+            self._check(frame)
         draws = self._draws[frame, :, :, rows, columns].astype(np.float32) * self.std + self.mean
         noisy = np.asarray(self.frames[key], np.float32)
         return np.concatenate([noisy, draws.reshape(-1, *noisy.shape[1:])])
+
+    def _check(self, frame: int) -> None:
+        if checksum(self._draws[frame]) != self._unchecked.pop(frame):
+            raise ValueError(
+                f"CachedDraws: {self._path}: the draws of frame {frame} are damaged (their checksum does not "
+                "fit); delete that cache and write it again"
+            )
+
+
+def sealed(header: dict[str, Any]) -> dict[str, Any]:
+    """The header with a digest of itself, as draws.json has it."""
+    return header | {"sha256": _digest(header)}
+
+
+def _header(path: Path) -> dict[str, Any]:
+    header = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(header, dict) or "sha256" not in header:
+        raise ValueError(f"{path.name} is damaged or of an earlier version")
+    if header.pop("sha256") != _digest(header):
+        raise ValueError(f"{path.name} is damaged")
+    return header
+
+
+def _digest(header: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
+
+
+def checksum(draws: np.ndarray) -> int:
+    """Of one frame's draws, (K, C, Y, X)."""
+    return crc32(np.ascontiguousarray(draws).data)
+
+
+def layout(path: Path, draws: np.memmap) -> dict[str, Any]:
+    """How the draws lie in their file, and the checksum of what numpy wrote before them."""
+    head = _checksum_of_start(path, draws.offset)
+    return {"dtype": draws.dtype.str, "shape": list(draws.shape), "offset": draws.offset, "head": head}
+
+
+def _mapped(path: Path, layout: dict[str, Any]) -> np.memmap:
+    if _checksum_of_start(path, layout["offset"]) != layout["head"]:
+        raise ValueError(f"{path.name} is damaged")
+    return np.memmap(path, layout["dtype"], "r", layout["offset"], tuple(layout["shape"]))
+
+
+def _checksum_of_start(path: Path, size: int) -> int:
+    with open(path, "rb") as file:
+        return crc32(file.read(size))
 
 
 def fingerprint(frames: Any) -> str:

@@ -79,7 +79,7 @@ def compare(
         for i in tqdm(range(done, len(pairs)), desc="evaluate", unit="image", initial=done, total=len(pairs)):
             noisy, clean = pairs[i]
             total = max(counts, default=0)
-            drawn = StoredDraws(folder / f"{i}", sampler, noisy.to(device)[None], total, work)
+            drawn = StoredDraws(folder / f"{i}", sampler, noisy.to(device)[None], total, i, work)
             with checks_of(type(sampler).__name__):
                 answers = list(_answers(drawn, denoiser, noisy, clean, counts, device))
             if i == 0:

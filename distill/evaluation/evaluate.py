@@ -12,14 +12,17 @@ import torch
 from distill.evaluation.checks import advice
 from distill.evaluation.compare import INPUT, Metrics, compare, noise_model_of
 from distill.evaluation.metrics import lpips, psnr, ssim
-from distill.evaluation.pairs import paired
+from distill.evaluation.pairs import Pairs, paired
 from distill.evaluation.tables import Row, distinct, format_table, table1, write_csv
 from distill.files import whole_file, write_text
 from distill.hardware import Hardware, Precision
 from distill.images.sources import Images, as_stack
+from distill.images.statistics import check_finite
+from distill.locks import locked
 from distill.plots.pictures import comparison
 from distill.plots.residuals import residual_picture
 from distill.runs import checkpoint
+from samplers import NoiseModel
 
 UNFINISHED = ".evaluation.unfinished"  # no folder of a user's
 
@@ -59,12 +62,24 @@ def evaluate(
     """
     sampler, denoiser = checkpoint.load_sampler(run), checkpoint.load_denoiser(run)
     noisy = as_stack(noisy, axes)  # read once
+    if clean is not None:
+        clean = as_stack(clean, axes)
+        check_finite(clean)
     pairs = paired(noisy, clean, axes, frames)
     hardware, out = Hardware(device, precision), Path(run if out is None else out)
     metrics: Metrics = {"psnr": psnr, "ssim": ssim} | ({"lpips": lpips()} if perceptual else {})
-    out.mkdir(parents=True, exist_ok=True)
-    rows, images, parts = compare(sampler, denoiser, pairs, draws, hardware, metrics, out / UNFINISHED)
-    rows = [{"data": noisy.name, "run": Path(run).name} | row for row in rows]
+    with locked(out, "evaluate"):
+        compared = compare(sampler, denoiser, pairs, draws, hardware, metrics, out / UNFINISHED)
+        rows = [{"data": noisy.name, "run": Path(run).name} | row for row in compared[0]]
+        _write(out, rows, *compared[1:], pairs, noise_model_of(sampler))
+        shutil.rmtree(out / UNFINISHED)
+    return rows
+
+
+def _write(
+    out: Path, rows: list[Row], images: dict[str, np.ndarray], parts: list[Row], pairs: Pairs,
+    noise_model: NoiseModel | None,
+) -> None:  # fmt: skip
     write_csv(out / "evaluation.csv", rows)
     write_csv(out / "checks.csv", parts)
     said = "".join(f"\n- {sentence}" for sentence in advice(parts))
@@ -73,6 +88,7 @@ def evaluate(
         arrays: dict[str, Any] = dict(images)
         np.savez_compressed(file, **arrays)
     comparison(out / "evaluation.png", _titled(images, rows))
+    noisy, clean = pairs[0]
     if clean is not None:
         from distill.plots.curves import psnr_against_time
 
@@ -81,9 +97,7 @@ def evaluate(
     else:
         others = (INPUT, *(name for name in images if name.startswith("student ")))
         shown = {name: torch.from_numpy(v)[None] for name, v in images.items() if name not in others}
-        residual_picture(out / "residuals.png", pairs[0][0], shown, noise_model_of(sampler))
-    shutil.rmtree(out / UNFINISHED)
-    return rows
+        residual_picture(out / "residuals.png", noisy, shown, noise_model)
 
 
 def _titled(images: dict[str, np.ndarray], rows: list[Row]) -> dict[str, np.ndarray]:

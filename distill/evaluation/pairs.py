@@ -8,7 +8,7 @@ from torch import Tensor
 
 from distill.errors import UserError
 from distill.images.sources import Images, as_stack
-from distill.images.statistics import some_frames
+from distill.images.statistics import check_finite, some_frames, spread
 
 Pairs = Sequence[tuple[Tensor, Tensor | None]]
 
@@ -26,9 +26,13 @@ def paired(
 
 
 def paired(noisy: Images, clean: Images | None, axes: str | None = None, frames: int | None = None) -> Pairs:
-    """(noisy, clean) of each frame, or of `frames` of them, spread evenly; each (C, H, W) float32."""
+    """(noisy, clean) of each frame, or of `frames` of them, spread evenly; each (C, H, W) float32.
+
+    The noisy ones are finite, else it is a UserError; where the clean ones are not there is no truth.
+    """
     noisy_stack = as_stack(noisy, axes)
     n_noisy = len(noisy_stack.frames)
+    check_finite(noisy_stack, spread(n_noisy, frames or n_noisy))
     chosen = torch.from_numpy(some_frames(noisy_stack, frames or n_noisy))
     if clean is None:
         return [(frame, None) for frame in chosen]

@@ -1,57 +1,61 @@
 """Streams the draws of one image to a file, so memory does not grow with their number and an interrupted
 run keeps what it has."""
 
+import math
 import time
 from pathlib import Path
-from zlib import crc32
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from distill.files import Unfinished
-from distill.hardware import synchronize
+from distill.hardware import seeded
 from samplers import PosteriorSampler
 from samplers.base import median
 
 BAND_BYTES = 2**27  # of all draws, read at once for the median
+BLOCK = 16  # draws from one seed: samplers draw several at a time, and encode the image once for them
 
 
 class StoredDraws:
     """Draws of `noisy` (1, C, H, W) by a sampler in eval mode, at most `total`, in the two files
-    `path`.json and .f32; those that are there count if they are of the same work.
+    `path`.json and .f32; those that are there count if they are of the same work. They are the same ones
+    however often they were stopped.
 
-    work: a fingerprint of the sampler and the image.
+    frame: number of the image, for the seed. work: a fingerprint of the sampler and the image.
     """
 
     def __init__(
-        self, path: Path, sampler: PosteriorSampler, noisy: Tensor, total: int, work: str = ""
+        self, path: Path, sampler: PosteriorSampler, noisy: Tensor, total: int, frame: int = 0, work: str = ""
     ) -> None:
         self._state, self._pixels = Unfinished(path.with_suffix(".json"), work), path.with_suffix(".f32")
-        self._noisy = noisy
+        self._sampler, self._noisy, self._total, self._frame = sampler, noisy, total, frame
         self._shape: list[int]  # (C, H, W), of one draw
         self.seconds: list[float]
         self._shape, self.seconds = self._state.load() or ([], [])
-        self._draws = sampler.draws(noisy, total - len(self.seconds))  # encodes once
+        if len(self.seconds) * math.prod(self._shape) * 4 > _size(self._pixels):  # lost by a power failure
+            self._shape, self.seconds = [], []
 
     def take(self, n: int) -> tuple[Tensor, Tensor, Tensor, float]:
         """Mean, median and variance of the first n draws, each (C, H, W), and the seconds they took."""
-        device = self._noisy.device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(crc32(f"from draw {len(self.seconds)}".encode()))  # none twice after a stop
-            while len(self.seconds) < n:
-                started = time.perf_counter()
-                draw = next(self._draws)[0].float().cpu()
-                synchronize(device)
-                self._append(draw.numpy(), time.perf_counter() - started)
+        while len(self.seconds) < n:
+            self._draw_block()
         return *self._consensus(n), sum(self.seconds[:n])
 
-    def _append(self, draw: np.ndarray, seconds: float) -> None:
-        self._shape = list(draw.shape)
-        with open(self._pixels, "r+b" if self.seconds else "wb") as file:
-            file.seek(len(self.seconds) * draw.nbytes)  # over what a stop may have left half-written
-            file.write(draw.tobytes())
-        self.seconds.append(seconds)
+    def _draw_block(self) -> None:
+        done, device, seconds = len(self.seconds), self._noisy.device, []
+        count = min(BLOCK, self._total - done)
+        with seeded(device, self._frame, done), open(self._pixels, "r+b" if done else "wb") as file:
+            file.seek(done * math.prod(self._shape) * 4)  # over what a stop may have left of this block
+            started = time.perf_counter()
+            for draw in self._sampler.draws(self._noisy, count):
+                pixels = draw[0].float().cpu().numpy()
+                seconds.append(time.perf_counter() - started)
+                self._shape = list(pixels.shape)
+                file.write(pixels.tobytes())
+                started = time.perf_counter()
+        self.seconds += seconds
         self._state.save([self._shape, self.seconds])
 
     def _consensus(self, n: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -70,3 +74,7 @@ class StoredDraws:
     def delete(self) -> None:
         self._pixels.unlink(missing_ok=True)
         self._state.delete()
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0

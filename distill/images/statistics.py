@@ -1,5 +1,7 @@
 """Mean and standard deviation of stacks of any size."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from distill.errors import UserError
@@ -19,11 +21,35 @@ def some_frames(stack: Stack, count: int) -> np.ndarray:
     return stack.frames[spread(len(stack.frames), count)].astype(np.float32)
 
 
+def check_finite(stack: Stack, which: Sequence[int] | np.ndarray | None = None) -> None:
+    """A UserError that counts what float32 cannot hold, NaN and infinity too, in all frames or in `which`.
+
+    Refused, not filled in: a network spreads such a pixel over all that see it, and no filling is right for
+    both a dead pixel and a masked background.
+    """
+    if stack.pixels.dtype.kind != "f":
+        return
+    which = range(len(stack.frames)) if which is None else which
+    bad = {int(i): _not_finite(stack.frames[int(i)]) for i in which}
+    bad = {i: count for i, count in bad.items() if count}
+    if total := sum(bad.values()):
+        raise UserError(
+            f"{stack.name}: {total} pixel{'s' * (total > 1)} in {len(bad)} of {len(which)} frames (first in"
+            f" frame {min(bad)}) are NaN, infinite or beyond float32, and would spread to their neighbours;"
+            " replace those pixels, or leave those frames out"
+        )
+
+
+def _not_finite(pixels: np.ndarray) -> int:
+    with np.errstate(over="ignore"):
+        return int((~np.isfinite(pixels.astype(np.float32))).sum())
+
+
 def statistics(stack: Stack, frames_index=None) -> tuple[np.ndarray, np.ndarray]:
     """Per-channel (mean, std), each (C, 1, 1) float32, of all frames or those in `frames_index`.
 
     One pass in float64, a block of rows at a time (Chan's parallel form of Welford's update).
-    Errors: NaN or infinity, a constant channel.
+    Errors: NaN or infinity (`check_finite`), a constant channel.
     """
     frames = stack.frames
     n_channels, height, width = frames.shape[1:]
@@ -39,13 +65,9 @@ def statistics(stack: Stack, frames_index=None) -> tuple[np.ndarray, np.ndarray]
     low, high = np.full(n_channels, np.inf), np.full(n_channels, -np.inf)
     for i, row in zip(which[blocks // per_frame], blocks % per_frame * rows, strict=True):
         block = np.asarray(frames[int(i), :, row : row + rows]).reshape(n_channels, -1)
+        if block.dtype.kind == "f" and _not_finite(block):
+            check_finite(stack, which)
         block = block.astype(np.float64)
-        if not np.isfinite(block).all():
-            bad = int((~np.isfinite(block)).sum())
-            raise UserError(
-                f"{stack.name}: frame {i} holds NaN or infinity ({bad} pixels or more), only finite"
-                " numbers are allowed; replace those first"
-            )
         n, m = block.shape[1], block.mean(1)
         low, high = np.minimum(low, block.min(1)), np.maximum(high, block.max(1))
         delta, count = m - mean, count + n

@@ -12,6 +12,7 @@ import tifffile
 
 from distill.errors import UserError, went_through
 from distill.files import whole_file
+from distill.images.intact import check_complete, complaints_as_errors
 from distill.images.stack import Stack, checked
 
 log = logging.getLogger(__name__)
@@ -36,8 +37,10 @@ def read(path: str | os.PathLike, axes: str | None = None) -> Stack:
         what = "is a folder" if path.is_dir() else "no such file"
         raise UserError(f"{path}: {what}; pass the path of one TIFF file")
     try:
-        with tifffile.TiffFile(path) as tif:
-            first = tif.series[0]
+        with complaints_as_errors(path), tifffile.TiffFile(path) as tif:
+            series = _equal_series(tif, path)
+            check_complete(tif, series, path)
+            first = series[0]
             samples = first.keyframe.samplesperpixel
             if samples > 1 and "S" in first.axes and not axes:
                 raise UserError(
@@ -45,7 +48,7 @@ def read(path: str | os.PathLike, axes: str | None = None) -> Stack:
                     " channel expected; convert to grey, or take the samples as channels with"
                     f" --axes {first.axes.replace('S', 'C')}"
                 )
-            pixels, found = _pixels(tif, path)
+            pixels, found = _pixels(tif, series, path)
             compression = _LOSSLESS.get(getattr(first.keyframe.compression, "name", ""))
             stack = Stack(pixels, axes.upper() if axes else found, path.name, compression=compression)
             _calibrate(stack, tif)
@@ -59,15 +62,21 @@ def read(path: str | os.PathLike, axes: str | None = None) -> Stack:
     return checked(stack)
 
 
-def _pixels(tif: tifffile.TiffFile, path: Path) -> tuple[np.ndarray, str]:
-    first = tif.series[0]
-    axes = first.axes.translate(_SYNONYMS)
-    kind = (first.shape, first.dtype, first.axes)
-    equal = [s for s in tif.series if (s.shape, s.dtype, s.axes) == kind]
-    if others := len(tif.series) - len(equal):
+def _equal_series(tif: tifffile.TiffFile, path: Path) -> list[tifffile.TiffPageSeries]:
+    """The first series and all that are like it, such as the positions of a stage."""
+    kinds = [(s.shape, s.dtype, s.axes) for s in tif.series]
+    if others := len(kinds) - sum(kind == kinds[0] for kind in kinds):
         log.warning(f"{path}: {others} series of another shape or type left out")
-    if len(equal) > 1:
-        return np.stack([s.asarray() for s in equal]), "S" + axes
+    return [s for s, kind in zip(tif.series, kinds, strict=True) if kind == kinds[0]]
+
+
+def _pixels(
+    tif: tifffile.TiffFile, series: list[tifffile.TiffPageSeries], path: Path
+) -> tuple[np.ndarray, str]:
+    first = series[0]
+    axes = first.axes.translate(_SYNONYMS)
+    if len(series) > 1:
+        return np.stack([s.asarray() for s in series]), "S" + axes
     # A multi-file OME-TIFF may hold its pixels elsewhere, hence the look at each page's parent.
     if first.dataoffset is not None and all(page is not None and page.parent is tif for page in first.pages):
         dtype = np.dtype(tif.byteorder + first.dtype.char)

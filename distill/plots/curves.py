@@ -1,13 +1,14 @@
 """Line plots of the report as inline SVG, in the page's own text colour: light or dark."""
 
 import io
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+
+from distill.files import read_json_lines
 
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType  # newer than our lower bound
@@ -45,7 +46,7 @@ def psnr_against_time(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
 
 def training_curves(metrics: Path) -> list[tuple[str, str]]:
     """Losses of both networks, and how close the student is to the mean of draws on held-out patches."""
-    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    rows = read_json_lines(metrics)
     captions = {"sampler_loss": "Sampler's loss.", "student_loss": "Student's loss.",
                 "psnr_to_draws": "Student against the mean of draws, dB."}  # fmt: skip
     plots = []

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,13 +11,16 @@ from tqdm import tqdm
 
 from distill.errors import UserError
 from distill.files import Unfinished, write_json
-from distill.hardware import Hardware, Precision
+from distill.hardware import Hardware, Precision, seeded
 from distill.images.sources import Images, as_stack
 from distill.images.statistics import statistics
+from distill.locks import locked
 from distill.prediction.tiles import in_tiles
 from distill.runs import checkpoint
+from distill.runs.rebuild import describe
+from distill.runs.tensors import digest
 from samplers import CachedDraws, PosteriorSampler
-from samplers.cached import fingerprint
+from samplers.cached import checksum, fingerprint, layout, sealed
 
 
 def cache_draws(
@@ -28,6 +32,7 @@ def cache_draws(
     keep: int | None = None,
     tile: int | None = None,
     halo: int = 64,
+    seed: int = 0,
     device: str | None = None,
     precision: Precision = "auto",
     axes: str | None = None,
@@ -35,7 +40,7 @@ def cache_draws(
     """Draws of every frame, written to the folder `out` -> the sampler to train students with.
 
     float16 in units of the images' standard deviation: 2 bytes * draws per pixel. A stopped run
-    resumes with the first frame that is not finished.
+    resumes with the first frame that is not finished, and ends with the same draws as an undisturbed one.
 
     Args:
         run: a run or its folder, or a sampler.
@@ -46,6 +51,7 @@ def cache_draws(
         tile: side in pixels of square tiles, for images too large to pass whole; each is drawn on its
             own. Default: no tiles.
         halo: pixels around each tile that the sampler sees.
+        seed: seed of the draws; each frame has its own from it.
         device: "cpu", "cuda", "cuda:1", "mps". Default: the best one of this machine.
         precision: "auto" (bf16 where the hardware has it), "bf16" or "fp32".
         axes: letters of the images' dimensions, of STCZYX. Default: what the file says.
@@ -58,40 +64,76 @@ def cache_draws(
     mean, std = statistics(stack)
     n, channels, *size = stack.frames.shape
     header = {
-        "name": stack.name, "images": fingerprint(stack.frames), "draws": draws, "keep": keep,
-        "mean": mean.ravel().tolist(), "std": std.ravel().tolist(),
+        "name": stack.name, "images": fingerprint(stack.frames), "sampler": _identity(sampler),
+        "isotropic": sampler.isotropic, "draws": draws, "keep": keep, "tile": tile, "halo": halo,
+        "seed": seed, "mean": mean.ravel().tolist(), "std": std.ravel().tolist(),
     }  # fmt: skip
-    state = Unfinished(out / "unfinished.json", header)
-    cache, done = _open(out, state, (n, keep or draws, channels, *size))
 
     def answer(noisy: Tensor) -> Tensor:  # (1, C, h, w) -> (1, K * C, h, w)
         drawn = torch.stack(list(sampler.draws(noisy, draws)))
         return (drawn if keep is None else _shares(drawn, keep)).transpose(0, 1).flatten(1, 2)
 
-    for i in tqdm(range(done, n), desc="cache", unit="frame", initial=done, total=n):
-        noisy = torch.from_numpy(np.array(stack.frames[i], dtype=np.float32))[None].to(hardware.device)
-        with torch.inference_mode(), hardware.autocast():
-            drawn = in_tiles(answer, noisy, tile, halo).float().cpu().numpy()
-        cache[i] = (drawn.reshape(-1, channels, *size) - mean) / std
-        cache.flush()
-        state.save(i + 1)
-    write_json(out / "draws.json", header)
-    state.delete()
+    with locked(out, "cache"):
+        state = Unfinished(out / "unfinished.json", header)
+        cache, checksums = _open(out, state, (n, keep or draws, channels, *size))
+        done = len(checksums)
+        for i in tqdm(range(done, n), desc="cache", unit="frame", initial=done, total=n):
+            noisy = torch.from_numpy(np.array(stack.frames[i], dtype=np.float32))[None].to(hardware.device)
+            with torch.inference_mode(), hardware.autocast(), seeded(hardware.device, seed, i):
+                drawn = in_tiles(answer, noisy, tile, halo).float().cpu().numpy()
+            cache[i] = (drawn.reshape(-1, channels, *size) - mean) / std
+            cache.flush()
+            checksums.append(_checksum(cache[i], i, stack.name))
+            state.save(checksums)
+        write_json(
+            out / "draws.json",
+            sealed(header | {"layout": layout(out / "draws.npy", cache), "checksums": checksums}),
+        )
+        state.delete()
     return CachedDraws(str(out))
 
 
-def _open(out: Path, state: Unfinished, shape: tuple[int, ...]) -> tuple[np.memmap, int]:
-    """The array on disk, and how many frames of it a stopped run has finished."""
-    if (out / "draws.json").exists():
+def _identity(sampler: PosteriorSampler) -> dict[str, Any]:
+    """What tells a sampler from another: how it was made, as far as that is plain data, and its weights."""
+    weights = {name: value.detach().cpu().contiguous() for name, value in sampler.state_dict().items()}
+    return {"made": describe(sampler) or type(sampler).__name__, "weights": digest(weights)}
+
+
+def _open(out: Path, state: Unfinished, shape: tuple[int, ...]) -> tuple[np.memmap, list[int]]:
+    """The array on disk, and the checksums of the frames that a stopped run has finished."""
+    path, checksums = out / "draws.npy", state.load()
+    if (out / "draws.json").exists() and checksums is None:
         raise UserError(f"{out}: holds a finished cache; pass another folder, or delete it first")
-    if state.other():
-        raise UserError(f"{out}: holds a part of another cache; pass another folder, or delete it")
-    if done := state.load():
-        return np.lib.format.open_memmap(out / "draws.npy", mode="r+"), done
-    out.mkdir(parents=True, exist_ok=True)
-    cache = np.lib.format.open_memmap(out / "draws.npy", mode="w+", dtype=np.float16, shape=shape)
-    state.save(0)
-    return cache, 0
+    if other := state.other():
+        differ = ", ".join(key for key in state.work if other.get(key) != state.work[key])
+        raise UserError(
+            f"{out}: holds a part of another cache (it differs in {differ}); pass another, or delete it"
+        )
+    if path.exists() and not state.path.exists():
+        raise UserError(f"{path}: is of no cache that was stopped here; pass another folder, or delete it")
+    if checksums and path.exists():
+        return _reopened(path, shape), checksums
+    state.save([])
+    return np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape), []
+
+
+def _reopened(path: Path, shape: tuple[int, ...]) -> np.memmap:
+    try:
+        cache = np.lib.format.open_memmap(path, mode="r+")
+    except Exception as error:  # of a damaged header anything, from numpy's parser
+        raise UserError(f"{path}: damaged ({error}); delete it and start again") from error
+    if cache.shape != shape:
+        raise UserError(f"{path}: holds an array of {cache.shape}, not {shape}; delete it and start again")
+    return cache
+
+
+def _checksum(draws: np.ndarray, frame: int, name: str) -> int:
+    if not np.isfinite(draws).all():
+        raise UserError(
+            f"{name}: draws of frame {frame} are NaN, or beyond float16 in units of the images' std; check "
+            "the sampler, or pass --precision fp32"
+        )
+    return checksum(draws)
 
 
 def _shares(draws: Tensor, keep: int) -> Tensor:

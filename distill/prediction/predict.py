@@ -16,6 +16,7 @@ from distill.errors import UserError, checks_of
 from distill.hardware import Hardware, Precision
 from distill.images import tiff
 from distill.images.sources import Images, as_stack
+from distill.images.statistics import check_finite
 from distill.prediction.pretrained import PRETRAINED, pretrained_denoiser, pretrained_sampler
 from distill.prediction.tiles import ALIGNMENT, in_tiles
 from distill.runs import checkpoint
@@ -74,15 +75,18 @@ def predict(
             f"{stack.name}: has {stack.frames.shape[1]} channels, but {name} was trained on "
             f"{trained_on}; pass images like those that it was trained on"
         )
+    check_finite(stack)
     frames, channels, *size = stack.frames.shape
     maps = np.empty((frames, len(names) * channels, *size), np.float32)
     for i in tqdm(range(len(stack.frames)), desc="predict", unit="frame"):
-        frame = np.array(stack.frames[i], dtype=np.float32)
-        if not np.isfinite(frame).all():
-            raise UserError(f"{stack.name}: frame {i} holds NaN or infinity; replace those pixels first")
-        noisy_frame = torch.from_numpy(frame)[None].to(hardware.device)
+        noisy_frame = torch.from_numpy(np.array(stack.frames[i], dtype=np.float32))[None].to(hardware.device)
         with checks_of(name), torch.inference_mode(), hardware.autocast():
             maps[i] = in_tiles(answer, noisy_frame, tile, halo)[0].float().cpu().numpy()
+        if bad := int((~np.isfinite(maps[i])).sum()):
+            raise UserError(
+                f"{name}: its answer to frame {i} of {stack.name} has {bad} pixels that are NaN or infinite; "
+                "nothing was written; train it again, or pass --precision fp32"
+            )
     images = np.split(maps, len(names), axis=1)
     for file, map_name, image in zip(files, names, images, strict=False):
         kind = "float32" if map_name == "std" else dtype  # whole counts would be too coarse for a spread

@@ -1,8 +1,10 @@
 """What is in a run or an image, in a few lines."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+from distill.files import read_json_lines
 from distill.runs import checkpoint, tensors
 
 
@@ -19,8 +21,8 @@ def describe_run(path: Path) -> str:
         f"data      mean {denoiser.mean.flatten().tolist()}, std {denoiser.std.flatten().tolist()} counts",
     ]
     metrics = path / "metrics.jsonl"
-    if metrics.exists():
-        lines.append(f"last      {metrics.read_text().splitlines()[-1]}")
+    if metrics.exists() and (rows := read_json_lines(metrics)):
+        lines.append(f"last      {json.dumps(rows[-1])}")
     return "\n".join(lines)
 
 

@@ -26,7 +26,7 @@ from distill.training.checks import check_arguments, check_networks
 from distill.training.logs import Log, Metrics, tensorboard_log
 from distill.training.optimizer import Optimizer, Schedule, careful, update
 from distill.training.patches import Patches, split
-from distill.training.resume import State, resume, stop_signals, stored_settings
+from distill.training.resume import State, check_folder, resumed, stop_signals, stored_settings
 from distill.training.self_supervision import Best, self_supervised_share, split_risk
 from distill.training.steps import Learn, Teach
 from distill.training.validation import validate
@@ -147,6 +147,7 @@ def train(
     settings = {name: value for name, value in locals().items() if name not in _NOT_SETTINGS}
     check_arguments(settings, loss)
     hardware, out, began = Hardware(device, precision), Path(out), time.monotonic()
+    check_folder(out)
 
     # Data: random patches of raw counts, with their mean and standard deviation.
     mean, std = (torch.from_numpy(v) for v in statistics(stack))
@@ -224,12 +225,12 @@ def train(
     modules |= {"start": best.start, "best": best.module} if best else {}
     state = State(modules, optimizers, generator)
     metrics = Metrics(out, ([tensorboard_log(out)] if tensorboard else []) + ([on_log] if on_log else []))
-    resume(out, state, settings)
-    metrics.forget_after(state.step)
-
-    started = time.monotonic() - state.seconds
-    bar = tqdm(total=total, initial=state.step, unit="step", smoothing=0.1)
-    with bar, stop_signals() as stop:
+    with (
+        resumed(out, state, settings, metrics),
+        tqdm(total=total, initial=state.step, unit="step", smoothing=0.1) as bar,
+        stop_signals() as stop,
+    ):
+        started = time.monotonic() - state.seconds
         for step in range(state.step + 1, total + 1):
             co_training = step <= co_steps
             sampler.train(co_training)
@@ -278,10 +279,10 @@ def train(
             if patience and state.stale >= patience:
                 break
 
-    denoiser = best.chosen() if best else average.module.eval()
-    run = Run(out, sampler.eval(), denoiser)
-    checkpoint.save_sampler(out / "sampler.safetensors", run.sampler)
-    checkpoint.save_denoiser(out / "student.safetensors", run.denoiser)
+        denoiser = best.chosen() if best else average.module.eval()
+        run = Run(out, sampler.eval(), denoiser)
+        checkpoint.save_sampler(out / "sampler.safetensors", run.sampler)
+        checkpoint.save_denoiser(out / "student.safetensors", run.denoiser)
     return run
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.errors import UserError
-from distill.files import write_text
+from distill.files import read_json_lines, write_text
 
 Log = Callable[[dict[str, Any]], object]
 
@@ -27,15 +27,8 @@ class Metrics:
     def forget_after(self, step: int) -> None:
         """Drops the rows of steps that the checkpoint does not know of: they will come again."""
         if self.path.exists():
-            lines = self.path.read_text().splitlines(keepends=True)
-            write_text(self.path, "".join(line for line in lines if _step(line) <= step))
-
-
-def _step(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):  # torn by a crash
-        return float("inf")
+            rows = [row for row in read_json_lines(self.path) if row.get("step", step + 1) <= step]
+            write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def tensorboard_log(out: Path) -> Log:

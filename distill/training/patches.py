@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from distill.errors import UserError
+from distill.errors import UserError, checks_of
 
 
 def split(frames, val_fraction: float, patch_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -108,7 +108,8 @@ class Patches:
         x = x + self.regions[region, 3]
         places = zip(frame.tolist(), y.tolist(), x.tolist(), orientations.tolist(), strict=True)
         for patch, (i, top, left, turn) in zip(out, places, strict=True):
-            source = self.frames[i, :, top : top + size, left : left + size]
+            with checks_of():  # a cache of draws verifies them as it reads
+                source = self.frames[i, :, top : top + size, left : left + size]
             # Transposing, mirroring in y and mirroring in x, each or not: the 8 of the square.
             if turn & 1:
                 source = source.swapaxes(1, 2)

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from distill.errors import UserError
+from distill.locks import locked
 from distill.runs import checkpoint
 from distill.runs import tensors as files
+from distill.training.logs import Metrics
 from distill.training.optimizer import Optimizer
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -72,10 +74,30 @@ class State:
 _NUMBERS = ("step", "seconds", "best", "stale")
 
 
-def resume(out: Path, state: State, settings: dict[str, Any]) -> None:
-    """Takes up the checkpoint in the run's folder, if there is one; else makes the folder."""
+@contextmanager
+def resumed(out: Path, state: State, settings: dict[str, Any], metrics: Metrics) -> Iterator[None]:
+    """Inside, the run's folder is this process's alone, and the state and the metrics are those of its
+    checkpoint, if there is one."""
+    with locked(out, "train"):
+        _resume(out, state, settings)
+        metrics.forget_after(state.step)
+        yield
+
+
+def check_folder(out: Path) -> None:
+    """A UserError for a finished run without its checkpoint, which a training would replace by a new one."""
+    results = [name for name in ("student.safetensors", "sampler.safetensors") if (out / name).exists()]
+    if results and not (out / CHECKPOINT).exists():
+        raise UserError(
+            f"{out}: holds {' and '.join(results)} of a run, but no {CHECKPOINT} to resume it from; pass "
+            "another --out, or delete that folder"
+        )
+
+
+def _resume(out: Path, state: State, settings: dict[str, Any]) -> None:
+    """Takes up the checkpoint in the run's folder, if there is one."""
+    check_folder(out)
     if not (out / CHECKPOINT).exists():
-        out.mkdir(parents=True, exist_ok=True)
         return
     tensors, header = files.load(out / CHECKPOINT)
     stored, now = checkpoint.settings(header), json.loads(json.dumps(settings))

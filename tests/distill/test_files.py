@@ -1,12 +1,14 @@
 """Files are written whole or not at all, and are readable for those whom the umask allows."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from distill import UserError
-from distill.files import Unfinished, whole_file, write_json, write_text
+from distill.files import Unfinished, read_json_lines, whole_file, write_json, write_text
 from distill.runs.tensors import save
 
 
@@ -73,3 +75,20 @@ def test_a_torn_state_counts_as_nothing_done(tmp_path, torn):
     assert state.load() is None and state.other() is None
     state.save(5)
     assert state.load() == 5
+    state.path.write_text(state.path.read_text().replace("5", "6", 1))
+    assert state.load() is None
+
+
+def test_what_a_killed_process_left_goes_with_the_next_writing(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    others = [".a.txt.notes.part", f".b.txt.{gone.pid}.part", f".a.txt.{os.getppid()}.part"]
+    for name in (*others, f".a.txt.{gone.pid}.part"):
+        (tmp_path / name).touch()
+    write_text(tmp_path / "a.txt", "new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*others, "a.txt"])
+
+
+def test_a_line_that_a_crash_has_torn_is_skipped(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"step": 1}\n{"step": 2, "los\n[3]\n\xff\x00\n\n{"step": 4}\n{"st')
+    assert read_json_lines(tmp_path / "a.jsonl") == [{"step": 1}, {"step": 4}]

@@ -87,11 +87,14 @@ def test_pixels_without_truth_are_left_out_and_counted(noisy, tmp_path, capsys):
     assert found.left_out == masked[:, :20].size and found.factor == pytest.approx(whole.factor, rel=0.05)
     broken = noisy.astype("f4")
     broken[0, 3, 3] = np.nan
-    assert np.isfinite(calibrate(run, broken, clean).factor)
     before = sorted((path.name, path.read_bytes()) for path in run.iterdir())
-    for nothing, message in ((np.full_like(clean, np.nan), "no pixel has both"), (noisy, "scaled by 0")):
+    for images, truth, message in (
+        (noisy, np.full_like(clean, np.nan), "no pixel has both"),
+        (noisy, noisy, "scaled by 0"),
+        (broken, clean, "1 pixel in 1 of 4 frames"),
+    ):
         with pytest.raises(UserError, match=message):
-            calibrate(run, noisy, nothing)
+            calibrate(run, images, truth)
     assert before == sorted((path.name, path.read_bytes()) for path in run.iterdir())
     tifffile.imwrite(tmp_path / "noisy.tif", noisy, imagej=True, metadata={"axes": "TYX"})
     tifffile.imwrite(tmp_path / "clean.tif", masked, imagej=True, metadata={"axes": "TYX"})

@@ -73,14 +73,15 @@ def test_averages_of_draws_approach_the_posterior_mean():
     assert len(pictures) == 6
 
 
-def test_stored_draws_go_on_after_a_stop_with_other_draws(tmp_path, monkeypatch):
+def test_stored_draws_go_on_after_a_stop_with_the_draws_of_an_undisturbed_run(tmp_path, monkeypatch):
     monkeypatch.setattr("distill.evaluation.stored_draws.BAND_BYTES", 4 * 7 * 16)  # bands of one row
+    monkeypatch.setattr("distill.evaluation.stored_draws.BLOCK", 3)
     field = LinearGaussianField()
     noisy = field.observe(field.prior(1, (8, 16)))
-    StoredDraws(tmp_path / "0", field, noisy, 7).take(3)
+    StoredDraws(tmp_path / "0", field, noisy, 7).take(2)
     with open(tmp_path / "0.f32", "ab") as file:
         file.write(b"half a draw")
-    assert not StoredDraws(tmp_path / "0", field, noisy, 7, "of another image").seconds
+    assert not StoredDraws(tmp_path / "0", field, noisy, 7, work="of another image").seconds
     stored = StoredDraws(tmp_path / "0", field, noisy, 7)
     assert len(stored.seconds) == 3
     mean, middle, variance, seconds = stored.take(7)
@@ -90,8 +91,12 @@ def test_stored_draws_go_on_after_a_stop_with_other_draws(tmp_path, monkeypatch)
     torch.testing.assert_close(middle, median(draws))
     torch.testing.assert_close(variance, draws.var(0))
     assert seconds == sum(stored.seconds)
+    assert mean.equal(StoredDraws(tmp_path / "whole", field, noisy, 7).take(7)[0])
+    assert not mean.equal(StoredDraws(tmp_path / "1", field, noisy, 7, frame=1).take(7)[0])
+    (tmp_path / "0.f32").write_bytes(b"lost")
+    assert not StoredDraws(tmp_path / "0", field, noisy, 7).seconds
     stored.delete()
-    assert not list(tmp_path.iterdir())
+    assert {path.stem for path in tmp_path.iterdir()} == {"whole", "1"}
 
 
 def test_residuals_tell_structure_that_was_removed_from_noise_that_was_left():
@@ -137,6 +142,16 @@ def test_a_run_against_ground_truth(noisy, run):
         evaluate(run, noisy, np.zeros((3, 48, 40)))
 
 
+def test_nan_is_counted_and_nothing_is_written(noisy, run):
+    before = sorted(run.iterdir())
+    broken = noisy.astype("f4")
+    broken[1:3, 5, 5:8] = np.nan
+    for images, truth in ((broken, None), (noisy, broken)):
+        with pytest.raises(UserError, match=r"6 pixels in 2 of 4 frames \(first in frame 1\) are NaN"):
+            evaluate(run, images, truth, draws=[1], device="cpu")
+    assert sorted(run.iterdir()) == before
+
+
 def test_without_ground_truth(noisy, run):
     rows = evaluate(run, noisy, draws=[2, 4], frames=2, device="cpu")
     table = format_table(rows)
@@ -160,6 +175,13 @@ def test_a_stopped_evaluation_goes_on(noisy, run, monkeypatch):
         evaluate(run, noisy, noisy, draws=[1, 3], device="cpu")
     rows = evaluate(run, noisy, noisy, draws=[1, 3], device="cpu")
     assert taken == [1, 3, 1, 3] + [1, 3] * 3 and len(rows) == 4  # the first frame was not drawn again
+    undisturbed = evaluate(run, noisy, noisy, run / "other", draws=[1, 3], device="cpu")
+    for row, same in zip(rows, undisturbed, strict=True):
+        assert row | {"seconds_per_image": 0, "memory_mb": 0} == same | {
+            "seconds_per_image": 0,
+            "memory_mb": 0,
+        }
+    assert not (run / ".evaluate.lock").exists()
 
 
 def test_a_stop_in_the_first_image_keeps_its_draws(noisy, run, monkeypatch):

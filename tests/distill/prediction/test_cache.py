@@ -68,18 +68,87 @@ def test_a_stopped_cache_goes_on(noisy, tmp_path):
         cache_draws(FunctionSampler(stops), noisy, tmp_path / "cache", draws=2)
     with pytest.raises(ValueError, match="not a finished cache"):
         CachedDraws(tmp_path / "cache")
-    with pytest.raises(UserError, match="part of another cache"):
+    with pytest.raises(UserError, match=r"part of another cache \(it differs in draws\)"):
         cache_draws(FunctionSampler(jitter), noisy, tmp_path / "cache", draws=3)
-    done = json.loads((tmp_path / "cache" / "unfinished.json").read_text())["done"]
-    assert done == 2
-    first = np.load(tmp_path / "cache" / "draws.npy")[:2]
+    assert len(done_frames(tmp_path / "cache")) == 2
     cached = cache_draws(FunctionSampler(jitter), noisy, tmp_path / "cache", draws=2)
-    assert np.array_equal(first, cached._draws[:2]) and np.asarray(cached._draws).any(axis=(1, 2, 3, 4)).all()
+    whole = cache_draws(FunctionSampler(jitter), noisy, tmp_path / "whole", draws=2)
+    assert len(cached._draws) == 4 and not np.array_equal(whole._draws[0], whole._draws[1])
+    assert contents(tmp_path / "cache") == contents(tmp_path / "whole")
     with pytest.raises(UserError, match="holds a finished cache"):
         cache_draws(FunctionSampler(jitter), noisy, tmp_path / "cache", draws=2)
+    other = cache_draws(FunctionSampler(jitter), noisy, tmp_path / "other", draws=2, seed=1)
+    assert not np.array_equal(other._draws, whole._draws)
 
 
-def test_a_torn_state_starts_over(noisy, tmp_path):
+def done_frames(folder):
+    return json.loads(json.loads((folder / "unfinished.json").read_text())["state"])["done"]
+
+
+def contents(folder):
+    return sorted((path.name, path.read_bytes()) for path in folder.iterdir())
+
+
+def test_draws_of_two_samplers_are_never_mixed(noisy, tiny_hdn, tmp_path, monkeypatch):
+    tiny_hdn.prepare(
+        torch.from_numpy(noisy)[:, None], torch.full((1, 1, 1), 200.0), torch.full((1, 1, 1), 40.0)
+    )
+    stop = lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+    monkeypatch.setattr("distill.prediction.cache.checksum", stop)
+    with pytest.raises(KeyboardInterrupt):
+        cache_draws(tiny_hdn, noisy, tmp_path, draws=2)
+    torch.nn.init.normal_(next(tiny_hdn.parameters()))
+    with pytest.raises(UserError, match=r"part of another cache \(it differs in sampler\)"):
+        cache_draws(tiny_hdn, noisy, tmp_path, draws=2)
+
+
+@pytest.mark.parametrize("name", ["draws.npy", "draws.json"])
+def test_every_flipped_bit_is_found(noisy, tiny_unet, tmp_path, name):
+    cache_draws(FunctionSampler(jitter), noisy, tmp_path / "cache", draws=2)
+    path = tmp_path / "cache" / name
+    intact, rng = path.read_bytes(), np.random.default_rng(0)
+    for at, bit in zip(rng.integers(len(intact), size=100), rng.integers(8, size=100), strict=True):
+        flipped = bytearray(intact)
+        flipped[at] ^= 1 << bit
+        path.write_bytes(flipped)
+        with pytest.raises(ValueError, match=r"CachedDraws: .*(damaged|not a finished cache)"):
+            read_all(noisy, tmp_path / "cache")
+    path.write_bytes(intact)
+    read_all(noisy, tmp_path / "cache")
+
+
+def read_all(noisy, folder):
+    pixels = CachedDraws(folder).training_images(noisy[:, None])
+    return [pixels[i, :, 8:24, 8:24] for i in range(len(noisy))]
+
+
+def test_damage_that_training_meets_is_one_line(noisy, tiny_unet, tmp_path):
+    cached = cache_draws(FunctionSampler(jitter), noisy, tmp_path / "cache", draws=2)
+    with open(tmp_path / "cache" / "draws.npy", "r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"?")
+    with pytest.raises(UserError, match="the draws of frame 3 are damaged"):
+        train(noisy, cached, tiny_unet, L2(), tmp_path / "run", steps=9, val_fraction=0, **QUICK)
+
+
+def test_a_cache_has_the_orientation_of_its_sampler(noisy, tmp_path):
+    for isotropic in (True, False):
+        sampler = FunctionSampler(jitter)
+        sampler.isotropic = isotropic
+        cached = cache_draws(sampler, noisy, tmp_path / str(isotropic), draws=1)
+        assert cached.isotropic is CachedDraws(tmp_path / str(isotropic)).isotropic is isotropic
+
+
+def test_draws_that_are_no_numbers_are_refused(noisy, tmp_path):
+    with pytest.raises(UserError, match="draws of frame 0 are NaN"):
+        cache_draws(FunctionSampler(lambda x: x * torch.nan), noisy, tmp_path, draws=1)
+
+
+def test_a_torn_state_starts_over_and_a_file_of_others_is_kept(noisy, tmp_path):
+    (tmp_path / "draws.npy").write_bytes(b"half")
+    with pytest.raises(UserError, match="is of no cache that was stopped here"):
+        cache_draws(FunctionSampler(jitter), noisy, tmp_path, draws=2)
+    assert (tmp_path / "draws.npy").read_bytes() == b"half"
     (tmp_path / "unfinished.json").write_text('{"work": {"name": "arr')
     cached = cache_draws(FunctionSampler(jitter), noisy, tmp_path, draws=2)
     assert np.asarray(cached._draws).any(axis=(1, 2, 3, 4)).all()

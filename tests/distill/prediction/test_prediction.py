@@ -80,7 +80,8 @@ def test_bad_input_is_one_line_and_nothing_is_written(run, noisy, tmp_path):
     for images, options, message in [
         (tmp_path / "no.tif", {}, "no such file"),
         (noisy[:, None].repeat(2, axis=1), {}, "2 channels"),
-        (broken, {}, "frame 2 holds NaN"),
+        (broken, {}, r"1 pixel in 1 of 4 frames \(first in frame 2\) are NaN"),
+        (noisy.astype(float) * 1e300, {}, r"7680 pixels in 4 of 4 frames"),
         (noisy, dict(statistic="mode"), "statistic"),
         (noisy, dict(draws=-1), "draws"),
         (noisy, dict(draws=1, statistic="std"), "at least 2"),
@@ -97,3 +98,11 @@ def test_bad_input_is_one_line_and_nothing_is_written(run, noisy, tmp_path):
     with pytest.raises(UserError, match="exists already"):
         predict(run, noisy, out)
     assert out.read_bytes() == b"precious"
+
+
+def test_a_result_with_nan_is_never_written(run, noisy, tmp_path):
+    denoiser = load_denoiser(run)
+    torch.nn.init.constant_(next(denoiser.backbone.parameters()), torch.nan)
+    with pytest.raises(UserError, match="frame 0 of array has 1920 pixels that are NaN"):
+        predict(denoiser, noisy, tmp_path / "clean.tif")
+    assert not (tmp_path / "clean.tif").exists()

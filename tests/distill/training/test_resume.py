@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from distill import UserError, load_denoiser, load_sampler, train
+from distill.plots.curves import training_curves
+from distill.runs.describe import describe_run
 from distill.runs.tensors import load, save
 from losses import L2, Quantiles
 from samplers import HDN, FunctionSampler, GaussianNoise
@@ -78,8 +80,40 @@ def test_a_torn_last_line_of_the_metrics_does_not_block(noisy, tmp_path):
     train(noisy, *networks(), out=tmp_path, steps=3, refine_steps=0, **QUICK)
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 4, "stud')
+    assert '"step": 3' in describe_run(tmp_path).splitlines()[-1]
+    assert len(training_curves(tmp_path / "metrics.jsonl")) == 3
     train(noisy, *networks(), out=tmp_path, steps=6, refine_steps=0, **QUICK)
     assert [row["step"] for row in rows(tmp_path)] == [3, 6]
+
+
+def test_killed_before_the_first_checkpoint_no_row_is_doubled(noisy, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    train(noisy, *networks(), out=tmp_path, steps=3, refine_steps=0, **QUICK)
+    assert [row["step"] for row in rows(tmp_path)] == [3]
+
+
+def test_a_finished_run_without_its_checkpoint_is_not_trained_over(noisy, tmp_path):
+    train(noisy, *networks(), out=tmp_path, steps=1, refine_steps=0, **QUICK)
+    (tmp_path / "checkpoint.safetensors").unlink()
+    before = sorted((path.name, path.read_bytes()) for path in tmp_path.iterdir())
+    with pytest.raises(
+        UserError, match=r"holds student.safetensors and sampler.safetensors of a run, but no"
+    ):
+        train(noisy, *networks(), out=tmp_path, steps=1, refine_steps=0, **QUICK)
+    assert sorted((path.name, path.read_bytes()) for path in tmp_path.iterdir()) == before
+
+
+def test_a_second_training_in_the_same_folder_is_refused(noisy, tmp_path):
+    messages = []
+
+    def second(row):
+        with pytest.raises(UserError) as error:
+            train(noisy, *networks(), out=tmp_path, steps=1, refine_steps=0, **QUICK)
+        messages.append(str(error.value))
+
+    train(noisy, *networks(), out=tmp_path, steps=3, refine_steps=0, on_log=second, **QUICK)
+    assert len(messages) == 1 and "another distill train is at work there" in messages[0]
+    assert [row["step"] for row in rows(tmp_path)] == [3]
 
 
 def test_another_run_gives_its_weights_but_not_its_images_statistics(noisy, tmp_path):
