@@ -45,7 +45,7 @@ def psnr_against_time(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
 
 def training_curves(metrics: Path) -> list[tuple[str, str]]:
     """Losses of both networks, and how close the student is to the mean of draws on held-out patches."""
-    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    rows = [row for line in metrics.read_text(errors="replace").splitlines() if (row := _row(line))]
     captions = {"sampler_loss": "Sampler's loss.", "student_loss": "Student's loss.",
                 "psnr_to_draws": "Student against the mean of draws, dB."}  # fmt: skip
     plots = []
@@ -65,6 +65,15 @@ def training_curves(metrics: Path) -> list[tuple[str, str]]:
                 axis.legend()
                 plots.append((_svg(figure), caption))
     return plots
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    """None for a line that a crash has torn."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and "step" in row else None
 
 
 def coverage(found: dict[str, Any]) -> tuple[str, str]:

@@ -1,5 +1,6 @@
 """A finished sampler's draws on disk, so that many students can be trained without running it."""
 
+import math
 import os
 from pathlib import Path
 
@@ -9,11 +10,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from distill.errors import UserError
-from distill.files import Unfinished, write_json
+from distill.files import Unfinished, check_folder, reserve, write_json
 from distill.hardware import Hardware, Precision
-from distill.images.sources import Images, as_stack
+from distill.images.sources import Images, as_stack, check_channels
 from distill.images.statistics import statistics
-from distill.prediction.tiles import in_tiles
+from distill.limits import COUNT, check_limits
+from distill.prediction.tiles import check_tile, in_tiles
 from distill.runs import checkpoint
 from samplers import CachedDraws, PosteriorSampler
 from samplers.cached import fingerprint
@@ -50,13 +52,16 @@ def cache_draws(
         precision: "auto" (bf16 where the hardware has it), "bf16" or "fp32".
         axes: letters of the images' dimensions, of STCZYX. Default: what the file says.
     """
-    if draws < 1 or (keep is not None and (keep < 1 or draws % keep)):
-        raise UserError(f"draws, keep: got {draws}, {keep}; keep must divide draws, both at least 1")
-    hardware, out = Hardware(device, precision), Path(out)
+    check_limits(locals(), draws=COUNT)
+    check_tile(tile)
+    if keep is not None and draws % keep:
+        raise UserError(f"draws, keep: got {draws}, {keep}; keep must divide draws")
+    hardware, out = Hardware(device, precision), check_folder(out)
     sampler = checkpoint.load_sampler(run).to(hardware.device)
     stack = as_stack(images, axes)
     mean, std = statistics(stack)
     n, channels, *size = stack.frames.shape
+    check_channels(stack, checkpoint.name_of(run), getattr(sampler, "channels", None))
     header = {
         "name": stack.name, "images": fingerprint(stack.frames), "draws": draws, "keep": keep,
         "mean": mean.ravel().tolist(), "std": std.ravel().tolist(),
@@ -88,8 +93,10 @@ def _open(out: Path, state: Unfinished, shape: tuple[int, ...]) -> tuple[np.memm
         raise UserError(f"{out}: holds a part of another cache; pass another folder, or delete it")
     if done := state.load():
         return np.lib.format.open_memmap(out / "draws.npy", mode="r+"), done
+    check_folder(out, 2 * math.prod(shape))
     out.mkdir(parents=True, exist_ok=True)
     cache = np.lib.format.open_memmap(out / "draws.npy", mode="w+", dtype=np.float16, shape=shape)
+    reserve(out / "draws.npy")
     state.save(0)
     return cache, 0
 

@@ -13,11 +13,13 @@ from tqdm import tqdm
 
 from distill.denoiser import DirectDenoiser
 from distill.errors import UserError, checks_of
+from distill.files import check_file
 from distill.hardware import Hardware, Precision
 from distill.images import tiff
-from distill.images.sources import Images, as_stack
+from distill.images.sources import Images, as_stack, check_channels
+from distill.limits import check_limits
 from distill.prediction.pretrained import PRETRAINED, pretrained_denoiser, pretrained_sampler
-from distill.prediction.tiles import ALIGNMENT, in_tiles
+from distill.prediction.tiles import check_tile, in_tiles
 from distill.runs import checkpoint
 from samplers import PosteriorSampler, posterior_mean, posterior_median, posterior_std
 
@@ -59,7 +61,8 @@ def predict(
         precision: "auto" (bf16 where the hardware has it), "bf16" or "fp32".
         axes: letters of the images' dimensions, of STCZYX. Default: what the file says.
     """
-    _check_arguments(draws, statistic, tile, halo)
+    check_limits(locals())
+    _check_arguments(draws, statistic, tile)
     hardware = Hardware(device, precision)
     stack = as_stack(noisy, axes)
     name = checkpoint.name_of(run)
@@ -68,12 +71,8 @@ def predict(
     answer, names, trained_on = _answer(run, draws, statistic, hardware.device)
     files = [] if out is None else map_files(out, names)
     for file in files:
-        tiff.check_writable(file, overwrite)
-    if stack.frames.shape[1] != (trained_on or stack.frames.shape[1]):
-        raise UserError(
-            f"{stack.name}: has {stack.frames.shape[1]} channels, but {name} was trained on "
-            f"{trained_on}; pass images like those that it was trained on"
-        )
+        check_file(file, tiff.ENDINGS, overwrite, 4 * stack.pixels.size)
+    check_channels(stack, name, trained_on)
     frames, channels, *size = stack.frames.shape
     maps = np.empty((frames, len(names) * channels, *size), np.float32)
     for i in tqdm(range(len(stack.frames)), desc="predict", unit="frame"):
@@ -114,10 +113,9 @@ def map_files(out: str | Path, names: Sequence[str]) -> list[Path]:
     return [out, *(out.with_name(f"{out.stem}_{name}{out.suffix}") for name in names[1:])]
 
 
-def _check_arguments(draws: int, statistic: str, tile: int | None, halo: int) -> None:
+def _check_arguments(draws: int, statistic: str, tile: int | None) -> None:
     if statistic not in STATISTICS:
         raise UserError(f"statistic: got '{statistic}', allowed are {', '.join(STATISTICS)}")
-    if draws < 0 or (statistic == "std" and draws == 1):
-        raise UserError(f"draws: got {draws}; must be at least 0, and at least 2 for the std")
-    if halo < 0 or (tile is not None and tile < ALIGNMENT):
-        raise UserError(f"tile, halo: got {tile}, {halo}; must be at least {ALIGNMENT} and 0")
+    if statistic == "std" and draws == 1:
+        raise UserError(f"draws: got {draws}; must be at least 2 for the std")
+    check_tile(tile)

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
+from distill.errors import UserError
+
 ALIGNMENT = 64  # tiles start at multiples of this, so that every tile is downsampled on one grid
 
 
@@ -25,6 +27,11 @@ def in_tiles(
             whole = seen.new_empty(*seen.shape[:2], height, width)
         whole[..., y0:y1, x0:x1] = seen[..., y0 - top : y1 - top, x0 - left : x1 - left]
     return whole
+
+
+def check_tile(tile: int | None) -> None:
+    if tile is not None and tile < ALIGNMENT:
+        raise UserError(f"tile: got {tile}, must be at least {ALIGNMENT}")
 
 
 def _tiles(height: int, width: int, tile: int, halo: int) -> Iterator[tuple[tuple[int, ...], ...]]:

@@ -8,19 +8,21 @@ from distill.runs import checkpoint, tensors
 
 def describe_run(path: Path) -> str:
     _, header = tensors.load(path / "student.safetensors")
-    _, sampler_header = tensors.load(path / "sampler.safetensors")
+    sampler = "none in this folder"
+    if (path / "sampler.safetensors").exists():
+        sampler = _call(tensors.load(path / "sampler.safetensors")[1]["sampler"])
     denoiser = checkpoint.load_denoiser(path)
     weights = sum(p.numel() for p in denoiser.backbone.parameters())
     lines = [
         f"{path}: a finished run",
-        f"sampler   {_call(sampler_header['sampler'])}",
+        f"sampler   {sampler}",
         f"student   {_call(header['backbone'])}, {weights:,} parameters",
         f"loss      {_call(header['loss'])}: its output is the {', '.join(denoiser.loss.outputs)}",
         f"data      mean {denoiser.mean.flatten().tolist()}, std {denoiser.std.flatten().tolist()} counts",
     ]
     metrics = path / "metrics.jsonl"
-    if metrics.exists():
-        lines.append(f"last      {metrics.read_text().splitlines()[-1]}")
+    if metrics.exists() and (rows := metrics.read_text().splitlines()):
+        lines.append(f"last      {rows[-1]}")
     return "\n".join(lines)
 
 

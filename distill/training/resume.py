@@ -58,7 +58,7 @@ class State:
         for role, module in self.modules.items():
             start = f"{role}."
             own = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
-            module.load_state_dict(own)
+            checkpoint.load_state(CHECKPOINT, module, own)
         for optimizer in self.optimizers:
             optimizer.restore(tensors, header[optimizer.name])
         self.generator.bit_generator.state = header["rng"]
