@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _flush_output() -> None:
-    """Here, a pipe that is closed or a disk that is full is one line; at exit Python would show a traceback."""
+    """A closed pipe or a full disk is one line here; at exit Python would show a traceback."""
     try:
         sys.stdout.flush()
     except OSError as error:

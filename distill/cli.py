@@ -23,6 +23,7 @@ from distill.evaluation import calibration, evaluate, tables
 from distill.exporting import export
 from distill.images.describe import describe_image
 from distill.images.sources import as_stack
+from distill.limits import check_limits
 from distill.noise_fitting import fit
 from distill.options import Parser, values
 from distill.prediction import cache, predict
@@ -81,6 +82,7 @@ def _train(arguments: list[str]) -> None:
     _add_options(parser, engine.train, skip=("on_log",))
     arguments = [_full_name(arguments, i) for i in range(len(arguments))]
     config = parser.parse_args(arguments)
+    check_limits(vars(config))
     torch.manual_seed(config.seed)  # of the networks' initial weights
     with checks_of():  # the constructors' own
         chosen = parser.instantiate(config)

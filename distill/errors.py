@@ -37,7 +37,7 @@ def _deliberate(error: ValueError) -> bool:
 
 
 _NO_MEMORY = re.compile(
-    "out of memory|not enough memory|can.?t allocate|cannot allocate|failed to map segment|bad_alloc|ALLOC_FAILED",
+    "out of memory|not enough memory|can(.?t|not) allocate|failed to map segment|bad_alloc|ALLOC_FAILED",
     re.IGNORECASE,
 )
 
@@ -51,7 +51,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def of_the_machine(error: Exception) -> str:
-    """One line on what the machine refuses: memory, space, rights. Empty for anything else, which is a bug."""
+    """One line on what the machine refuses: memory, space, rights. Empty for anything else: a bug."""
     if out_of_memory(error):
         reason = (str(error).splitlines() or ["no more is given"])[0][:200]
         return f"out of memory ({reason}); pass a smaller tile, micro_batch or image, or end other programs"

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from distill.errors import UserError
 
@@ -36,7 +36,7 @@ def check_readable(path: str | os.PathLike, advice: str) -> Path:
 def check_file(
     path: str | os.PathLike, endings: tuple[str, ...], overwrite: bool = False, size: float = 0
 ) -> Path:
-    """The path of a file that can be written, of `size` bytes; a UserError otherwise. Call it before the work."""
+    """The path, if a file of `size` bytes can be written there, else a UserError; to call before the work."""
     path = Path(path)
     if not path.name.lower().endswith(endings):
         raise UserError(f"{path}: pass a name that ends in {' or '.join(endings)}")
@@ -72,17 +72,38 @@ def _try(path: Path, folder: Path, size: float) -> None:
     free = shutil.disk_usage(folder).free
     if free < max(size, LEAST_BYTES):
         raise UserError(
-            f"{path}: needs {max(size, LEAST_BYTES) / 1e6:.3g} MB, its disk has {free / 1e6:.3g} MB left; make room, "
-            "or pass a path on another disk"
+            f"{path}: needs {max(size, LEAST_BYTES) / 1e6:.3g} MB, its disk has {free / 1e6:.3g} MB left; "
+            "make room, or pass a path on another disk"
         )
 
 
 def reserve(path: Path) -> None:
     """Gives every byte of a sparse file its place on the disk: to write to a memory map of one without would
     end the program when the disk is full."""
-    if hasattr(os, "posix_fallocate"):  # not on macOS
+    try:
         with open(path, "rb+") as file:
-            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+            _reserve(file, os.fstat(file.fileno()).st_size)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise _refused(path, error) from error
+
+
+def _reserve(file: BinaryIO, size: int) -> None:
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        os.posix_fallocate(file.fileno(), 0, size)
+    else:
+        file.truncate(size)
+
+
+@contextmanager
+def scratch_file(folder: Path, size: int) -> Iterator[BinaryIO]:
+    """A file of that many bytes without a name; it lives as long as it is open or mapped."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            _reserve(file, size)
+            yield file
+    except OSError as error:
+        raise _refused(folder, error) from error
 
 
 @contextmanager
@@ -114,7 +135,7 @@ def whole_file(path: str | os.PathLike, sync: bool = True) -> Iterator[Path]:
 
 
 def _refuse_link(path: Path) -> None:
-    if path.is_symlink():
+    if os.path.islink(path):
         raise UserError(f"{path}: is a symbolic link; pass the name of what it leads to, or another")
 
 

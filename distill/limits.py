@@ -1,7 +1,6 @@
 """What the arguments of the public functions may be: one table, by their names."""
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -14,13 +13,13 @@ from distill.errors import UserError
 class Range:
     """Finite numbers of a kind. The bounds `least` and `most` are allowed, `above` and `below` are not."""
 
-    kind: type[Real] = Integral
+    kind: type = Integral
     least: float = -math.inf
     above: float = -math.inf
     most: float = math.inf
     below: float = math.inf
 
-    def __contains__(self, value: object) -> bool:
+    def __contains__(self, value: Any) -> bool:
         if not isinstance(value, self.kind) or isinstance(value, bool) or not math.isfinite(value):
             return False
         return self.least <= value <= self.most and self.above < value < self.below

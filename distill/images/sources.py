@@ -29,10 +29,10 @@ def as_stack(images: Images, axes: str | None = None) -> Stack:
 
 
 def check_channels(stack: Stack, name: str, trained_on: int | None) -> None:
-    """A UserError for a stack of other channels than those that `name` was trained on, where they are known."""
+    """A UserError for a stack of other channels than `name` was trained on, where that is known."""
     channels = stack.frames.shape[1]
     if trained_on not in (None, channels):
         raise UserError(
-            f"{stack.name}: has {channels} channels, but {name} was trained on {trained_on}; pass images like "
-            "those that it was trained on, or --axes if these are no channels"
+            f"{stack.name}: has {channels} channels, but {name} was trained on {trained_on}; pass images "
+            "like those that it was trained on, or --axes if these are no channels"
         )

@@ -5,6 +5,7 @@ import numpy as np
 from distill.errors import UserError
 from distill.images.stack import Stack
 
+MAX_COUNT = 1e18  # its square is still a float32, as a variance has to be
 SCAN_BYTES = 2e9  # statistics read all of a smaller stack, a sample of a larger one
 
 
@@ -16,7 +17,15 @@ def spread(n: int, count: int) -> np.ndarray:
 
 def some_frames(stack: Stack, count: int) -> np.ndarray:
     """`count` of its frames (or all, if fewer), spread evenly: (count, C, Y, X) float32, in raw counts."""
-    return stack.frames[spread(len(stack.frames), count)].astype(np.float32)
+    return as_float32(stack.frames[spread(len(stack.frames), count)], stack.name)
+
+
+def as_float32(counts, name: str) -> np.ndarray:
+    """A copy in float32, NaN included; a UserError for what would become infinite in it, or in its square."""
+    counts = np.asarray(counts)
+    if (counts.dtype.kind == "f" or counts.dtype.itemsize > 4) and (abs(counts) > MAX_COUNT).any():
+        raise UserError(f"{name}: holds infinity or values beyond {MAX_COUNT:g}; pass an image of raw counts")
+    return counts.astype(np.float32)
 
 
 def statistics(stack: Stack, frames_index=None) -> tuple[np.ndarray, np.ndarray]:
@@ -46,6 +55,8 @@ def statistics(stack: Stack, frames_index=None) -> tuple[np.ndarray, np.ndarray]
                 f"{stack.name}: frame {i} holds NaN or infinity ({bad} pixels or more), only finite"
                 " numbers are allowed; replace those first"
             )
+        if abs(block).max() > MAX_COUNT:
+            raise UserError(f"{stack.name}: frame {i} holds values beyond {MAX_COUNT:g}; pass raw counts")
         n, m = block.shape[1], block.mean(1)
         low, high = np.minimum(low, block.min(1)), np.maximum(high, block.max(1))
         delta, count = m - mean, count + n

@@ -13,6 +13,7 @@ import tifffile
 from distill.errors import UserError, out_of_memory, went_through
 from distill.files import check_file, check_readable, whole_file
 from distill.images.stack import Stack, checked
+from distill.memory import check_memory
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ def _pixels(tif: tifffile.TiffFile, path: Path) -> tuple[np.ndarray, str]:
     if first.dataoffset is not None and all(page is not None and page.parent is tif for page in first.pages):
         dtype = np.dtype(tif.byteorder + first.dtype.char)
         return np.memmap(path, dtype, "r", first.dataoffset, first.shape), axes
+    check_memory(first.nbytes, str(path), "save it uncompressed, which needs none, or end other programs")
     return first.asarray(), axes
 
 

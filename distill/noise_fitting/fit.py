@@ -90,6 +90,7 @@ def fit_noise_model(
     check_file(out.with_suffix(".png"), (".png",), overwrite)
     _check(kind, method, signal, percentiles, context)
     stack, rng = as_stack(images, axes), np.random.default_rng(seed)
+    meant_for = None if data is None else as_stack(data)
     if kind in STRUCTURED:
         clean = None if signal is None else as_stack(signal)
         dark = method == "dark"
@@ -124,7 +125,7 @@ def fit_noise_model(
         f"{out}: {kind} for signals {low:.4g} to {high:.4g}, held-out {model.held_out_nll:.4f} nats/pixel "
         f"on {len(held[0])} pixels"
     )
-    _warn_of_range(s if data is None else levels(as_stack(data)), low, high)
+    _warn_of_range(s if meant_for is None else levels(meant_for), low, high)
     with whole_file(out) as part:
         model.write(part)
     some = slice(None, None, max(1, len(train[0]) // 300_000))

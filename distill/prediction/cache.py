@@ -15,7 +15,7 @@ from distill.hardware import Hardware, Precision
 from distill.images.sources import Images, as_stack, check_channels
 from distill.images.statistics import statistics
 from distill.limits import COUNT, check_limits
-from distill.prediction.tiles import check_tile, in_tiles
+from distill.prediction.tiles import FittingTiles, check_tile
 from distill.runs import checkpoint
 from samplers import CachedDraws, PosteriorSampler
 from samplers.cached import fingerprint
@@ -73,10 +73,11 @@ def cache_draws(
         drawn = torch.stack(list(sampler.draws(noisy, draws)))
         return (drawn if keep is None else _shares(drawn, keep)).transpose(0, 1).flatten(1, 2)
 
+    drawn_in_tiles = FittingTiles(answer, tile, halo)
     for i in tqdm(range(done, n), desc="cache", unit="frame", initial=done, total=n):
         noisy = torch.from_numpy(np.array(stack.frames[i], dtype=np.float32))[None].to(hardware.device)
         with torch.inference_mode(), hardware.autocast():
-            drawn = in_tiles(answer, noisy, tile, halo).float().cpu().numpy()
+            drawn = drawn_in_tiles(noisy).float().cpu().numpy()
         cache[i] = (drawn.reshape(-1, channels, *size) - mean) / std
         cache.flush()
         state.save(i + 1)

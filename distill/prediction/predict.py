@@ -1,5 +1,6 @@
 """A trained run on new images: one pass of the student, or many draws of the sampler."""
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,13 +14,15 @@ from tqdm import tqdm
 
 from distill.denoiser import DirectDenoiser
 from distill.errors import UserError, checks_of
-from distill.files import check_file
+from distill.files import check_file, scratch_file
 from distill.hardware import Hardware, Precision
 from distill.images import tiff
 from distill.images.sources import Images, as_stack, check_channels
+from distill.images.statistics import as_float32
 from distill.limits import check_limits
+from distill.memory import check_memory, free_memory
 from distill.prediction.pretrained import PRETRAINED, pretrained_denoiser, pretrained_sampler
-from distill.prediction.tiles import check_tile, in_tiles
+from distill.prediction.tiles import FittingTiles, check_tile
 from distill.runs import checkpoint
 from samplers import PosteriorSampler, posterior_mean, posterior_median, posterior_std
 
@@ -71,17 +74,18 @@ def predict(
     answer, names, trained_on = _answer(run, draws, statistic, hardware.device)
     files = [] if out is None else map_files(out, names)
     for file in files:
-        check_file(file, tiff.ENDINGS, overwrite, 4 * stack.pixels.size)
+        check_file(file, tiff.ENDINGS, overwrite, 4.0 * len(files) * stack.pixels.size)
     check_channels(stack, name, trained_on)
     frames, channels, *size = stack.frames.shape
-    maps = np.empty((frames, len(names) * channels, *size), np.float32)
+    maps = _room((frames, len(names) * channels, *size), None if out is None else Path(out).parent)
+    in_tiles = FittingTiles(answer, tile, halo)
     for i in tqdm(range(len(stack.frames)), desc="predict", unit="frame"):
-        frame = np.array(stack.frames[i], dtype=np.float32)
+        frame = as_float32(stack.frames[i], stack.name)
         if not np.isfinite(frame).all():
             raise UserError(f"{stack.name}: frame {i} holds NaN or infinity; replace those pixels first")
         noisy_frame = torch.from_numpy(frame)[None].to(hardware.device)
         with checks_of(name), torch.inference_mode(), hardware.autocast():
-            maps[i] = in_tiles(answer, noisy_frame, tile, halo)[0].float().cpu().numpy()
+            maps[i] = in_tiles(noisy_frame)[0].float().cpu().numpy()
     images = np.split(maps, len(names), axis=1)
     for file, map_name, image in zip(files, names, images, strict=False):
         kind = "float32" if map_name == "std" else dtype  # whole counts would be too coarse for a spread
@@ -105,6 +109,19 @@ def _answer(
         return torch.cat(list(denoiser.maps(noisy).values()), dim=1)
 
     return one_pass, denoiser.loss.outputs, denoiser.channels
+
+
+def _room(shape: tuple[int, ...], folder: Path | None) -> np.ndarray:
+    """float32 of this shape: in memory, or, where that would take more than half of what is free, in a file
+    without a name in the folder."""
+    size = 4 * math.prod(shape)
+    if 2 * size <= free_memory():
+        return np.empty(shape, np.float32)
+    if folder is None:
+        check_memory(size, "result", "pass out, which lets it lie on the disk, or fewer frames")
+        return np.empty(shape, np.float32)
+    with scratch_file(folder, size) as file:
+        return np.memmap(file, np.float32, "r+", shape=shape)
 
 
 def map_files(out: str | Path, names: Sequence[str]) -> list[Path]:

@@ -12,11 +12,10 @@ from losses import Loss
 from samplers import PosteriorSampler
 from samplers.base import evaluating
 
-
-# Of torch.optim, those that update convolutions by a gradient alone: LBFGS needs the loss several times a step,
-# SparseAdam sparse gradients, Muon matrices.
-OPTIMIZERS = ("AdamW", "Adamax", "Adam", "ASGD", "Adadelta", "Adafactor", "Adagrad", "NAdam", "RAdam", "RMSprop",
-              "Rprop", "SGD")  # fmt: skip
+# Of torch.optim, those that update convolutions by their gradients alone: LBFGS needs the loss several times
+# a step, SparseAdam sparse gradients, Muon matrices.
+OPTIMIZERS = ("AdamW", "Adamax", "Adam", "ASGD", "Adadelta", "Adafactor", "Adagrad", "NAdam", "RAdam",
+              "RMSprop", "Rprop", "SGD")  # fmt: skip
 
 
 def check_arguments(settings: dict[str, Any], loss: Loss) -> None:
