@@ -5,7 +5,7 @@ import os
 import sys
 import traceback
 
-from distill.errors import UserError
+from distill.errors import UserError, of_the_machine
 
 COMMANDS = {
     "train": "co-train a sampler and a student on noisy images",
@@ -19,6 +19,7 @@ COMMANDS = {
     "info": "what is in a run or an image",
     "noise-model": "`noise-model fit`: a noise model from calibration frames, repeats or the data",
 }
+RESUMED = ("train", "evaluate", "table1", "cache")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,18 +42,32 @@ def main(arguments: list[str] | None = None) -> int:
 
         hardware.keep_freed_memory()
         cli.run(command, arguments[1:])
-    except UserError as error:
-        if os.environ.get("DISTILL_TRACEBACK"):
-            traceback.print_exc()
-            return 2
-        print("distill: " + " ".join(str(error).split()), file=sys.stderr)
-        return 2
+        _flush_output()
     except SystemExit as done:  # --help and --print_config
         return int(done.code or 0)
     except KeyboardInterrupt:
-        print("\ndistill: stopped; the same command goes on from here", file=sys.stderr)
+        further = "; the same command goes on from here" * (command in RESUMED)
+        print(f"distill: stopped{further}", file=sys.stderr)
         return 130
+    except Exception as error:
+        text = str(error) if isinstance(error, UserError) else of_the_machine(error)
+        if not text:  # a bug
+            raise
+        if os.environ.get("DISTILL_TRACEBACK"):
+            traceback.print_exc()
+        else:
+            print("distill: " + " ".join(text.split()), file=sys.stderr)
+        return 2
     return 0
+
+
+def _flush_output() -> None:
+    """A closed pipe or a full disk is one line here; at exit Python would show a traceback."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise UserError(f"what it prints cannot be written ({error.strerror})") from error
 
 
 def _log_to_stderr() -> None:

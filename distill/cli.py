@@ -8,7 +8,6 @@ be narrowed in a second signature of every function, and those would be longer t
 import json
 import sys
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,9 @@ from distill.evaluation import calibration, evaluate, tables
 from distill.exporting import export
 from distill.images.describe import describe_image
 from distill.images.sources import as_stack
+from distill.limits import check_limits
 from distill.noise_fitting import fit
-from distill.options import Parser
+from distill.options import Parser, values
 from distill.prediction import cache, predict
 from distill.reporting import page
 from distill.runs import tensors
@@ -82,6 +82,7 @@ def _train(arguments: list[str]) -> None:
     _add_options(parser, engine.train, skip=("on_log",))
     arguments = [_full_name(arguments, i) for i in range(len(arguments))]
     config = parser.parse_args(arguments)
+    check_limits(vars(config))
     torch.manual_seed(config.seed)  # of the networks' initial weights
     with checks_of():  # the constructors' own
         chosen = parser.instantiate(config)
@@ -95,19 +96,13 @@ def _default(role: str, arguments: list[str]) -> dict[str, Any] | None:
     """HDN is the light one, which a CPU trains in minutes. A class that is named keeps its own defaults:
     those of another class would be carried over to arguments of the same name."""
     package, _, default = ROLES[role]
-    name = (_values(arguments, f"--{role}") or [""])[-1].removeprefix(f"{package.__name__}.")
-    first_run = [run for flag in ("--init", "--from") for run in _values(arguments, flag)]
+    name = (values(arguments, f"--{role}") or [""])[-1].removeprefix(f"{package.__name__}.")
+    first_run = [run for flag in ("--init", "--from") for run in values(arguments, flag)]
     if first_run and not name and (described := _described(Path(first_run[-1]), role)):
         return described
     if role == "sampler" and name == "HDN":
         return {"class_path": "samplers.HDN", "init_args": dict(samplers.LIGHT)}
     return {"class_path": f"{package.__name__}.{default}"} if name in ("", default) else None
-
-
-def _values(arguments: list[str], flag: str) -> list[str]:
-    """What is given to a flag, as `--flag value` or `--flag=value`."""
-    after = [b for a, b in pairwise([*arguments, ""]) if a == flag]
-    return after + [a.partition("=")[2] for a in arguments if a.startswith(f"{flag}=")]
 
 
 def _described(run: Path, role: str) -> dict[str, Any] | None:

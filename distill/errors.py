@@ -1,6 +1,8 @@
 """The one exception that users are meant to read."""
 
+import errno
 import linecache
+import re
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +34,31 @@ def _deliberate(error: ValueError) -> bool:
     return _package(frame) not in ("distill", "torch", "numpy") and (
         not text or text.lstrip().startswith("raise")
     )
+
+
+_NO_MEMORY = re.compile(
+    "out of memory|not enough memory|can(.?t|not) allocate|failed to map segment|bad_alloc|ALLOC_FAILED",
+    re.IGNORECASE,
+)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """However Python, numpy, torch or the system say it."""
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    text = str(error) if isinstance(error, RuntimeError | ImportError | OSError) else ""
+    return isinstance(error, MemoryError) or bool(_NO_MEMORY.search(text))
+
+
+def of_the_machine(error: Exception) -> str:
+    """One line on what the machine refuses: memory, space, rights. Empty for anything else: a bug."""
+    if out_of_memory(error):
+        reason = (str(error).splitlines() or ["no more is given"])[0][:200]
+        return f"out of memory ({reason}); pass a smaller tile, micro_batch or image, or end other programs"
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}; check space and rights"
+    return ""
 
 
 def went_through(error: Exception, *packages: str) -> bool:

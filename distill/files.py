@@ -1,14 +1,110 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and whether a path can be read or written, before the work."""
 
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from zlib import crc32
 
 from distill.errors import UserError
+
+LEAST_BYTES = 2**16  # that a disk must have left for any file
+
+
+def check_readable(path: str | os.PathLike, advice: str) -> Path:
+    """The path of a file; a UserError for anything else. To read a pipe or a device might never end."""
+    path = Path(path)
+    wrong = (
+        "no such file"
+        if not os.path.exists(path)  # Path.exists raises an error for names that are too long
+        else "is a folder"
+        if path.is_dir()
+        else "is a pipe or a device"
+        if not path.is_file()
+        else ""
+        if os.access(path, os.R_OK)
+        else "may not be read"
+    )
+    if wrong:
+        raise UserError(f"{path}: {wrong}; {advice}")
+    return path
+
+
+def check_file(
+    path: str | os.PathLike, endings: tuple[str, ...], overwrite: bool = False, size: float = 0
+) -> Path:
+    """The path, if a file of `size` bytes can be written there, else a UserError; to call before the work."""
+    path = Path(path)
+    if not path.name.lower().endswith(endings):
+        raise UserError(f"{path}: pass a name that ends in {' or '.join(endings)}")
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: its folder does not exist; create it or pass another path")
+    _refuse_link(path)
+    if os.path.exists(path) and not (overwrite and path.is_file()):
+        raise UserError(f"{path}: exists already; pass another path, or overwrite for a file")
+    _try(path, path.parent, size)
+    return path
+
+
+def check_folder(path: str | os.PathLike, size: float = 0) -> Path:
+    """The path of a folder that is there, or can be made, and that takes files of `size` bytes altogether; a
+    UserError otherwise. Call it before the work."""
+    path = Path(path)
+    there = next(each for each in (path, *path.absolute().parents) if os.path.lexists(each))
+    if not there.is_dir():
+        raise UserError(f"{there}: is a file; pass a folder")
+    _try(path, there, size)
+    return path
+
+
+def _try(path: Path, folder: Path, size: float) -> None:
+    """Whether the folder lets this path be made, and its disk has the space."""
+    try:
+        with suppress(FileNotFoundError):
+            os.lstat(_part_of(path))  # a name may be too long
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise _refused(path, error) from error
+    free = shutil.disk_usage(folder).free
+    if free < max(size, LEAST_BYTES):
+        raise UserError(
+            f"{path}: needs {max(size, LEAST_BYTES) / 1e6:.3g} MB, its disk has {free / 1e6:.3g} MB left; "
+            "make room, or pass a path on another disk"
+        )
+
+
+def reserve(path: Path) -> None:
+    """Gives every byte of a sparse file its place on the disk: to write to a memory map of one without would
+    end the program when the disk is full."""
+    try:
+        with open(path, "rb+") as file:
+            _reserve(file, os.fstat(file.fileno()).st_size)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise _refused(path, error) from error
+
+
+def _reserve(file: BinaryIO, size: int) -> None:
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        os.posix_fallocate(file.fileno(), 0, size)
+    else:
+        file.truncate(size)
+
+
+@contextmanager
+def scratch_file(folder: Path, size: int) -> Iterator[BinaryIO]:
+    """A file of that many bytes without a name; it lives as long as it is open or mapped."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            _reserve(file, size)
+            yield file
+    except OSError as error:
+        raise _refused(folder, error) from error
 
 
 @contextmanager
@@ -21,9 +117,8 @@ def whole_file(path: str | os.PathLike, sync: bool = True) -> Iterator[Path]:
     sync: wait for the disk, so that a power failure does not tear it either.
     """
     path = Path(path)
-    if path.is_symlink():
-        raise UserError(f"{path}: is a symbolic link; pass the name of what it leads to, or another")
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    _refuse_link(path)
+    part = _part_of(path)
     try:
         _remove_parts_of_the_dead(path)
         part.touch()
@@ -35,10 +130,23 @@ def whole_file(path: str | os.PathLike, sync: bool = True) -> Iterator[Path]:
                 os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"{path}: cannot be written ({reason}); check space and rights") from error
+        raise _refused(path, error) from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # of a folder that cannot be written, nothing needs to be deleted
+            part.unlink(missing_ok=True)
+
+
+def _refuse_link(path: Path) -> None:
+    if os.path.islink(path):
+        raise UserError(f"{path}: is a symbolic link; pass the name of what it leads to, or another")
+
+
+def _part_of(path: Path) -> Path:
+    return path.parent / f".{path.name}.{os.getpid()}.part"
+
+
+def _refused(path: Path, error: OSError) -> UserError:
+    return UserError(f"{path}: cannot be written ({error.strerror or error}); check space and rights")
 
 
 def _remove_parts_of_the_dead(path: Path) -> None:

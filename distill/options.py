@@ -1,12 +1,20 @@
 """Command-line options as people read and type them, on top of jsonargparse's."""
 
 import argparse
-from collections.abc import Sequence
+import os
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any, NoReturn, get_args
 
 import jsonargparse
+import yaml
 
 from distill.errors import UserError
+from distill.files import check_readable
+
+MAX_VALUES = 10_000  # of a file of options
 
 _OWN = {  # jsonargparse's own options: their value, and their text
     "_ActionHelpClassPath": (" NAME", "the options of that class"),
@@ -66,7 +74,70 @@ class Parser(jsonargparse.ArgumentParser):
         flags = {name for action in self._actions if is_flag(action) for name in action.option_strings}
         followed = zip(args, [*args[1:], ""], strict=False)
         given = [f"{a}=true" if a in flags and b not in ("true", "false") else a for a, b in followed]
-        return super().parse_args(given, *others, **options)
+        for word in args:
+            _check_no_pipe(word)
+        for path in values(args, "--config"):
+            check_config(path)
+        with _plug_ins_named():
+            return super().parse_args(given, *others, **options)
+
+
+def values(arguments: Sequence[str], flag: str) -> list[str]:
+    """What is given to a flag, as `--flag value` or `--flag=value`."""
+    after = [b for a, b in pairwise([*arguments, ""]) if a == flag]
+    return after + [a.partition("=")[2] for a in arguments if a.startswith(f"{flag}=")]
+
+
+def _check_no_pipe(word: str) -> None:
+    """jsonargparse opens what may be a file of settings, and to read a pipe or a device might never end."""
+    path = word.partition("=")[2] if word.startswith("--") else word
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise UserError(f"{path}: is a pipe or a device; pass a file or a folder")
+
+
+def check_config(path: str) -> None:
+    """A UserError for a file that is no YAML mapping of options, or that would grow without end."""
+    check_readable(path, "pass a YAML file with options")
+    try:
+        with open(path, encoding="utf-8") as file:
+            root = yaml.compose(file, yaml.SafeLoader)
+        count = _count_values(root, {})
+    except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise UserError(
+            f"{path}: not YAML that can be read ({error}); pass a file with lines such as steps: 600"
+        ) from None
+    if not isinstance(root, yaml.MappingNode):
+        raise UserError(f"{path}: holds no options; pass a file with lines such as steps: 600")
+    if count > MAX_VALUES:
+        raise UserError(
+            f"{path}: has {count:.3g} values with its aliases written out, allowed are {MAX_VALUES}"
+        )
+
+
+def _count_values(node: Any, known: dict[int, int]) -> int:
+    """With all aliases written out: each may stand for many. RecursionError where one contains itself."""
+    if id(node) not in known:
+        inner = node.value if isinstance(node, yaml.CollectionNode) else []
+        parts = [part for each in inner for part in (each if isinstance(each, tuple) else [each])]
+        known[id(node)] = 1 + sum(_count_values(part, known) for part in parts)
+    return known[id(node)]
+
+
+@contextmanager
+def _plug_ins_named() -> Iterator[None]:
+    """A file of the user's that raises an error or exits when it is imported is the user's to mend."""
+    try:
+        yield
+    except UserError:
+        raise
+    except RecursionError:
+        raise UserError("options: nested too deeply") from None
+    except (Exception, SystemExit) as error:
+        *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+        if frame.f_globals.get("__name__", "").partition(".")[0] in ("argparse", "jsonargparse"):
+            raise  # --help, or a bug
+        where = f"{frame.f_code.co_filename}, line {line}"
+        raise UserError(f"{where}: {type(error).__name__} when imported ({error}); mend that file") from error
 
 
 def is_flag(action: argparse.Action) -> bool:

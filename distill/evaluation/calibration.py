@@ -14,9 +14,10 @@ from tqdm import tqdm
 from distill.denoiser import DirectDenoiser
 from distill.errors import UserError
 from distill.evaluation.pairs import paired
-from distill.files import write_json
+from distill.files import check_folder, write_json
 from distill.hardware import Hardware, Precision
-from distill.images.sources import Images
+from distill.images.sources import Images, as_stack, check_channels
+from distill.limits import check_limits
 from distill.runs import checkpoint
 from distill.runs.tensors import digest, load
 
@@ -67,13 +68,13 @@ def calibrate(
         precision: "auto" (bf16 where the hardware has it), "bf16" or "fp32".
         axes: letters of the images' dimensions, of STCZYX. Default: what the file says.
     """
-    if not 0 < level < 1:
-        raise UserError(f"level: got {level}, must be between 0 and 1; 0.9 fits quantiles 0.05 and 0.95")
+    check_limits(locals())
     if (test_noisy is None) != (test_clean is None):
         raise UserError("test_noisy, test_clean: got one of them; pass both or neither")
     hardware, folder = Hardware(device, precision), Path(run)
     if not folder.is_dir():
         raise UserError(f"{run}: not a folder; pass that of a run, where the calibration is kept")
+    check_folder(folder)
     tensors, _ = load(folder / "student.safetensors")
     denoiser = checkpoint.load_denoiser(run).to(hardware.device)
     earlier = float(denoiser.spread / tensors["spread"].to(denoiser.spread))  # by another calibration
@@ -83,8 +84,10 @@ def calibrate(
             f"{run}: its student gives {' and '.join(outputs)}, no interval; train one "
             "with --loss Quantiles or MeanVariance"
         )
-    pairs = paired(noisy, clean, axes)
-    tests = pairs if test_noisy is None or test_clean is None else paired(test_noisy, test_clean, axes)
+    pairs = _pairs(denoiser, run, noisy, clean, axes)
+    tests = pairs
+    if test_noisy is not None and test_clean is not None:
+        tests = _pairs(denoiser, run, test_noisy, test_clean, axes)
     scores = earlier * _scores(denoiser, pairs, level, hardware)
     left_out = int(np.isnan(scores).sum())
     scores = scores[~np.isnan(scores)]
@@ -114,6 +117,14 @@ def calibrate(
     write_json(folder / checkpoint.CALIBRATION, stored)
     denoiser.spread *= factor / earlier  # of a Run in memory
     return found
+
+
+def _pairs(
+    denoiser: DirectDenoiser, run: str | os.PathLike[str], noisy: Images, clean: Images, axes: str | None
+) -> list[tuple[Tensor, Tensor]]:
+    stack = as_stack(noisy, axes)
+    check_channels(stack, checkpoint.name_of(run), denoiser.channels)
+    return paired(stack, clean, axes)
 
 
 def _z(level: float) -> float:

@@ -14,10 +14,11 @@ from distill.evaluation.compare import INPUT, Metrics, compare, noise_model_of
 from distill.evaluation.metrics import lpips, psnr, ssim
 from distill.evaluation.pairs import Pairs, paired
 from distill.evaluation.tables import Row, distinct, format_table, table1, write_csv
-from distill.files import whole_file, write_text
+from distill.files import check_folder, whole_file, write_text
 from distill.hardware import Hardware, Precision
-from distill.images.sources import Images, as_stack
+from distill.images.sources import Images, as_stack, check_channels
 from distill.images.statistics import check_finite
+from distill.limits import COUNT, check_limits
 from distill.locks import locked
 from distill.plots.pictures import comparison
 from distill.plots.residuals import residual_picture
@@ -60,13 +61,18 @@ def evaluate(
         frames: number of noisy frames to use, spread evenly. Default: all.
         perceptual: LPIPS too; its network must be there or be downloaded.
     """
+    draws = list(draws)
+    check_limits(locals(), draws=COUNT)
+    out = check_folder(run if out is None else out)
     sampler, denoiser = checkpoint.load_sampler(run), checkpoint.load_denoiser(run)
     noisy = as_stack(noisy, axes)  # read once
+    check_channels(noisy, checkpoint.name_of(run), denoiser.channels)
     if clean is not None:
         clean = as_stack(clean, axes)
         check_finite(clean)
     pairs = paired(noisy, clean, axes, frames)
-    hardware, out = Hardware(device, precision), Path(run if out is None else out)
+    hardware = Hardware(device, precision)
+    check_folder(out, 1e6 + max([1, *draws]) * pairs[0][0].nbytes)  # of one frame
     metrics: Metrics = {"psnr": psnr, "ssim": ssim} | ({"lpips": lpips()} if perceptual else {})
     with locked(out, "evaluate"):
         compared = compare(sampler, denoiser, pairs, draws, hardware, metrics, out / UNFINISHED)
@@ -117,7 +123,8 @@ def evaluate_all(
     **options: Any,
 ) -> list[Row]:
     """`evaluate` of every run on every (noisy, clean), into a folder each, and table1.md and .csv."""
-    out, rows = Path(out), []
+    check_limits({"out": out})
+    out, rows = check_folder(out), []
     data = [(as_stack(noisy, options.get("axes")), clean) for noisy, clean in data]
     names = distinct([Path(noisy.name).stem for noisy, _ in data])
     for run, label in zip(runs, distinct([Path(run).name for run in runs]), strict=True):

@@ -9,6 +9,7 @@ from torch import Tensor
 from distill.errors import UserError
 from distill.images.sources import Images, as_stack
 from distill.images.statistics import check_finite, some_frames, spread
+from distill.memory import check_memory
 
 Pairs = Sequence[tuple[Tensor, Tensor | None]]
 
@@ -33,6 +34,8 @@ def paired(noisy: Images, clean: Images | None, axes: str | None = None, frames:
     noisy_stack = as_stack(noisy, axes)
     n_noisy = len(noisy_stack.frames)
     check_finite(noisy_stack, spread(n_noisy, frames or n_noisy))
+    size = 4 * noisy_stack.pixels.size * min(frames or n_noisy, n_noisy) / n_noisy
+    check_memory(2 * size, noisy_stack.name, "pass fewer frames")  # with the truth
     chosen = torch.from_numpy(some_frames(noisy_stack, frames or n_noisy))
     if clean is None:
         return [(frame, None) for frame in chosen]

@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import io
 import os
 import tempfile
 from collections.abc import Iterator
@@ -16,7 +17,8 @@ from torch import Tensor
 from distill.denoiser import DirectDenoiser
 from distill.errors import UserError, checks_of, went_through
 from distill.exporting import bioimageio, graph
-from distill.files import whole_file
+from distill.files import check_file, whole_file
+from distill.limits import check_limits
 from distill.prediction import backends
 from distill.runs import checkpoint
 
@@ -54,14 +56,19 @@ def export(
         license: SPDX identifier of the model's licence, for bioimage.io.
         overwrite: replace `out` if it exists.
     """
+    check_limits(locals())
     _check_format(format)
     if format == "bioimageio":
         bioimageio.check(author, license)
     denoiser = copy.deepcopy(checkpoint.load_denoiser(run)).requires_grad_(False).cpu()
     denoiser = denoiser.to(memory_format=torch.contiguous_format)
-    out, name = _checked_path(run, out, ENDINGS[format], overwrite), checkpoint.name_of(run)
+    size = sum(p.nbytes for p in denoiser.parameters())
+    space = (
+        1e6 + 3 * size
+    )  # a package holds a copy of the weights, and is itself checked before it has its name
+    out, name = _checked_path(run, out, ENDINGS[format], overwrite, space), checkpoint.name_of(run)
     student = f"{name}: its {type(denoiser.backbone).__name__}"
-    if format != "torch-export" and sum(p.nbytes for p in denoiser.parameters()) >= ONNX_BYTES:
+    if format != "torch-export" and size >= ONNX_BYTES:
         raise UserError(f"{student} is too large for one ONNX file; pass --format torch-export")
     with checks_of(name), torch.inference_mode():
         examples = _examples(denoiser)
@@ -75,7 +82,9 @@ def export(
         with _in_one_line(f"{student} cannot be exported as {format}"):
             program = graph.program(denoiser)
             if format == "torch-export":
-                torch.export.save(program, file)
+                written = io.BytesIO()  # torch itself ends the program when the disk is full
+                torch.export.save(program, written)
+                file.write_bytes(written.getvalue())
                 exported = torch.export.load(file).module()
             else:
                 graph.save_onnx(program, denoiser.loss.outputs, file)
@@ -106,20 +115,17 @@ def _is_installed(name: str) -> bool:
 
 
 def _checked_path(
-    run: str | os.PathLike[str] | DirectDenoiser, out: str | Path | None, ending: str, overwrite: bool
+    run: str | os.PathLike[str] | DirectDenoiser,
+    out: str | Path | None,
+    ending: str,
+    overwrite: bool,
+    size: float,
 ) -> Path:
     if out is None:
         if isinstance(run, DirectDenoiser):
             raise UserError(f"out: needed for a DirectDenoiser, which has no folder; pass a name in {ending}")
         out = (Path(run) if Path(run).is_dir() else Path(run).parent) / f"student{ending}"
-    out = Path(out)
-    if out.suffix.lower() != ending:
-        raise UserError(f"{out}: this format's files end in {ending}; pass such a name, or another --format")
-    if not out.parent.is_dir():
-        raise UserError(f"{out}: its folder does not exist; create it or pass another path")
-    if out.is_dir() or (out.exists() and not overwrite):
-        raise UserError(f"{out}: exists already; pass another path with --out, or --overwrite for a file")
-    return out
+    return check_file(out, (ending,), overwrite, size)
 
 
 def _examples(denoiser: DirectDenoiser) -> list[Example]:
@@ -155,7 +161,7 @@ def _in_one_line(problem: str) -> Iterator[None]:
     """torch's exporters, onnxruntime and bioimageio raise errors of many kinds and many lines."""
     try:
         yield
-    except UserError:
+    except (UserError, OSError):
         raise
     except Exception as error:
         if not went_through(error, "torch", "onnx", "onnxscript", "onnxruntime", "bioimageio"):

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distill.errors import UserError
 from distill.images.stack import Stack, checked
 from distill.images.tiff import read
 
@@ -25,3 +26,13 @@ def as_stack(images: Images, axes: str | None = None) -> Stack:
     pixels = images if isinstance(images, np.ndarray) else np.asarray(images)
     guess = {2: "YX", 3: "TYX", 4: "TCYX"}.get(pixels.ndim, "")
     return checked(Stack(pixels, axes.upper() if axes else guess))
+
+
+def check_channels(stack: Stack, name: str, trained_on: int | None) -> None:
+    """A UserError for a stack of other channels than `name` was trained on, where that is known."""
+    channels = stack.frames.shape[1]
+    if trained_on not in (None, channels):
+        raise UserError(
+            f"{stack.name}: has {channels} channels, but {name} was trained on {trained_on}; pass images "
+            "like those that it was trained on, or --axes if these are no channels"
+        )

@@ -7,6 +7,7 @@ import numpy as np
 from distill.errors import UserError
 from distill.images.stack import Stack
 
+MAX_COUNT = 1e18  # its square is still a float32, as a variance has to be
 SCAN_BYTES = 2e9  # statistics read all of a smaller stack, a sample of a larger one
 
 
@@ -18,31 +19,42 @@ def spread(n: int, count: int) -> np.ndarray:
 
 def some_frames(stack: Stack, count: int) -> np.ndarray:
     """`count` of its frames (or all, if fewer), spread evenly: (count, C, Y, X) float32, in raw counts."""
-    return stack.frames[spread(len(stack.frames), count)].astype(np.float32)
+    return as_float32(stack.frames[spread(len(stack.frames), count)], stack.name)
+
+
+def as_float32(counts, name: str) -> np.ndarray:
+    """A copy in float32, NaN included; a UserError for what would become infinite in it, or in its square."""
+    counts = np.asarray(counts)
+    if _may_be_unusable(counts.dtype) and (abs(counts) > MAX_COUNT).any():
+        raise UserError(f"{name}: holds infinity or values beyond {MAX_COUNT:g}; pass an image of raw counts")
+    return counts.astype(np.float32)
 
 
 def check_finite(stack: Stack, which: Sequence[int] | np.ndarray | None = None) -> None:
-    """A UserError that counts what float32 cannot hold, NaN and infinity too, in all frames or in `which`.
+    """A UserError that counts NaN, infinity and what is too large to be counts, in all frames or in `which`.
 
     Refused, not filled in: a network spreads such a pixel over all that see it, and no filling is right for
     both a dead pixel and a masked background.
     """
-    if stack.pixels.dtype.kind != "f":
+    if not _may_be_unusable(stack.pixels.dtype):
         return
     which = range(len(stack.frames)) if which is None else which
-    bad = {int(i): _not_finite(stack.frames[int(i)]) for i in which}
+    bad = {int(i): _unusable(stack.frames[int(i)]) for i in which}
     bad = {i: count for i, count in bad.items() if count}
     if total := sum(bad.values()):
         raise UserError(
             f"{stack.name}: {total} pixel{'s' * (total > 1)} in {len(bad)} of {len(which)} frames (first in"
-            f" frame {min(bad)}) are NaN, infinite or beyond float32, and would spread to their neighbours;"
-            " replace those pixels, or leave those frames out"
+            f" frame {min(bad)}) are NaN, infinite or beyond {MAX_COUNT:g}, and would spread to their"
+            " neighbours; replace those pixels, or leave those frames out"
         )
 
 
-def _not_finite(pixels: np.ndarray) -> int:
-    with np.errstate(over="ignore"):
-        return int((~np.isfinite(pixels.astype(np.float32))).sum())
+def _may_be_unusable(dtype: np.dtype) -> bool:
+    return dtype.kind == "f" or dtype.itemsize > 4
+
+
+def _unusable(pixels: np.ndarray) -> int:
+    return int((~(abs(pixels) <= MAX_COUNT)).sum()) if _may_be_unusable(pixels.dtype) else 0
 
 
 def statistics(stack: Stack, frames_index=None) -> tuple[np.ndarray, np.ndarray]:
@@ -65,7 +77,7 @@ def statistics(stack: Stack, frames_index=None) -> tuple[np.ndarray, np.ndarray]
     low, high = np.full(n_channels, np.inf), np.full(n_channels, -np.inf)
     for i, row in zip(which[blocks // per_frame], blocks % per_frame * rows, strict=True):
         block = np.asarray(frames[int(i), :, row : row + rows]).reshape(n_channels, -1)
-        if block.dtype.kind == "f" and _not_finite(block):
+        if _unusable(block):
             check_finite(stack, which)
         block = block.astype(np.float64)
         n, m = block.shape[1], block.mean(1)

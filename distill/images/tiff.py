@@ -10,10 +10,11 @@ from xml.etree import ElementTree
 import numpy as np
 import tifffile
 
-from distill.errors import UserError, went_through
-from distill.files import whole_file
+from distill.errors import UserError, out_of_memory, went_through
+from distill.files import check_file, check_readable, whole_file
 from distill.images.intact import check_complete, complaints_as_errors
 from distill.images.stack import Stack, checked
+from distill.memory import check_memory
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +33,7 @@ def read(path: str | os.PathLike, axes: str | None = None) -> Stack:
 
     Axes come from OME-XML, ImageJ or tifffile metadata; else YX or TYX; `axes` overrides them all.
     """
-    path = Path(path)
-    if path.is_dir() or not path.exists():
-        what = "is a folder" if path.is_dir() else "no such file"
-        raise UserError(f"{path}: {what}; pass the path of one TIFF file")
+    path = check_readable(path, "pass the path of one TIFF file")
     try:
         with complaints_as_errors(path), tifffile.TiffFile(path) as tif:
             series = _equal_series(tif, path)
@@ -55,7 +53,7 @@ def read(path: str | os.PathLike, axes: str | None = None) -> Stack:
     except UserError:
         raise
     except Exception as error:  # a damaged file raises anything in tifffile, ZeroDivisionError too
-        if not went_through(error, "tifffile", "imagecodecs", "numpy", "xml"):
+        if out_of_memory(error) or not went_through(error, "tifffile", "imagecodecs", "numpy", "xml"):
             raise
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{path}: cannot be read ({reason}); pass an intact TIFF file") from error
@@ -81,6 +79,7 @@ def _pixels(
     if first.dataoffset is not None and all(page is not None and page.parent is tif for page in first.pages):
         dtype = np.dtype(tif.byteorder + first.dtype.char)
         return np.memmap(path, dtype, "r", first.dataoffset, first.shape), axes
+    check_memory(first.nbytes, str(path), "save it uncompressed, which needs none, or end other programs")
     return first.asarray(), axes
 
 
@@ -134,15 +133,7 @@ def _number(value: Any) -> float | None:
         return None
 
 
-def check_writable(path: str | os.PathLike, overwrite: bool = False) -> None:
-    """A UserError where `write` would refuse the path: to be called before the long work."""
-    path = Path(path)
-    if not path.name.lower().endswith((".tif", ".tiff")):
-        raise UserError(f"{path}: only TIFF is written; pass a name ending in .tif or .ome.tif")
-    if not path.parent.is_dir():
-        raise UserError(f"{path}: its folder does not exist; create it or pass another path")
-    if path.is_dir() or (path.exists() and not overwrite):
-        raise UserError(f"{path}: exists already; pass another path, or overwrite for a file")
+ENDINGS = (".tif", ".tiff")
 
 
 def write(
@@ -156,8 +147,7 @@ def write(
     uint8, uint16 or float32, < 3.9 GB), else tifffile's own layout with axes in its metadata.
     The file appears under its name only when it is complete.
     """
-    path = Path(path)
-    check_writable(path, overwrite)
+    path = check_file(path, ENDINGS, overwrite)
     if dtype not in ("float32", "input"):
         raise UserError(f"{path}: dtype {dtype!r} is not known; pass 'float32' or 'input'")
     frames = np.asarray(frames.detach().cpu() if hasattr(frames, "detach") else frames)

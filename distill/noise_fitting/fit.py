@@ -5,15 +5,16 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 
 from distill.errors import UserError
-from distill.files import whole_file
+from distill.files import check_file, whole_file
 from distill.images.sources import Images, as_stack
 from distill.images.stack import Stack
+from distill.limits import COUNT, check_limits
 from distill.noise_fitting.pairs import bootstrapped, given, levels, noise_images, repeated, signal_images
 from distill.plots.noise import noise_autocorrelation, noise_density
 from samplers import (
@@ -84,9 +85,12 @@ def fit_noise_model(
             the file says.
         overwrite: replace `out` if it exists.
     """
-    out = Path(out)
-    _check(out, kind, method, signal, percentiles, held_out, n_gaussian, n_coeff, overwrite)
+    check_limits(locals(), steps=COUNT)
+    out = check_file(out, (".npz",), overwrite, 1e6)
+    check_file(out.with_suffix(".png"), (".png",), overwrite)
+    _check(kind, method, signal, percentiles, context)
     stack, rng = as_stack(images, axes), np.random.default_rng(seed)
+    meant_for = None if data is None else as_stack(data)
     if kind in STRUCTURED:
         clean = None if signal is None else as_stack(signal)
         dark = method == "dark"
@@ -121,7 +125,7 @@ def fit_noise_model(
         f"{out}: {kind} for signals {low:.4g} to {high:.4g}, held-out {model.held_out_nll:.4f} nats/pixel "
         f"on {len(held[0])} pixels"
     )
-    _warn_of_range(s if data is None else levels(as_stack(data)), low, high)
+    _warn_of_range(s if meant_for is None else levels(meant_for), low, high)
     with whole_file(out) as part:
         model.write(part)
     some = slice(None, None, max(1, len(train[0]) // 300_000))
@@ -180,9 +184,8 @@ def _warn_of_range(signal: np.ndarray, low: float, high: float) -> None:
         )
 
 
-def _check(out, kind, method, signal, percentiles, held_out, n_gaussian, n_coeff, overwrite) -> None:
+def _check(kind, method, signal, percentiles, context) -> None:
     low, high = percentiles or (0, 100)
-    taken = [p for p in (out, out.with_suffix(".png")) if p.is_dir() or (p.exists() and not overwrite)]
     problems = [
         (kind not in (*KINDS, *STRUCTURED),
          f"kind: got {kind!r}, allowed are {', '.join([*KINDS, *STRUCTURED])}"),
@@ -195,12 +198,8 @@ def _check(out, kind, method, signal, percentiles, held_out, n_gaussian, n_coeff
          f"signal: method {method!r} finds its own; drop signal, or pass method bootstrap"),
         (not 0 <= low < high <= 100,
          f"percentiles: got {percentiles}; pass two numbers with 0 <= low < high <= 100"),
-        (not 0 < held_out < 1, f"held_out: got {held_out}; pass a share such as 0.1"),
-        (min(n_gaussian, n_coeff) < 1,
-         f"n_gaussian, n_coeff: got {n_gaussian}, {n_coeff}; pass 1 or more of each"),
-        (out.suffix != ".npz", f"{out}: not an .npz file; pass a name that ends in .npz"),
-        (not out.parent.is_dir(), f"{out}: its folder does not exist; create it first"),
-        (bool(taken), f"{', '.join(map(str, taken))}: exists already; pass another path, or overwrite"),
+        (context not in get_args(Context),
+         f"context: got {context!r}, allowed are {', '.join(get_args(Context))}"),
     ]  # fmt: skip
     for wrong, text in problems:
         if wrong:

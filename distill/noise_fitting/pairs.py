@@ -6,7 +6,7 @@ import numpy as np
 
 from distill.errors import UserError
 from distill.images.stack import Stack
-from distill.images.statistics import some_frames
+from distill.images.statistics import as_float32, some_frames
 from distill.noise_fitting.blind_spot import blind_spot_pairs
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ def repeated(stack: Stack, rng: np.random.Generator) -> tuple[np.ndarray, np.nda
 
 def noise_images(stack: Stack, clean: Stack | None, dark: bool) -> np.ndarray:
     """Images of the noise alone, float32 (N, Y, X), at most MAX_FRAMES of all frames and channels."""
-    noisy = np.asarray(stack.frames[_some_frames(stack)], dtype="f4")
+    noisy = as_float32(stack.frames[_some_frames(stack)], stack.name)
     if clean is not None:
         _check_fits(stack, clean)
         some = _some_frames(stack) if len(clean.frames) > 1 else [0]
@@ -111,7 +111,7 @@ def _positions(stack: Stack, rng: np.random.Generator) -> np.ndarray:
 
 def _read(stack: Stack, frames, positions: np.ndarray) -> np.ndarray:
     picked = [np.asarray(stack.frames[int(i)]).ravel()[positions] for i in frames]
-    return np.stack(picked).astype("f4")
+    return as_float32(np.stack(picked), stack.name)
 
 
 def _dequantising(stack: Stack, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:

@@ -46,7 +46,7 @@ def psnr_against_time(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
 
 def training_curves(metrics: Path) -> list[tuple[str, str]]:
     """Losses of both networks, and how close the student is to the mean of draws on held-out patches."""
-    rows = read_json_lines(metrics)
+    rows = [row for row in read_json_lines(metrics) if "step" in row]
     captions = {"sampler_loss": "Sampler's loss.", "student_loss": "Student's loss.",
                 "psnr_to_draws": "Student against the mean of draws, dB."}  # fmt: skip
     plots = []

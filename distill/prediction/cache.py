@@ -1,5 +1,6 @@
 """A finished sampler's draws on disk, so that many students can be trained without running it."""
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from distill.errors import UserError
-from distill.files import Unfinished, write_json
+from distill.files import Unfinished, check_folder, reserve, write_json
 from distill.hardware import Hardware, Precision, seeded
-from distill.images.sources import Images, as_stack
+from distill.images.sources import Images, as_stack, check_channels
 from distill.images.statistics import statistics
+from distill.limits import COUNT, check_limits
 from distill.locks import locked
-from distill.prediction.tiles import in_tiles
+from distill.prediction.tiles import FittingTiles, check_tile
 from distill.runs import checkpoint
 from distill.runs.rebuild import describe
 from distill.runs.tensors import digest
@@ -56,13 +58,16 @@ def cache_draws(
         precision: "auto" (bf16 where the hardware has it), "bf16" or "fp32".
         axes: letters of the images' dimensions, of STCZYX. Default: what the file says.
     """
-    if draws < 1 or (keep is not None and (keep < 1 or draws % keep)):
-        raise UserError(f"draws, keep: got {draws}, {keep}; keep must divide draws, both at least 1")
-    hardware, out = Hardware(device, precision), Path(out)
+    check_limits(locals(), draws=COUNT)
+    check_tile(tile)
+    if keep is not None and draws % keep:
+        raise UserError(f"draws, keep: got {draws}, {keep}; keep must divide draws")
+    hardware, out = Hardware(device, precision), check_folder(out)
     sampler = checkpoint.load_sampler(run).to(hardware.device)
     stack = as_stack(images, axes)
     mean, std = statistics(stack)
     n, channels, *size = stack.frames.shape
+    check_channels(stack, checkpoint.name_of(run), getattr(sampler, "channels", None))
     header = {
         "name": stack.name, "images": fingerprint(stack.frames), "sampler": _identity(sampler),
         "isotropic": sampler.isotropic, "draws": draws, "keep": keep, "tile": tile, "halo": halo,
@@ -73,6 +78,7 @@ def cache_draws(
         drawn = torch.stack(list(sampler.draws(noisy, draws)))
         return (drawn if keep is None else _shares(drawn, keep)).transpose(0, 1).flatten(1, 2)
 
+    drawn_in_tiles = FittingTiles(answer, tile, halo)
     with locked(out, "cache"):
         state = Unfinished(out / "unfinished.json", header)
         cache, checksums = _open(out, state, (n, keep or draws, channels, *size))
@@ -80,7 +86,7 @@ def cache_draws(
         for i in tqdm(range(done, n), desc="cache", unit="frame", initial=done, total=n):
             noisy = torch.from_numpy(np.array(stack.frames[i], dtype=np.float32))[None].to(hardware.device)
             with torch.inference_mode(), hardware.autocast(), seeded(hardware.device, seed, i):
-                drawn = in_tiles(answer, noisy, tile, halo).float().cpu().numpy()
+                drawn = drawn_in_tiles(noisy).float().cpu().numpy()
             cache[i] = (drawn.reshape(-1, channels, *size) - mean) / std
             cache.flush()
             checksums.append(_checksum(cache[i], i, stack.name))
@@ -113,8 +119,11 @@ def _open(out: Path, state: Unfinished, shape: tuple[int, ...]) -> tuple[np.memm
         raise UserError(f"{path}: is of no cache that was stopped here; pass another folder, or delete it")
     if checksums and path.exists():
         return _reopened(path, shape), checksums
+    check_folder(out, 2 * math.prod(shape))
     state.save([])
-    return np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape), []
+    cache = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
+    reserve(path)
+    return cache, []
 
 
 def _reopened(path: Path, shape: tuple[int, ...]) -> np.memmap:

@@ -1,5 +1,6 @@
 """A trained run on new images: one pass of the student, or many draws of the sampler."""
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,12 +14,15 @@ from tqdm import tqdm
 
 from distill.denoiser import DirectDenoiser
 from distill.errors import UserError, checks_of
+from distill.files import check_file, scratch_file
 from distill.hardware import Hardware, Precision
 from distill.images import tiff
-from distill.images.sources import Images, as_stack
+from distill.images.sources import Images, as_stack, check_channels
 from distill.images.statistics import check_finite
+from distill.limits import check_limits
+from distill.memory import check_memory, free_memory
 from distill.prediction.pretrained import PRETRAINED, pretrained_denoiser, pretrained_sampler
-from distill.prediction.tiles import ALIGNMENT, in_tiles
+from distill.prediction.tiles import FittingTiles, check_tile
 from distill.runs import checkpoint
 from samplers import PosteriorSampler, posterior_mean, posterior_median, posterior_std
 
@@ -60,7 +64,8 @@ def predict(
         precision: "auto" (bf16 where the hardware has it), "bf16" or "fp32".
         axes: letters of the images' dimensions, of STCZYX. Default: what the file says.
     """
-    _check_arguments(draws, statistic, tile, halo)
+    check_limits(locals())
+    _check_arguments(draws, statistic, tile)
     hardware = Hardware(device, precision)
     stack = as_stack(noisy, axes)
     name = checkpoint.name_of(run)
@@ -69,19 +74,16 @@ def predict(
     answer, names, trained_on = _answer(run, draws, statistic, hardware.device)
     files = [] if out is None else map_files(out, names)
     for file in files:
-        tiff.check_writable(file, overwrite)
-    if stack.frames.shape[1] != (trained_on or stack.frames.shape[1]):
-        raise UserError(
-            f"{stack.name}: has {stack.frames.shape[1]} channels, but {name} was trained on "
-            f"{trained_on}; pass images like those that it was trained on"
-        )
+        check_file(file, tiff.ENDINGS, overwrite, 4.0 * len(files) * stack.pixels.size)
+    check_channels(stack, name, trained_on)
     check_finite(stack)
     frames, channels, *size = stack.frames.shape
-    maps = np.empty((frames, len(names) * channels, *size), np.float32)
+    maps = _room((frames, len(names) * channels, *size), None if out is None else Path(out).parent)
+    in_tiles = FittingTiles(answer, tile, halo)
     for i in tqdm(range(len(stack.frames)), desc="predict", unit="frame"):
         noisy_frame = torch.from_numpy(np.array(stack.frames[i], dtype=np.float32))[None].to(hardware.device)
         with checks_of(name), torch.inference_mode(), hardware.autocast():
-            maps[i] = in_tiles(answer, noisy_frame, tile, halo)[0].float().cpu().numpy()
+            maps[i] = in_tiles(noisy_frame)[0].float().cpu().numpy()
         if bad := int((~np.isfinite(maps[i])).sum()):
             raise UserError(
                 f"{name}: its answer to frame {i} of {stack.name} has {bad} pixels that are NaN or infinite; "
@@ -112,16 +114,28 @@ def _answer(
     return one_pass, denoiser.loss.outputs, denoiser.channels
 
 
+def _room(shape: tuple[int, ...], folder: Path | None) -> np.ndarray:
+    """float32 of this shape: in memory, or, where that would take more than half of what is free, in a file
+    without a name in the folder."""
+    size = 4 * math.prod(shape)
+    if 2 * size <= free_memory():
+        return np.empty(shape, np.float32)
+    if folder is None:
+        check_memory(size, "result", "pass out, which lets it lie on the disk, or fewer frames")
+        return np.empty(shape, np.float32)
+    with scratch_file(folder, size) as file:
+        return np.memmap(file, np.float32, "r+", shape=shape)
+
+
 def map_files(out: str | Path, names: Sequence[str]) -> list[Path]:
     """The file of each output image: `out` for the first, out_NAME for the others."""
     out = Path(out)
     return [out, *(out.with_name(f"{out.stem}_{name}{out.suffix}") for name in names[1:])]
 
 
-def _check_arguments(draws: int, statistic: str, tile: int | None, halo: int) -> None:
+def _check_arguments(draws: int, statistic: str, tile: int | None) -> None:
     if statistic not in STATISTICS:
         raise UserError(f"statistic: got '{statistic}', allowed are {', '.join(STATISTICS)}")
-    if draws < 0 or (statistic == "std" and draws == 1):
-        raise UserError(f"draws: got {draws}; must be at least 0, and at least 2 for the std")
-    if halo < 0 or (tile is not None and tile < ALIGNMENT):
-        raise UserError(f"tile, halo: got {tile}, {halo}; must be at least {ALIGNMENT} and 0")
+    if statistic == "std" and draws == 1:
+        raise UserError(f"draws: got {draws}; must be at least 2 for the std")
+    check_tile(tile)

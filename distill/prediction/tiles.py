@@ -1,9 +1,14 @@
 """Images that are too large to go through a network at once."""
 
+import logging
 from collections.abc import Callable, Iterator
 
+import torch
 from torch import Tensor
 
+from distill.errors import UserError, out_of_memory
+
+log = logging.getLogger(__name__)
 ALIGNMENT = 64  # tiles start at multiples of this, so that every tile is downsampled on one grid
 
 
@@ -25,6 +30,42 @@ def in_tiles(
             whole = seen.new_empty(*seen.shape[:2], height, width)
         whole[..., y0:y1, x0:x1] = seen[..., y0 - top : y1 - top, x0 - left : x1 - left]
     return whole
+
+
+class FittingTiles:
+    """`in_tiles`, and with tiles of half the side, as often as the memory is not enough."""
+
+    def __init__(self, answer: Callable[[Tensor], Tensor], tile: int | None, halo: int) -> None:
+        self.answer, self.tile, self.halo = answer, tile, halo
+
+    def __call__(self, noisy: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, K, H, W). Errors: not even tiles of ALIGNMENT pixels fit."""
+        while (answer := self._try(noisy)) is None:
+            side = min(self.tile or max(noisy.shape[-2:]), max(noisy.shape[-2:]))
+            if side <= ALIGNMENT:
+                raise UserError(
+                    f"out of memory with tiles of {side} pixels and a halo of {self.halo}; pass a smaller "
+                    "halo, or --device cpu"
+                )
+            self.tile = max(ALIGNMENT, side // 2 // ALIGNMENT * ALIGNMENT)
+            log.warning("out of memory; from here on in tiles of %d pixels (--tile)", self.tile)
+            if noisy.is_cuda:
+                torch.cuda.empty_cache()
+        return answer
+
+    def _try(self, noisy: Tensor) -> Tensor | None:
+        """None where memory ran out; a function of its own, so that what it held is free before the next."""
+        try:
+            return in_tiles(self.answer, noisy, self.tile, self.halo)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            return None
+
+
+def check_tile(tile: int | None) -> None:
+    if tile is not None and tile < ALIGNMENT:
+        raise UserError(f"tile: got {tile}, must be at least {ALIGNMENT}")
 
 
 def _tiles(height: int, width: int, tile: int, halo: int) -> Iterator[tuple[tuple[int, ...], ...]]:

@@ -4,10 +4,12 @@ import csv
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -18,8 +20,9 @@ from distill.errors import UserError
 from distill.evaluation.checks import advice
 from distill.evaluation.compare import TRUTH
 from distill.evaluation.tables import CAPTION1, HEADINGS, Row, distinct, table1_cells
-from distill.files import write_text
+from distill.files import check_folder, write_text
 from distill.images.stack import Stack
+from distill.limits import check_limits
 from distill.plots import curves
 from distill.reporting.embedded import data_uri, pictures
 from distill.runs import tensors
@@ -42,12 +45,14 @@ def report(
         out: HTML file to write. Default: report.html in the first run's folder.
         overwrite: replace `out` if it exists and is no earlier report.
     """
+    check_limits(locals())
     runs = [Path(run) for run in ([runs] if isinstance(runs, str | os.PathLike) else runs)]
     for run in runs:
         if not (run / "student.safetensors").exists():
             raise UserError(f"{run}: not a finished run; pass the folder that `distill train` wrote")
-    out = Path(out or runs[0] / "report.html")
+    out = runs[0] / "report.html" if out is None else Path(out)
     _check(out, overwrite)
+    check_folder(out.parent, 1e6 + sum(table.stat().st_size for run in runs for table in run.rglob("*.npz")))
     source = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     environment = Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
@@ -74,12 +79,25 @@ def _check(out: Path, overwrite: bool) -> None:
         raise UserError(f"{out}: exists, and is no earlier report; pass another name, or overwrite")
 
 
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """What a run's folder holds may be torn, or not belong together."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError, BadZipFile, csv.Error) as error:
+        raise UserError(
+            f"{path}: damaged or incomplete ({type(error).__name__}: {error}); delete it, or make it again"
+        ) from error
+
+
 def _table1(runs: list[Path]) -> list[list[str]]:
     """The paper's Table 1 of all runs, headings first."""
-    rows = []
+    rows: list[Row] = []
     for run, label in zip(runs, distinct([run.name for run in runs]), strict=True):
         tables = [_rows(table) for table in _tables(run)]
-        tables = [table for table in tables if table[0].get("psnr_mean") is not None]
+        tables = [table for table in tables if table and table[0].get("psnr_mean") is not None]
         names = distinct([str(table[0]["data"]) for table in tables])
         for name, table in zip(names, tables, strict=True):
             rows += [row | {"data": name, "run": label} for row in table]
@@ -94,19 +112,25 @@ def _tables(run: Path) -> list[Path]:
 
 
 def _rows(table: Path) -> list[Row]:
-    with open(table, encoding="utf-8") as file:
+    with _damage_named(table), open(table, encoding="utf-8") as file:
         return [{k: _value(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
 
 
 def _run(run: Path) -> dict[str, Any]:
-    plots = curves.training_curves(run / "metrics.jsonl")
-    if (run / "calibration.json").exists():
-        plots.append(curves.coverage(json.loads((run / "calibration.json").read_text(encoding="utf-8"))))
-    settings = tensors.load(run / "checkpoint.safetensors")[1]["settings"]
-    cost = run / "cost.txt"
+    metrics, calibration = run / "metrics.jsonl", run / "calibration.json"
+    plots = curves.training_curves(metrics) if metrics.exists() else []
+    if calibration.exists():
+        with _damage_named(calibration):
+            plots.append(curves.coverage(json.loads(calibration.read_text(encoding="utf-8"))))
+    checkpoint = run / "checkpoint.safetensors"  # may have been deleted to save space
+    settings = tensors.load(checkpoint)[1]["settings"] if checkpoint.exists() else {}
+    cost, evaluated = run / "cost.txt", []
+    for table in _tables(run):
+        with _damage_named(table):
+            evaluated.append(_evaluated(table))
     return {
         "name": run.name,
-        "evaluated": [_evaluated(table) for table in _tables(run)],
+        "evaluated": evaluated,
         "plots": _inline(plots),
         "cost": cost.read_text(encoding="utf-8") if cost.exists() else "",
         "description": describe_run(run),

@@ -47,7 +47,7 @@ def load_sampler(run: AnyRun, sampler: PosteriorSampler | None = None) -> Poster
     path = _file(run, "sampler.safetensors")
     tensors, header = load(path)
     sampler = sampler or _described(path, header, "sampler", PosteriorSampler)
-    sampler.load_state_dict(tensors)
+    load_state(path, sampler, tensors)
     return sampler.eval().to(memory_format=torch.channels_last)
 
 
@@ -62,7 +62,7 @@ def load_denoiser(run: AnyRun, backbone: nn.Module | None = None) -> DirectDenoi
     tensors, header = load(path)
     backbone = backbone or _described(path, header, "backbone", nn.Module)
     denoiser = DirectDenoiser(backbone, _described(path, header, "loss", Loss), header["channels"])
-    denoiser.load_state_dict(tensors)
+    load_state(path, denoiser, tensors)
     denoiser.spread.mul_(_calibrated(path.with_name(CALIBRATION), digest(tensors)))
     return denoiser.eval().to(memory_format=torch.channels_last)
 
@@ -82,6 +82,17 @@ def _calibrated(path: Path, student: str) -> float:
     if not 0 < factor < math.inf:
         raise UserError(f"{path}: got factor {factor}, must be above 0 and finite; calibrate again")
     return factor
+
+
+def load_state(path: str | os.PathLike[str], module: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1:2] or [str(error)]
+        raise UserError(
+            f"{path}: its weights are of another architecture than its {type(module).__name__} "
+            f"({first[0].strip()}); pass the network that they are of, or train it again"
+        ) from None
 
 
 def load_weights(run: str | os.PathLike[str], sampler: PosteriorSampler, student: nn.Module) -> None:

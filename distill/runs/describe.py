@@ -10,12 +10,14 @@ from distill.runs import checkpoint, tensors
 
 def describe_run(path: Path) -> str:
     _, header = tensors.load(path / "student.safetensors")
-    _, sampler_header = tensors.load(path / "sampler.safetensors")
+    sampler = "none in this folder"
+    if (path / "sampler.safetensors").exists():
+        sampler = _call(tensors.load(path / "sampler.safetensors")[1]["sampler"])
     denoiser = checkpoint.load_denoiser(path)
     weights = sum(p.numel() for p in denoiser.backbone.parameters())
     lines = [
         f"{path}: a finished run",
-        f"sampler   {_call(sampler_header['sampler'])}",
+        f"sampler   {sampler}",
         f"student   {_call(header['backbone'])}, {weights:,} parameters",
         f"loss      {_call(header['loss'])}: its output is the {', '.join(denoiser.loss.outputs)}",
         f"data      mean {denoiser.mean.flatten().tolist()}, std {denoiser.std.flatten().tolist()} counts",

@@ -11,8 +11,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from distill.errors import UserError
-from distill.files import whole_file
+from distill.errors import UserError, out_of_memory
+from distill.files import check_readable, whole_file
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], header: dict[str, Any]) -> None:
@@ -25,13 +25,14 @@ def save(path: Path, tensors: Mapping[str, Tensor], header: dict[str, Any]) -> N
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors, header) of a file that `save` wrote; damage is an error."""
+    check_readable(path, "pass the folder of a run, or train one")
     try:
         with safetensors.safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; pass the folder of a run, or train one") from None
     except (safetensors.SafetensorError, OSError) as error:
+        if out_of_memory(error):
+            raise MemoryError(f"{path}: {error}") from error
         raise UserError(f"{path}: damaged or not a safetensors file ({error})") from None
     if "header" not in metadata:
         raise UserError(f"{path}: a safetensors file, but not one that distill wrote")

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 
 from distill.errors import UserError
-from distill.files import write_text
+from distill.files import check_folder, write_text
 from distill.hardware import Hardware, Precision, synchronize, working_memory
 from distill.images.sources import Images, as_stack
+from distill.limits import check_limits
 from distill.runs import checkpoint, tensors
 from distill.training.optimizer import Optimizer
 from distill.training.patches import Patches, split
@@ -65,6 +66,8 @@ def training_cost(
         noisy: images like those that it was trained on.
         repeats: steps of each kind; the fastest counts, since other work only adds.
     """
+    check_limits(locals())
+    check_folder(run)
     settings = checkpoint.settings(tensors.load(Path(run) / "checkpoint.safetensors")[1])
     sampler = copy.deepcopy(checkpoint.load_sampler(run))
     denoiser = copy.deepcopy(checkpoint.load_denoiser(run))

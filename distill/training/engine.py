@@ -14,19 +14,21 @@ from tqdm import tqdm
 
 from distill.denoiser import DirectDenoiser
 from distill.errors import UserError, checks_of
+from distill.files import check_folder
 from distill.hardware import Hardware, Precision
 from distill.images.sources import Images, as_stack
 from distill.images.statistics import some_frames, statistics
+from distill.limits import check_limits
 from distill.runs import checkpoint
 from distill.runs.checkpoint import load_weights
 from distill.runs.rebuild import describe
 from distill.runs.run import Run
 from distill.training.budget import BUDGET, BUDGET_FROM_NOTHING, Trial, planned_steps
-from distill.training.checks import check_arguments, check_networks
+from distill.training.checks import check_arguments, check_networks, space
 from distill.training.logs import Log, Metrics, tensorboard_log
 from distill.training.optimizer import Optimizer, Schedule, careful, update
 from distill.training.patches import Patches, split
-from distill.training.resume import State, check_folder, resumed, stop_signals, stored_settings
+from distill.training.resume import State, check_resumable, resumed, stop_signals, stored_settings
 from distill.training.self_supervision import Best, self_supervised_share, split_risk
 from distill.training.steps import Learn, Teach
 from distill.training.validation import validate
@@ -129,7 +131,9 @@ def train(
         UserError: for what cannot work, before anything is written; for a loss or gradient that is not
             finite in 10 steps in a row. Fewer are skipped, and counted as `skipped` in metrics.jsonl.
     """
-    loss = loss or L2()
+    check_limits(locals())
+    loss, out = loss or L2(), check_folder(out, space(sampler, student))
+    check_resumable(out)
     draws = max(loss.min_draws, sampler.free_draws) if draws is None else draws
     stack = as_stack(images, axes)
     if student_lr is None:
@@ -146,8 +150,7 @@ def train(
     steps, refine_steps = 600 if steps is None else steps, 1000 if refine_steps is None else refine_steps
     settings = {name: value for name, value in locals().items() if name not in _NOT_SETTINGS}
     check_arguments(settings, loss)
-    hardware, out, began = Hardware(device, precision), Path(out), time.monotonic()
-    check_folder(out)
+    hardware, began = Hardware(device, precision), time.monotonic()
 
     # Data: random patches of raw counts, with their mean and standard deviation.
     mean, std = (torch.from_numpy(v) for v in statistics(stack))

@@ -60,7 +60,7 @@ class State:
         for role, module in self.modules.items():
             start = f"{role}."
             own = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
-            module.load_state_dict(own)
+            checkpoint.load_state(CHECKPOINT, module, own)
         for optimizer in self.optimizers:
             optimizer.restore(tensors, header[optimizer.name])
         self.generator.bit_generator.state = header["rng"]
@@ -84,7 +84,7 @@ def resumed(out: Path, state: State, settings: dict[str, Any], metrics: Metrics)
         yield
 
 
-def check_folder(out: Path) -> None:
+def check_resumable(out: Path) -> None:
     """A UserError for a finished run without its checkpoint, which a training would replace by a new one."""
     results = [name for name in ("student.safetensors", "sampler.safetensors") if (out / name).exists()]
     if results and not (out / CHECKPOINT).exists():
@@ -96,7 +96,7 @@ def check_folder(out: Path) -> None:
 
 def _resume(out: Path, state: State, settings: dict[str, Any]) -> None:
     """Takes up the checkpoint in the run's folder, if there is one."""
-    check_folder(out)
+    check_resumable(out)
     if not (out / CHECKPOINT).exists():
         return
     tensors, header = files.load(out / CHECKPOINT)

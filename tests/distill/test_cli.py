@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import subprocess
 import sys
@@ -189,7 +190,7 @@ def test_sums_of_losses_as_json_as_yaml_and_as_a_sum(stack, capsys):
         (["train", "noisy.tif", "--sampler.noise_model", "absent.npz"], "absent.npz: no such file"),
         (["train", "noisy.tif", "--sampler.noise_model", "GausianNoise"], "GausianNoise: no such file"),
         (["noise-model", "noisy.tif"], "noise-model fit"),
-        (["noise-model", "fit", "noisy.tif", "--out", "noise.txt"], "not an .npz file"),
+        (["noise-model", "fit", "noisy.tif", "--out", "noise.txt"], "ends in .npz"),
         (["train", "noisy.tif", "--stepz", "3"], "stepz"),
         (["train", "noisy.tif", "--steps", "many"], "steps"),
         (["train", "noisy.tif", "--device", "cuda:11"], "device"),
@@ -204,6 +205,24 @@ def test_sums_of_losses_as_json_as_yaml_and_as_a_sum(stack, capsys):
         (["export", "no_run"], "no such file"),
         (["export", "no_run", "--format", "tensorflow"], "torch-export"),
         (["info", "nothing"], "nothing: no such file"),
+        (["info", "pipe"], "pipe: is a pipe or a device"),
+        (["info", "huge.tif"], "beyond 1e+18"),
+        (["train", "huge.tif"], "beyond 1e+18"),
+        (["predict", "pretrained", "huge.tif", "--out", "x.tif"], "beyond 1e+18"),
+        (["train", "/dev/zero"], "is a pipe or a device"),
+        (["train", "noisy.tif", "--config", "pipe"], "is a pipe or a device"),
+        (["train", "noisy.tif", "--config", "empty.tif"], "holds no options"),
+        (["train", "noisy.tif", "--config", "binary.yaml"], "not YAML"),
+        (["train", "noisy.tif", "--config", "bomb.yaml"], "bomb.yaml: has 3.58e+10 values"),
+        (["train", "noisy.tif", "--config=loop.yaml"], "not YAML"),
+        (["train", "noisy.tif", "--config", "list.yaml"], "holds no options"),
+        (["train", "noisy.tif", "--sampler", "raises.X"], "raises.py, line 1: ZeroDivisionError"),
+        (["train", "noisy.tif", "--loss", "L1 + exits.X"], "exits.py, line 2: SystemExit"),
+        (["train", "noisy.tif", "--config", "exits.yaml"], "exits.py, line 2: SystemExit"),
+        (["train", "noisy.tif", "--seed", str(2**70)], "seed: got"),
+        (["train", "noisy.tif", "--optimizer", "LBFGS"], "allowed are AdamW, Adamax"),
+        (["train", "noisy.tif", "--out", "noisy.tif"], "noisy.tif: is a file"),
+        (["noise-model", "fit", "noisy.tif", "--out", "n.npz", "--data", "text.tif"], "text.tif"),
     ],
 )
 def test_wrong_input_is_one_line_exit_2_and_nothing_written(arguments, message, stack, noisy, capsys):
@@ -212,12 +231,55 @@ def test_wrong_input_is_one_line_exit_2_and_nothing_written(arguments, message, 
     tifffile.imwrite("rgb.tif", np.zeros((64, 64, 3), np.uint8), photometric="rgb")
     Path("empty.tif").write_bytes(b"")
     Path("text.tif").write_text("not an image")
+    bad_files(noisy)
     before = sorted(Path().rglob("*"))
+    for module in ("raises", "exits"):
+        sys.modules.pop(module, None)
     assert main(arguments) == 2
     captured = capsys.readouterr()
     assert message in captured.err, captured.err
     assert captured.err.count("\n") == 1 and not captured.out
     assert sorted(Path().rglob("*")) == before
+
+
+def bad_files(noisy):
+    tifffile.imwrite("huge.tif", noisy.astype(np.float64) * 1e300, photometric="minisblack")
+    os.mkfifo("pipe")
+    Path("binary.yaml").write_bytes(bytes(range(128, 256)))
+    aliases = [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 11)]
+    Path("bomb.yaml").write_text("".join(["a0: &a0 [x, x, x, x, x, x, x, x]\n", *aliases]))
+    Path("loop.yaml").write_text("steps: &a [*a]\n")
+    Path("list.yaml").write_text("- steps\n")
+    Path("raises.py").write_text("1 / 0\n")
+    Path("exits.py").write_text("import sys\nsys.exit(0)\n")
+    Path("exits.yaml").write_text("student:\n  class_path: exits.X\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (OSError(28, "No space left on device", "a.tif"), 2, "a.tif: No space left on device; check space"),
+        (MemoryError("Unable to allocate 2 GiB"), 2, "out of memory (Unable to allocate 2 GiB)"),
+        (RuntimeError("CUDA out of memory. Tried\nmore"), 2, "out of memory (CUDA out of memory. Tried)"),
+        (ImportError("libtorch.so: failed to map segment from shared object"), 2, "out of memory (libtorch"),
+        (KeyboardInterrupt(), 130, "stopped"),
+    ],
+    ids=repr,
+)
+def test_what_the_machine_refuses_is_one_line(error, code, line, capsys, monkeypatch):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr("distill.cli.run", fails)
+    assert main(["info", "run"]) == code
+    said = capsys.readouterr().err
+    assert said.startswith(f"distill: {line}") and said.count("\n") == 1
+
+
+def test_a_bug_shows_its_traceback(monkeypatch):
+    monkeypatch.setattr("distill.cli.run", lambda *_: {}["bug"])
+    with pytest.raises(KeyError):
+        main(["info", "run"])
 
 
 def test_help_and_version_do_not_import_torch():

@@ -290,7 +290,7 @@ def test_input_dtype_rounds_and_clips(tmp_path, dtype):
 def test_refusals_leave_nothing_behind(tmp_path, monkeypatch):
     like = as_stack(numbered("TYX", "i8"))
     path, frames = tmp_path / "a.tif", like.frames
-    fails("a.png: only TIFF", write, tmp_path / "a.png", frames, like)
+    fails("a.png: pass a name that ends in .tif", write, tmp_path / "a.png", frames, like)
     fails("does not exist", write, tmp_path / "no" / "a.tif", frames, like)
     fails("int8", write, path, frames, like, "int8")
     fails("OME-TIFF cannot hold int64", write, tmp_path / "a.ome.tif", frames, like, "input")

@@ -152,7 +152,7 @@ def test_same_seed_same_model(tmp_path):
         ({"held_out": 0.0}, "held_out: got 0.0"),
         ({"n_gaussian": 0}, "n_gaussian, n_coeff: got 0"),
         ({"axes": "YXQ"}, "unknown letter"),
-        ({"out": "noise.txt"}, "not an .npz file"),
+        ({"out": "noise.txt"}, "ends in .npz"),
         ({"out": "absent/noise.npz"}, "folder does not exist"),
         ({"out": "taken.npz"}, "taken.npz: exists already"),
         ({"out": "pictured.npz"}, "pictured.png: exists already"),

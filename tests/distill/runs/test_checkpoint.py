@@ -112,3 +112,13 @@ def test_a_denoiser_keeps_its_standardization_and_loss(tmp_path):
     loaded = load_denoiser(tmp_path / "student.safetensors")
     x = 50 + torch.rand(1, 1, 9, 9)
     assert loaded(x).equal(denoiser(x)) and isinstance(loaded.loss, L1)
+
+
+def test_weights_of_another_architecture_are_one_line(tmp_path):
+    path = tmp_path / "student.safetensors"
+    save_denoiser(path, DirectDenoiser(UNet(depth=2, filters=4), L2()))
+    stored, header = load(path)
+    header["backbone"]["arguments"]["filters"] = 6
+    save(path, stored, header)
+    with pytest.raises(UserError, match=r"another architecture than its DirectDenoiser \(size mismatch"):
+        load_denoiser(tmp_path)
