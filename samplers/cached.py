@@ -21,8 +21,12 @@ class CachedDraws(PosteriorSampler):
     images.
     """
 
+    files = ("path",)
+
     def __init__(self, path: str) -> None:
         super().__init__()
+        if not path:  # as in a run's file
+            raise ValueError("CachedDraws: got no path; pass CachedDraws(path), with the folder of a cache")
         self.path = str(path)
         try:
             self._header = json.loads((Path(path) / "draws.json").read_text())

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import NormalDist
@@ -48,6 +49,7 @@ def calibrate(
     device: str | None = None,
     precision: Precision = "auto",
     axes: str | None = None,
+    trust: str | Sequence[str] = (),
 ) -> Calibration:
     """Scales a student's intervals until they hold `level` of the true pixels; writes that to the run.
 
@@ -66,6 +68,7 @@ def calibrate(
         device: "cpu", "cuda", "cuda:1", "mps". Default: the best one of this machine.
         precision: "auto" (bf16 where the hardware has it), "bf16" or "fp32".
         axes: letters of the images' dimensions, of STCZYX. Default: what the file says.
+        trust: your modules whose classes the run's files may name, and so have imported. Default: none.
     """
     if not 0 < level < 1:
         raise UserError(f"level: got {level}, must be between 0 and 1; 0.9 fits quantiles 0.05 and 0.95")
@@ -74,8 +77,8 @@ def calibrate(
     hardware, folder = Hardware(device, precision), Path(run)
     if not folder.is_dir():
         raise UserError(f"{run}: not a folder; pass that of a run, where the calibration is kept")
-    tensors, _ = load(folder / "student.safetensors")
-    denoiser = checkpoint.load_denoiser(run).to(hardware.device)
+    tensors, header = load(folder / "student.safetensors")
+    denoiser = checkpoint.load_denoiser(run, trust=trust).to(hardware.device)
     earlier = float(denoiser.spread / tensors["spread"].to(denoiser.spread))  # by another calibration
     outputs = denoiser.loss.outputs
     if len(outputs) < 2 or not all(_INTERVAL.fullmatch(name) for name in outputs):
@@ -108,7 +111,7 @@ def calibrate(
     found = Calibration(factor, level, inside(1), inside(factor), left_out)
     # A std gives intervals of every level, quantiles those of their own.
     curve = {p: _z(p) / _z(level) for p in LEVELS} if "std" in outputs else {level: 1.0}
-    stored = asdict(found) | {"student": digest(tensors), "levels": list(curve)}
+    stored = asdict(found) | {"student": digest(tensors, header), "levels": list(curve)}
     stored |= {"coverage_before": [inside(reach) for reach in curve.values()]}
     stored |= {"coverage_after": [inside(factor * reach) for reach in curve.values()]}
     write_json(folder / checkpoint.CALIBRATION, stored)

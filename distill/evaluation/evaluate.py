@@ -36,6 +36,7 @@ def evaluate(
     device: str | None = None,
     precision: Precision = "auto",
     axes: str | None = None,
+    trust: str | Sequence[str] = (),
 ) -> list[Row]:
     """PSNR, SSIM, seconds and memory of the input, of the sampler's n draws and of the student.
 
@@ -56,8 +57,10 @@ def evaluate(
         draws: numbers of draws to average.
         frames: number of noisy frames to use, spread evenly. Default: all.
         perceptual: LPIPS too; its network must be there or be downloaded.
+        trust: your modules whose classes the run's files may name, and so have imported. Default: none.
     """
-    sampler, denoiser = checkpoint.load_sampler(run), checkpoint.load_denoiser(run)
+    sampler = checkpoint.load_sampler(run, trust=trust)
+    denoiser = checkpoint.load_denoiser(run, trust=trust)
     noisy = as_stack(noisy, axes)  # read once
     pairs = paired(noisy, clean, axes, frames)
     hardware, out = Hardware(device, precision), Path(run if out is None else out)

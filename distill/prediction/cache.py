@@ -1,6 +1,7 @@
 """A finished sampler's draws on disk, so that many students can be trained without running it."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ def cache_draws(
     device: str | None = None,
     precision: Precision = "auto",
     axes: str | None = None,
+    trust: str | Sequence[str] = (),
 ) -> CachedDraws:
     """Draws of every frame, written to the folder `out` -> the sampler to train students with.
 
@@ -49,11 +51,12 @@ def cache_draws(
         device: "cpu", "cuda", "cuda:1", "mps". Default: the best one of this machine.
         precision: "auto" (bf16 where the hardware has it), "bf16" or "fp32".
         axes: letters of the images' dimensions, of STCZYX. Default: what the file says.
+        trust: your modules whose classes the run's files may name, and so have imported. Default: none.
     """
     if draws < 1 or (keep is not None and (keep < 1 or draws % keep)):
         raise UserError(f"draws, keep: got {draws}, {keep}; keep must divide draws, both at least 1")
     hardware, out = Hardware(device, precision), Path(out)
-    sampler = checkpoint.load_sampler(run).to(hardware.device)
+    sampler = checkpoint.load_sampler(run, trust=trust).to(hardware.device)
     stack = as_stack(images, axes)
     mean, std = statistics(stack)
     n, channels, *size = stack.frames.shape

@@ -23,6 +23,7 @@ from distill.images.stack import Stack
 from distill.plots import curves
 from distill.reporting.embedded import data_uri, pictures
 from distill.runs import tensors
+from distill.runs.checkpoint import CHECKPOINT_HEADER
 from distill.runs.describe import describe_run
 
 MADE_HERE = '<meta name="generator" content="distill report">'
@@ -102,7 +103,7 @@ def _run(run: Path) -> dict[str, Any]:
     plots = curves.training_curves(run / "metrics.jsonl")
     if (run / "calibration.json").exists():
         plots.append(curves.coverage(json.loads((run / "calibration.json").read_text(encoding="utf-8"))))
-    settings = tensors.load(run / "checkpoint.safetensors")[1]["settings"]
+    settings = tensors.load(run / "checkpoint.safetensors", CHECKPOINT_HEADER)[1]["settings"]
     cost = run / "cost.txt"
     return {
         "name": run.name,

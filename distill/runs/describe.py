@@ -3,20 +3,25 @@
 from pathlib import Path
 from typing import Any
 
-from distill.runs import checkpoint, tensors
+from distill.errors import UserError
+from distill.runs import tensors
+from distill.runs.checkpoint import SAMPLER_HEADER, STUDENT_HEADER
+from distill.runs.rebuild import is_description
 
 
 def describe_run(path: Path) -> str:
-    _, header = tensors.load(path / "student.safetensors")
-    _, sampler_header = tensors.load(path / "sampler.safetensors")
-    denoiser = checkpoint.load_denoiser(path)
-    weights = sum(p.numel() for p in denoiser.backbone.parameters())
+    """By the headers of its files alone: nothing is built, so that any run may be looked at."""
+    weights, header = tensors.load(path / "student.safetensors", STUDENT_HEADER)
+    _, sampler_header = tensors.load(path / "sampler.safetensors", SAMPLER_HEADER)
+    if not weights.keys() >= {"mean", "std"}:
+        raise UserError(f"{path}: its student has no mean and std; pass another run, or retrain it")
+    mean, std = (weights[name].flatten().tolist() for name in ("mean", "std"))
     lines = [
         f"{path}: a finished run",
         f"sampler   {_call(sampler_header['sampler'])}",
-        f"student   {_call(header['backbone'])}, {weights:,} parameters",
-        f"loss      {_call(header['loss'])}: its output is the {', '.join(denoiser.loss.outputs)}",
-        f"data      mean {denoiser.mean.flatten().tolist()}, std {denoiser.std.flatten().tolist()} counts",
+        f"student   {_call(header['backbone'])}, {header['parameters']:,} parameters",
+        f"loss      {_call(header['loss'])}: its output is the {', '.join(map(str, header['outputs']))}",
+        f"data      mean {mean}, std {std} counts",
     ]
     metrics = path / "metrics.jsonl"
     if metrics.exists():
@@ -24,8 +29,8 @@ def describe_run(path: Path) -> str:
     return "\n".join(lines)
 
 
-def _call(description: dict[str, Any] | None) -> str:
-    if description is None:
+def _call(description: Any) -> str:
+    if not is_description(description):
         return "an object that cannot be rebuilt by name"
     given = {k: _value(v) for k, v in description["arguments"].items() if v is not None}
     name = description["class"].rpartition(".")[2]
@@ -35,4 +40,4 @@ def _call(description: dict[str, Any] | None) -> str:
 def _value(argument: Any) -> str:
     if isinstance(argument, list):
         return f"[{', '.join(_value(each) for each in argument)}]"
-    return _call(argument) if isinstance(argument, dict) else str(argument)
+    return _call(argument) if is_description(argument) else str(argument)
