@@ -25,8 +25,11 @@ class CachedDraws(PosteriorSampler):
 
     def __init__(self, path: str) -> None:
         super().__init__()
-        if not path:  # as in a run's file
-            raise ValueError("CachedDraws: got no path; pass CachedDraws(path), with the folder of a cache")
+        if not path:
+            raise ValueError(
+                "CachedDraws: got no path, and a run's file may not say which cache to open; for other images "
+                "use the sampler itself, for the same pass CachedDraws(path)"
+            )
         self.path = str(path)
         try:
             self._header = json.loads((Path(path) / "draws.json").read_text())

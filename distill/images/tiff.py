@@ -12,6 +12,7 @@ import tifffile
 
 from distill.errors import UserError, went_through
 from distill.files import whole_file
+from distill.images.linked import check_linked
 from distill.images.stack import Stack, checked
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ def read(path: str | os.PathLike, axes: str | None = None) -> Stack:
         raise UserError(f"{path}: {what}; pass the path of one TIFF file")
     try:
         with tifffile.TiffFile(path) as tif:
+            check_linked(tif, path)
             first = tif.series[0]
             samples = first.keyframe.samplesperpixel
             if samples > 1 and "S" in first.axes and not axes:
