@@ -27,8 +27,8 @@ class CachedDraws(PosteriorSampler):
         super().__init__()
         if not path:
             raise ValueError(
-                "CachedDraws: got no path, and a run's file may not say which cache to open; for other images "
-                "use the sampler itself, for the same pass CachedDraws(path)"
+                "CachedDraws: got no path, and a run may not say which cache to open; for other images use "
+                "the sampler itself, for the same ones pass CachedDraws(path)"
             )
         self.path = str(path)
         try:

@@ -16,8 +16,8 @@ def check_linked(tif: tifffile.TiffFile, path: Path) -> None:
     for name in _linked(tif, folder):
         if not (folder / name).resolve().is_relative_to(folder):
             raise UserError(
-                f"{path}: its metadata ask for a file outside its own folder, {name}; if you trust it, put the "
-                "files that belong together into one folder, else take the pixels of this one alone out of it"
+                f"{path}: its metadata ask for a file outside its own folder, {name}; if you trust it, put "
+                "all files that belong together into one folder"
             )
 
 

@@ -9,7 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
@@ -24,8 +23,10 @@ from distill.plots import curves
 from distill.reporting.embedded import data_uri, pictures
 from distill.runs import tensors
 from distill.runs.checkpoint import CHECKPOINT_HEADER
-from distill.runs.describe import describe_run
+from distill.runs.describe import check_links, describe_run
+from samplers.noise import npz
 
+PICTURE_BYTES = 2_000_000_000  # of one frame: the input, its averages of draws, the student's maps
 MADE_HERE = '<meta name="generator" content="distill report">'
 
 
@@ -47,6 +48,7 @@ def report(
     for run in runs:
         if not (run / "student.safetensors").exists():
             raise UserError(f"{run}: not a finished run; pass the folder that `distill train` wrote")
+        check_links(run)
     out = Path(out or runs[0] / "report.html")
     _check(out, overwrite)
     source = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
@@ -120,8 +122,10 @@ def _evaluated(table: Path) -> dict[str, Any]:
     rows, residuals = _rows(table), table.with_name("residuals.png")
     checks = table.with_name("checks.csv")
     data = str(rows[0]["data"])
-    with np.load(table.with_suffix(".npz")) as stored:
-        images = dict(stored)
+    try:
+        images = npz.read(table.with_suffix(".npz"), most_bytes=PICTURE_BYTES)
+    except ValueError as error:
+        raise UserError(f"{error}; evaluate again") from error
     scores = {str(row["image"]): float(row["psnr_mean"]) for row in rows if "psnr_mean" in row}
     has_truth = TRUTH in images
     return {

@@ -11,6 +11,7 @@ from distill.runs.rebuild import is_description
 
 def describe_run(path: Path) -> str:
     """By the headers of its files alone: nothing is built, so that any run may be looked at."""
+    check_links(path)
     weights, header = tensors.load(path / "student.safetensors", STUDENT_HEADER)
     _, sampler_header = tensors.load(path / "sampler.safetensors", SAMPLER_HEADER)
     if not weights.keys() >= {"mean", "std"}:
@@ -27,6 +28,15 @@ def describe_run(path: Path) -> str:
     if metrics.exists():
         lines.append(f"last      {metrics.read_text().splitlines()[-1]}")
     return "\n".join(lines)
+
+
+def check_links(run: Path) -> None:
+    """UserError for a link in a run that leads out of it: what is shown, and may be sent to others, would be
+    another file of the user."""
+    inside = run.resolve()
+    for path in run.rglob("*"):
+        if path.is_symlink() and not path.resolve().is_relative_to(inside):
+            raise UserError(f"{path}: a link that leads out of the run; put the file itself there")
 
 
 def _call(description: Any) -> str:

@@ -350,8 +350,9 @@ def two_files(folder, name: str) -> Path:
         for t, file in enumerate(("a.ome.tif", name))
     )
     xml = (
-        '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:0"><Image ID="Image:0">'
-        f'<Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint16" {size}><Channel ID="Channel:0:0"/>{parts}'
+        '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:0">'
+        f'<Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint16" {size}>'
+        f'<Channel ID="Channel:0:0"/>{parts}'
         "</Pixels></Image></OME>"
     )
     tifffile.imwrite(folder / "a.ome.tif", planes[0], description=xml, metadata=None)
@@ -368,7 +369,7 @@ def test_planes_in_other_files_of_the_same_folder_are_read(tmp_path):
 def test_metadata_do_not_choose_files_of_other_folders(tmp_path, absolute):
     (tmp_path / "here").mkdir()
     path = two_files(tmp_path / "here", str(tmp_path / "b.tif") if absolute else "../b.tif")
-    fails("outside its own folder, .*b.tif; if you trust it", read, path)
+    fails("outside its own folder", read, path)
 
 
 def test_links_to_other_folders_are_not_followed_by_metadata(tmp_path):
