@@ -137,8 +137,11 @@ def _described(run: Path, role: str, trust: list[str]) -> dict[str, Any] | None:
     path = run / f"{file}.safetensors"
     if not path.exists() or (network := tensors.load(path, {key: dict | None})[1][key]) is None:
         return None
-    rebuild.check(network, trust)
-    kind = rebuild.class_of(network)
+    try:
+        rebuild.check(network, trust)
+        kind = rebuild.class_of(network)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     parameters, files = inspect.signature(kind, eval_str=True).parameters, rebuild.files_of(kind)
     options = {k: v for k, v in network["arguments"].items() if k not in files}
     for name, value in options.items():

@@ -61,7 +61,7 @@ def load_sampler(
         return (run.sampler if isinstance(run, Run) else run).eval()
     path = _file(run, "sampler.safetensors")
     tensors, header = load(path, SAMPLER_HEADER)
-    sampler = sampler or _described(path, header, "sampler", PosteriorSampler, trust)
+    sampler = sampler or _described(path, header, "sampler", PosteriorSampler, trust, tensors)
     _load_state(sampler, tensors, path)
     return sampler.eval().to(memory_format=torch.channels_last)
 
@@ -76,8 +76,8 @@ def load_denoiser(run: AnyRun, backbone: nn.Module | None = None, *, trust: Trus
         return (run.denoiser if isinstance(run, Run) else run).eval()
     path = _file(run, "student.safetensors")
     tensors, header = load(path, STUDENT_HEADER)
-    backbone = backbone or _described(path, header, "backbone", nn.Module, trust)
-    loss = _described(path, header, "loss", Loss, trust)
+    backbone = backbone or _described(path, header, "backbone", nn.Module, trust, tensors)
+    loss = _described(path, header, "loss", Loss, trust, tensors)
     channels = header["channels"]
     if "mean" not in tensors or tensors["mean"].shape != (channels, 1, 1):
         raise UserError(f"{path}: holds no mean of {channels} channels; pass another file, or retrain it")
@@ -94,7 +94,7 @@ def _calibrated(path: Path, student: str) -> float:
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         factor = float(stored["factor"]) if stored.get("student") == student else None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: damaged ({error}); delete it, and calibrate again") from None
     if factor is None:
         log.warning("%s: of another student than the one beside it; calibrate again", path)
@@ -151,11 +151,13 @@ def _file(run: AnyRun, name: str) -> Path:
     return Path(run) / name if Path(run).is_dir() else Path(run)
 
 
-def _described(path: Path, header: dict[str, Any], role: str, kind: type[Kind], trust: Trust) -> Kind:
+def _described(
+    path: Path, header: dict[str, Any], role: str, kind: type[Kind], trust: Trust, tensors: dict[str, Tensor]
+) -> Kind:
     if header[role] is None:
         raise UserError(f"{path}: holds no {role} that can be rebuilt by name; in Python, pass {role}=...")
     try:
-        module = rebuild(header[role], trust)
+        module = rebuild(header[role], trust, tensors)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     if not isinstance(module, kind):

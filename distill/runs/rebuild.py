@@ -3,17 +3,22 @@
 import importlib
 import inspect
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 import losses
 import samplers
 import students
 from distill.denoiser import DirectDenoiser
 from distill.errors import UserError, checks_of
+from samplers import NoiseModel
+
+LARGEST = 10**6  # of a network's whole-numbered arguments; constructors count up to some of them
 
 
 def describe(module: nn.Module) -> dict[str, Any] | None:
@@ -45,15 +50,38 @@ def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, Tensor) else value
 
 
-def rebuild(description: Any, trust: str | Sequence[str] = ()) -> nn.Module:
+def rebuild(
+    description: Any, trust: str | Sequence[str] = (), weights: Mapping[str, Tensor] | None = None
+) -> nn.Module:
     """The module that `describe` described, with fresh weights.
 
     A file may name our own classes only, since to import any other runs whatever code is there.
 
     trust: further modules or packages whose classes it may name.
+    weights: those in the file; a network that is far larger is refused before it is made.
     """
     check(description, trust)
-    return _build(description)
+    with _not_far_beyond(weights) if weights is not None else nullcontext():
+        return _build(description)
+
+
+@contextmanager
+def _not_far_beyond(weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Stops a constructor that makes far more parameters than there are: a header can ask for any number and
+    size. Some are dropped while an encoder is built, hence the room."""
+    tensors, elements = 20 * len(weights) + 1000, 20 * sum(v.numel() for v in weights.values()) + 10**8
+
+    def count(module: nn.Module, name: str, parameter: Tensor | None) -> None:
+        nonlocal tensors, elements
+        tensors, elements = tensors - 1, elements - (0 if parameter is None else parameter.numel())
+        if min(tensors, elements) < 0:
+            raise UserError("its header asks for a far larger network than there are weights for")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def check(description: Any, trust: str | Sequence[str] = ()) -> None:
@@ -72,6 +100,9 @@ def _check(description: Any, trust: tuple[str, ...]) -> None:
             f"names the class {name}, code that is not ours and would be run; if you trust it, pass "
             f'--trust {mine} on the command line or trust=["{mine}"] in Python'
         )
+    large = [v for v in description["arguments"].values() if isinstance(v, int) and abs(v) > LARGEST]
+    if large and not issubclass(_ours().get(name, nn.Module), NoiseModel):  # whose numbers are counts
+        raise UserError(f"{name}: got {large[0]}, no size of a network")
     for value in _nested(list(description["arguments"].values())):
         _check(value, trust)
 
@@ -136,8 +167,8 @@ def _imported(name: str) -> type[nn.Module]:
     path, _, attribute = name.rpartition(".")
     try:
         kind = getattr(importlib.import_module(path), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"{name}: cannot be imported ({error}); install it") from None
+    except (Exception, SystemExit) as error:  # whatever that module raises
+        raise UserError(f"{name}: cannot be imported ({error!r}); install it, or mend it") from error
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
         raise UserError(f"{name}: not an nn.Module; is this file trustworthy?")
     return kind

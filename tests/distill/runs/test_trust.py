@@ -169,6 +169,9 @@ def test_every_text_that_our_classes_take_is_a_choice_or_listed_as_a_file():
      {"backbone": {"class": "students.unet.UNet", "arguments": {"depth": -3, "filters": 0}}},
      {"backbone": {"class": "students.unet.UNet", "arguments": {"no_such": 1}}},
      {"backbone": {"class": "students.unet.UNet", "arguments": {"filters": 10**15}}},
+     {"backbone": {"class": "students.unet.UNet", "arguments": {"filters": 10**4}}},
+     {"backbone": {"class": "students.light.LightUNet", "arguments": {"depth": 10**9, "growth": 1}}},
+     {"backbone": {"class": "students.light.LightUNet", "arguments": {"depth": 10**5, "growth": 1}}},
      {"loss": {"class": "students.unet.UNet", "arguments": {}}}, {"channels": 10**15},
      {"loss": {"class": "losses.weighted.WeightedSum", "arguments": {"losses": [[[[]]]]}}}],
 )  # fmt: skip
