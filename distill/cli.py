@@ -5,9 +5,11 @@ Why not jsonargparse's auto_cli: what a run or an image may be in Python (arrays
 be narrowed in a second signature of every function, and those would be longer than the parsers here.
 """
 
+import inspect
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from distill.noise_fitting import fit
 from distill.options import Parser, values
 from distill.prediction import cache, predict
 from distill.reporting import page
-from distill.runs import tensors
+from distill.runs import rebuild, tensors
 from distill.runs.describe import describe_run
 from distill.training import cost, engine
 
@@ -43,11 +45,22 @@ DRAWS = "numbers of draws to average"
 
 
 def run(command: str, arguments: list[str]) -> None:
-    sys.path.append("")  # dotted paths may name files in the working folder
+    if _names_code(arguments):
+        sys.path.append("")  # which may lie in the working folder
     commands = {"train": _train, "predict": _predict, "evaluate": _evaluate, "table1": _table1}
     commands |= {"report": _report, "export": _export, "cache": _cache, "noise-model": _noise_model}
     commands |= {"info": _info, "calibrate": _calibrate}
     commands[command](arguments)
+
+
+def _names_code(arguments: list[str]) -> bool:
+    """Whether users name modules of their own: trusted ones, classes by dotted paths, or a file with such."""
+    words = [*arguments, ""]
+    given = [(a, b) for a, b in pairwise(words)] + [tuple(a.split("=", 1)) for a in words if "=" in a]
+    roles = tuple(f"--{role}" for role in ROLES)
+    return any(
+        flag in ("--trust", "--config") or (flag.startswith(roles) and "." in value) for flag, value in given
+    )
 
 
 def _parser(command: str, description: str) -> Parser:
@@ -79,6 +92,8 @@ def _train(arguments: list[str]) -> None:
     parser.add_argument("--init", "--from", type=str, metavar="RUN", default="pretrained",
                         help="weights to start from: pretrained (those in the package, for networks that "
                         "have some), none, or a finished run, as of other images")  # fmt: skip
+    parser.add_argument("--trust", type=str | Sequence[str], metavar="MODULE", default=(),
+                        help="your modules whose classes the run of --init may name")  # fmt: skip
     _add_options(parser, engine.train, skip=("on_log",))
     arguments = [_full_name(arguments, i) for i in range(len(arguments))]
     config = parser.parse_args(arguments)
@@ -88,7 +103,9 @@ def _train(arguments: list[str]) -> None:
         chosen = parser.instantiate(config)
         if _set_channels(config, len(chosen.loss.outputs)):
             chosen = parser.instantiate(config)
-    finished = engine.train(**_without_config(chosen))
+    options = _without_config(chosen)
+    del options["trust"]  # `_default` has used it
+    finished = engine.train(**options)
     print(f"{finished.path}: done. Now: distill predict {finished.path} {config.images} --out clean.tif")
 
 
@@ -98,24 +115,32 @@ def _default(role: str, arguments: list[str]) -> dict[str, Any] | None:
     package, _, default = ROLES[role]
     name = (values(arguments, f"--{role}") or [""])[-1].removeprefix(f"{package.__name__}.")
     first_run = [run for flag in ("--init", "--from") for run in values(arguments, flag)]
-    if first_run and not name and (described := _described(Path(first_run[-1]), role)):
+    trust = values(arguments, "--trust")
+    if first_run and not name and (described := _described(Path(first_run[-1]), role, trust)):
         return described
     if role == "sampler" and name == "HDN":
         return {"class_path": "samplers.HDN", "init_args": dict(samplers.LIGHT)}
     return {"class_path": f"{package.__name__}.{default}"} if name in ("", default) else None
 
 
-def _described(run: Path, role: str) -> dict[str, Any] | None:
-    """The network of a finished run, for one that starts from its weights. The noise is that of the new
-    images: it is estimated anew."""
+def _described(run: Path, role: str, trust: list[str]) -> dict[str, Any] | None:
+    """The network of a finished run, for one that starts from its weights. Without what names files, as of
+    its noise: that of the new images is estimated anew."""
     file, key = {"sampler": ("sampler", "sampler"), "student": ("student", "backbone")}.get(role, ("", ""))
     path = run / f"{file}.safetensors"
-    if not path.exists():
+    if not path.exists() or (network := tensors.load(path, {key: dict | None})[1][key]) is None:
         return None
-    network = tensors.load(path)[1][key] or {"class": "", "arguments": {"": {}}}
-    options = {k: v for k, v in network["arguments"].items() if k != "noise_model"}
-    if any(isinstance(value, dict | list) for value in options.values()):  # made of other networks
-        return None
+    try:
+        rebuild.check(network, trust)
+        kind = rebuild.class_of(network)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    parameters, files = inspect.signature(kind, eval_str=True).parameters, rebuild.files_of(kind)
+    options = {k: v for k, v in network["arguments"].items() if k not in files}
+    for name, value in options.items():
+        is_text = name in parameters and parameters[name].annotation in (str, str | None)
+        if isinstance(value, dict | list) or (isinstance(value, str) and not is_text):
+            return None  # made of other networks; jsonargparse would import what a text names
     return {"class_path": network["class"], "init_args": options}
 
 

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from distill.errors import UserError
 from losses import Loss
 from students.padding import crop, pad_to_multiple
 
@@ -51,7 +52,13 @@ class DirectDenoiser(nn.Module):
 
     def maps(self, noisy: Tensor) -> dict[str, Tensor]:
         """Raw counts (B, C, *S) -> every named output image (B, C, *S) in raw counts."""
-        maps = self.loss.maps(self.predict(noisy))
+        prediction, outputs = self.predict(noisy), self.loss.outputs
+        if prediction.shape[1] != len(outputs) * self.channels:  # of a file that others made
+            raise UserError(
+                f"the student gives {prediction.shape[1]} images, but its loss means {', '.join(outputs)} of "
+                f"{self.channels} channels; pass another run, or retrain this one"
+            )
+        maps = self.loss.maps(prediction)
         centre = next(iter(maps.values()))
         return {
             name: value * self.std * self.spread

@@ -11,10 +11,12 @@ class Loss(nn.Module, ABC):
     outputs: the names of the student's output images, the central one first. A map named "std"
     is a spread; every other one is a location.
     min_draws: how many draws of each image the loss needs at least.
+    files: constructor arguments that may name files, or URLs; they are never taken from a model file.
     """
 
     outputs: tuple[str, ...] = ("mean",)
     min_draws: int = 1
+    files: tuple[str, ...] = ()
 
     def prepare(self, noisy: Tensor) -> None:
         """Called once before training with a few standardized images (N, C, *S). Register anything

@@ -35,6 +35,7 @@ class FeatureDistance(Loss):
     """
 
     outputs = ("perceptual",)
+    files = ("weights",)
     window: Tensor
 
     def __init__(self) -> None:

@@ -97,7 +97,7 @@ def _timm_weights(backbone: str, weights: str | None) -> dict[str, Tensor]:
             names = timm.create_model(backbone).state_dict()  # the same order, other names
             return dict(zip(names, state.values(), strict=True))
     pretrained = timm.get_pretrained_cfg(backbone)
-    return timm.models.load_state_dict(_from_hub(pretrained and pretrained.hf_hub_id))
+    return timm.models.load_state_dict(_from_hub(pretrained and pretrained.hf_hub_id), weights_only=True)
 
 
 def _from_hub(repository: str | None) -> str:

@@ -17,11 +17,13 @@ class PosteriorSampler(nn.Module, ABC):
     isotropic: whether the noise looks the same turned and mirrored, so that training may do both.
     free_draws: how many draws cost no more than one; a student then learns from so many at once.
     learning_rate: that it is trained with unless `train` is told another, under AdamW.
+    files: constructor arguments that may name files, or URLs; they are never taken from a model file.
     """
 
     isotropic: bool = True
     free_draws: int = 1
     learning_rate: float = LEARNING_RATE
+    files: tuple[str, ...] = ()
 
     @abstractmethod
     def sample(self, noisy: Tensor, n: int = 1) -> Tensor:

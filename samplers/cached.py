@@ -22,8 +22,15 @@ class CachedDraws(PosteriorSampler):
     images.
     """
 
+    files = ("path",)
+
     def __init__(self, path: str) -> None:
         super().__init__()
+        if not path:
+            raise ValueError(
+                "CachedDraws: got no path, and a run may not say which cache to open; for other images use "
+                "the sampler itself, for the same ones pass CachedDraws(path)"
+            )
         self.path = str(path)
         try:
             self._header = _header(Path(path) / "draws.json")

@@ -40,6 +40,7 @@ class StabilizedSampler(PosteriorSampler):
     noise_model: GaussianNoise, PhotonNoise or CorrelatedNoise, or the .npz file of one; None estimates it.
     """
 
+    files = ("noise_model",)
     noise_model: NoiseModel | None
     shipped: Tensor  # whether the spread is the one in the package
     light: LightSplit | None

@@ -29,6 +29,7 @@ class VAE(Protocol):
 class VAESampler(PosteriorSampler):
     """A VAE whose decoder predicts the signal, and a fixed noise model p(noisy | signal)."""
 
+    files = ("noise_model",)
     vae: VAE
     noise_model: NoiseModel | None
     steps: Tensor

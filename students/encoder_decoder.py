@@ -32,12 +32,13 @@ class EncoderDecoder(nn.Module):
             Segformer.
         encoder: "tu-" and a model of timm, or a name of smp's own.
         weights: None from scratch; "imagenet", which downloads; or a .pth or .safetensors file of timm's
-            classifier of that name. Afterwards None: a checkpoint holds the trained weights, so rebuilding
-            one must not fetch these.
+            classifier of that name. Afterwards None: a checkpoint holds the trained weights.
         decoder_channels: `depth` numbers, coarse to fine, for the U-shaped three, one for others, none for
             Linknet. By default 8 at full resolution and twice as many at each level below; or 64.
         depth: how many times the encoder halves the image, 3 to 5.
     """
+
+    files = ("weights",)  # never taken from a model file
 
     def __init__(
         self,

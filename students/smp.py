@@ -143,7 +143,7 @@ def _read(weights: str, name: str, timm: ModuleType) -> dict[str, Tensor]:
     if not Path(weights).is_file():
         raise ValueError(f"weights: {weights}: no such file; pass 'imagenet', a .pth or .safetensors file")
     with in_one_line(f"weights: {weights}: damaged, or not a file of tensors"):
-        tensors = timm.models.load_state_dict(weights)
+        tensors = timm.models.load_state_dict(weights, weights_only=True)
     with torch.device("meta"):
         classifier = timm.create_model(name)
     wanted = classifier.state_dict()

@@ -169,9 +169,8 @@ def _extract(archive: Path, out: Path, names: Collection[str]) -> None:
             file.extractall(out, filter(needed, file.namelist()))
     else:
         with tarfile.open(archive) as file:
-            # Refuses members that would lie outside of `out`; Pythons before 3.11.4 do not know it.
-            file.extraction_filter = getattr(tarfile, "data_filter", lambda member, path: member)
-            file.extractall(out, [member for member in file if needed(member.name)])
+            # The filter refuses members that would lie outside of `out`.
+            file.extractall(out, [member for member in file if needed(member.name)], filter="data")
             file.fileobj.seek(file.offset)  # where reading stopped, without an error if it was too early
             if file.fileobj.read(512) != bytes(512):
                 raise tarfile.ReadError("it ends early")

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import NormalDist
@@ -49,6 +50,7 @@ def calibrate(
     device: str | None = None,
     precision: Precision = "auto",
     axes: str | None = None,
+    trust: str | Sequence[str] = (),
 ) -> Calibration:
     """Scales a student's intervals until they hold `level` of the true pixels; writes that to the run.
 
@@ -67,6 +69,7 @@ def calibrate(
         device: "cpu", "cuda", "cuda:1", "mps". Default: the best one of this machine.
         precision: "auto" (bf16 where the hardware has it), "bf16" or "fp32".
         axes: letters of the images' dimensions, of STCZYX. Default: what the file says.
+        trust: your modules whose classes the run's files may name, and so have imported. Default: none.
     """
     check_limits(locals())
     if (test_noisy is None) != (test_clean is None):
@@ -75,8 +78,8 @@ def calibrate(
     if not folder.is_dir():
         raise UserError(f"{run}: not a folder; pass that of a run, where the calibration is kept")
     check_folder(folder)
-    tensors, _ = load(folder / "student.safetensors")
-    denoiser = checkpoint.load_denoiser(run).to(hardware.device)
+    tensors, header = load(folder / "student.safetensors")
+    denoiser = checkpoint.load_denoiser(run, trust=trust).to(hardware.device)
     earlier = float(denoiser.spread / tensors["spread"].to(denoiser.spread))  # by another calibration
     outputs = denoiser.loss.outputs
     if len(outputs) < 2 or not all(_INTERVAL.fullmatch(name) for name in outputs):
@@ -111,7 +114,7 @@ def calibrate(
     found = Calibration(factor, level, inside(1), inside(factor), left_out)
     # A std gives intervals of every level, quantiles those of their own.
     curve = {p: _z(p) / _z(level) for p in LEVELS} if "std" in outputs else {level: 1.0}
-    stored = asdict(found) | {"student": digest(tensors), "levels": list(curve)}
+    stored = asdict(found) | {"student": digest(tensors, header), "levels": list(curve)}
     stored |= {"coverage_before": [inside(reach) for reach in curve.values()]}
     stored |= {"coverage_after": [inside(factor * reach) for reach in curve.values()]}
     write_json(folder / checkpoint.CALIBRATION, stored)

@@ -40,6 +40,7 @@ def evaluate(
     device: str | None = None,
     precision: Precision = "auto",
     axes: str | None = None,
+    trust: str | Sequence[str] = (),
 ) -> list[Row]:
     """PSNR, SSIM, seconds and memory of the input, of the sampler's n draws and of the student.
 
@@ -60,11 +61,13 @@ def evaluate(
         draws: numbers of draws to average.
         frames: number of noisy frames to use, spread evenly. Default: all.
         perceptual: LPIPS too; its network must be there or be downloaded.
+        trust: your modules whose classes the run's files may name, and so have imported. Default: none.
     """
     draws = list(draws)
     check_limits(locals(), draws=COUNT)
     out = check_folder(run if out is None else out)
-    sampler, denoiser = checkpoint.load_sampler(run), checkpoint.load_denoiser(run)
+    sampler = checkpoint.load_sampler(run, trust=trust)
+    denoiser = checkpoint.load_denoiser(run, trust=trust)
     noisy = as_stack(noisy, axes)  # read once
     check_channels(noisy, checkpoint.name_of(run), denoiser.channels)
     if clean is not None:

@@ -5,7 +5,7 @@ import importlib.util
 import io
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -39,6 +39,7 @@ def export(
     author: str = "anonymous",
     license: str = "MIT",
     overwrite: bool = False,
+    trust: str | Sequence[str] = (),
 ) -> Path:
     """Writes a run's student as one file that needs none of this toolkit -> the file's path.
 
@@ -55,12 +56,13 @@ def export(
         author: name of the model's author, for bioimage.io.
         license: SPDX identifier of the model's licence, for bioimage.io.
         overwrite: replace `out` if it exists.
+        trust: your modules whose classes the run's files may name, and so have imported. Default: none.
     """
     check_limits(locals())
     _check_format(format)
     if format == "bioimageio":
         bioimageio.check(author, license)
-    denoiser = copy.deepcopy(checkpoint.load_denoiser(run)).requires_grad_(False).cpu()
+    denoiser = copy.deepcopy(checkpoint.load_denoiser(run, trust=trust)).requires_grad_(False).cpu()
     denoiser = denoiser.to(memory_format=torch.contiguous_format)
     size = sum(p.nbytes for p in denoiser.parameters())
     space = (

@@ -13,6 +13,7 @@ import tifffile
 from distill.errors import UserError, out_of_memory, went_through
 from distill.files import check_file, check_readable, whole_file
 from distill.images.intact import check_complete, complaints_as_errors
+from distill.images.linked import check_linked
 from distill.images.stack import Stack, checked
 from distill.memory import check_memory
 
@@ -36,6 +37,7 @@ def read(path: str | os.PathLike, axes: str | None = None) -> Stack:
     path = check_readable(path, "pass the path of one TIFF file")
     try:
         with complaints_as_errors(path), tifffile.TiffFile(path) as tif:
+            check_linked(tif, path)
             series = _equal_series(tif, path)
             check_complete(tif, series, path)
             first = series[0]

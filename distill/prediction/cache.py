@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ def cache_draws(
     device: str | None = None,
     precision: Precision = "auto",
     axes: str | None = None,
+    trust: str | Sequence[str] = (),
 ) -> CachedDraws:
     """Draws of every frame, written to the folder `out` -> the sampler to train students with.
 
@@ -57,13 +59,14 @@ def cache_draws(
         device: "cpu", "cuda", "cuda:1", "mps". Default: the best one of this machine.
         precision: "auto" (bf16 where the hardware has it), "bf16" or "fp32".
         axes: letters of the images' dimensions, of STCZYX. Default: what the file says.
+        trust: your modules whose classes the run's files may name, and so have imported. Default: none.
     """
     check_limits(locals(), draws=COUNT)
     check_tile(tile)
     if keep is not None and draws % keep:
         raise UserError(f"draws, keep: got {draws}, {keep}; keep must divide draws")
     hardware, out = Hardware(device, precision), check_folder(out)
-    sampler = checkpoint.load_sampler(run).to(hardware.device)
+    sampler = checkpoint.load_sampler(run, trust=trust).to(hardware.device)
     stack = as_stack(images, axes)
     mean, std = statistics(stack)
     n, channels, *size = stack.frames.shape
@@ -102,7 +105,7 @@ def cache_draws(
 def _identity(sampler: PosteriorSampler) -> dict[str, Any]:
     """What tells a sampler from another: how it was made, as far as that is plain data, and its weights."""
     weights = {name: value.detach().cpu().contiguous() for name, value in sampler.state_dict().items()}
-    return {"made": describe(sampler) or type(sampler).__name__, "weights": digest(weights)}
+    return {"made": describe(sampler) or type(sampler).__name__, "weights": digest(weights, {})}
 
 
 def _open(out: Path, state: Unfinished, shape: tuple[int, ...]) -> tuple[np.memmap, list[int]]:

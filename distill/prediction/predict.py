@@ -44,6 +44,7 @@ def predict(
     device: str | None = None,
     precision: Precision = "auto",
     axes: str | None = None,
+    trust: str | Sequence[str] = (),
 ) -> np.ndarray:
     """Denoises every frame, in raw counts, and keeps the images' axes -> the denoised array.
 
@@ -63,6 +64,7 @@ def predict(
         device: "cpu", "cuda", "cuda:1", "mps". Default: the best one of this machine.
         precision: "auto" (bf16 where the hardware has it), "bf16" or "fp32".
         axes: letters of the images' dimensions, of STCZYX. Default: what the file says.
+        trust: your modules whose classes the run's files may name, and so have imported. Default: none.
     """
     check_limits(locals())
     _check_arguments(draws, statistic, tile)
@@ -71,7 +73,7 @@ def predict(
     name = checkpoint.name_of(run)
     if run == PRETRAINED and not Path(PRETRAINED).exists():
         run = pretrained_sampler(stack) if draws else pretrained_denoiser(stack)
-    answer, names, trained_on = _answer(run, draws, statistic, hardware.device)
+    answer, names, trained_on = _answer(run, draws, statistic, hardware.device, trust)
     files = [] if out is None else map_files(out, names)
     for file in files:
         check_file(file, tiff.ENDINGS, overwrite, 4.0 * len(files) * stack.pixels.size)
@@ -98,14 +100,14 @@ def predict(
 
 def _answer(
     run: str | os.PathLike[str] | DirectDenoiser | PosteriorSampler,
-    draws: int, statistic: Statistic, device: torch.device,
+    draws: int, statistic: Statistic, device: torch.device, trust: str | Sequence[str],
 ) -> tuple[Callable[[Tensor], Tensor], Sequence[str], int | None]:  # fmt: skip
     """((B, C, H, W) -> (B, len(names) * C, H, W), names, the C that it was trained on if that is known)."""
     if isinstance(run, PosteriorSampler) and draws:
         return partial(STATISTICS[statistic], run.eval().to(device), n=draws), [statistic], None
-    denoiser = checkpoint.load_denoiser(run).to(device)
+    denoiser = checkpoint.load_denoiser(run, trust=trust).to(device)
     if draws:
-        sampler = checkpoint.load_sampler(run).to(device)
+        sampler = checkpoint.load_sampler(run, trust=trust).to(device)
         return partial(STATISTICS[statistic], sampler, n=draws), [statistic], denoiser.channels
 
     def one_pass(noisy: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
-import numpy as np
 import torch
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
@@ -26,8 +25,11 @@ from distill.limits import check_limits
 from distill.plots import curves
 from distill.reporting.embedded import data_uri, pictures
 from distill.runs import tensors
-from distill.runs.describe import describe_run
+from distill.runs.checkpoint import CHECKPOINT_HEADER
+from distill.runs.describe import check_links, describe_run
+from samplers.noise import npz
 
+PICTURE_BYTES = 2_000_000_000  # of one frame: the input, its averages of draws, the student's maps
 MADE_HERE = '<meta name="generator" content="distill report">'
 
 
@@ -50,6 +52,7 @@ def report(
     for run in runs:
         if not (run / "student.safetensors").exists():
             raise UserError(f"{run}: not a finished run; pass the folder that `distill train` wrote")
+        check_links(run)
     out = runs[0] / "report.html" if out is None else Path(out)
     _check(out, overwrite)
     check_folder(out.parent, 1e6 + sum(table.stat().st_size for run in runs for table in run.rglob("*.npz")))
@@ -123,7 +126,7 @@ def _run(run: Path) -> dict[str, Any]:
         with _damage_named(calibration):
             plots.append(curves.coverage(json.loads(calibration.read_text(encoding="utf-8"))))
     checkpoint = run / "checkpoint.safetensors"  # may have been deleted to save space
-    settings = tensors.load(checkpoint)[1]["settings"] if checkpoint.exists() else {}
+    settings = tensors.load(checkpoint, CHECKPOINT_HEADER)[1]["settings"] if checkpoint.exists() else {}
     cost, evaluated = run / "cost.txt", []
     for table in _tables(run):
         with _damage_named(table):
@@ -143,8 +146,10 @@ def _evaluated(table: Path) -> dict[str, Any]:
     rows, residuals = _rows(table), table.with_name("residuals.png")
     checks = table.with_name("checks.csv")
     data = str(rows[0]["data"])
-    with np.load(table.with_suffix(".npz")) as stored:
-        images = dict(stored)
+    try:
+        images = npz.read(table.with_suffix(".npz"), most_bytes=PICTURE_BYTES)
+    except ValueError as error:
+        raise UserError(f"{error}; evaluate again") from error
     scores = {str(row["image"]): float(row["psnr_mean"]) for row in rows if "psnr_mean" in row}
     has_truth = TRUTH in images
     return {

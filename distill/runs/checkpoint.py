@@ -4,23 +4,32 @@ import json
 import logging
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from distill.denoiser import DirectDenoiser
 from distill.errors import UserError
 from distill.runs.rebuild import describe, rebuild
 from distill.runs.run import Run
-from distill.runs.tensors import digest, load, save
+from distill.runs.tensors import Fields, digest, load, save
 from losses import Loss
 from samplers import PosteriorSampler
 
 AnyRun = str | os.PathLike[str] | DirectDenoiser | PosteriorSampler  # a Run, its folder, or a network of it
 log = logging.getLogger(__name__)
 CALIBRATION = "calibration.json"
+Trust = str | Sequence[str]
+SAMPLER_HEADER: Fields = {"sampler": dict | None}
+CHECKPOINT_HEADER: Fields = {
+    "settings": dict, "rng": dict, "step": int, "seconds": float | int, "best": float | int, "stale": int
+}  # fmt: skip
+STUDENT_HEADER: Fields = {
+    "backbone": dict | None, "loss": dict | None, "channels": int, "outputs": list, "parameters": int
+}  # fmt: skip
 Kind = TypeVar("Kind", bound=nn.Module)
 
 
@@ -33,37 +42,48 @@ def save_denoiser(path: Path, denoiser: DirectDenoiser) -> None:
         "backbone": describe(denoiser.backbone),
         "loss": describe(denoiser.loss),
         "channels": len(denoiser.mean),
+        # for those who only look: to build a network may need the code of others
+        "outputs": list(denoiser.loss.outputs),
+        "parameters": sum(p.numel() for p in denoiser.backbone.parameters()),
     }
     save(path, denoiser.state_dict(), header)
 
 
-def load_sampler(run: AnyRun, sampler: PosteriorSampler | None = None) -> PosteriorSampler:
+def load_sampler(
+    run: AnyRun, sampler: PosteriorSampler | None = None, *, trust: Trust = ()
+) -> PosteriorSampler:
     """The trained sampler of a run (its folder, its file or the Run), in eval mode; one in hand is itself.
 
     sampler: an object of the same architecture, for one that the file cannot describe.
+    trust: your modules whose classes the file may name, and so have imported. Default: none.
     """
     if isinstance(run, Run | PosteriorSampler):
         return (run.sampler if isinstance(run, Run) else run).eval()
     path = _file(run, "sampler.safetensors")
-    tensors, header = load(path)
-    sampler = sampler or _described(path, header, "sampler", PosteriorSampler)
+    tensors, header = load(path, SAMPLER_HEADER)
+    sampler = sampler or _described(path, header, "sampler", PosteriorSampler, trust, tensors)
     load_state(path, sampler, tensors)
     return sampler.eval().to(memory_format=torch.channels_last)
 
 
-def load_denoiser(run: AnyRun, backbone: nn.Module | None = None) -> DirectDenoiser:
+def load_denoiser(run: AnyRun, backbone: nn.Module | None = None, *, trust: Trust = ()) -> DirectDenoiser:
     """The trained student of a run (its folder, its file or the Run), in eval mode; one in hand is itself.
 
     backbone: an object of the same architecture, for one that the file cannot describe.
+    trust: your modules whose classes the file may name, and so have imported. Default: none.
     """
     if isinstance(run, Run | DirectDenoiser):
         return (run.denoiser if isinstance(run, Run) else run).eval()
     path = _file(run, "student.safetensors")
-    tensors, header = load(path)
-    backbone = backbone or _described(path, header, "backbone", nn.Module)
-    denoiser = DirectDenoiser(backbone, _described(path, header, "loss", Loss), header["channels"])
+    tensors, header = load(path, STUDENT_HEADER)
+    backbone = backbone or _described(path, header, "backbone", nn.Module, trust, tensors)
+    loss = _described(path, header, "loss", Loss, trust, tensors)
+    channels = header["channels"]
+    if "mean" not in tensors or tensors["mean"].shape != (channels, 1, 1):
+        raise UserError(f"{path}: holds no mean of {channels} channels; pass another file, or retrain it")
+    denoiser = DirectDenoiser(backbone, loss, channels)
     load_state(path, denoiser, tensors)
-    denoiser.spread.mul_(_calibrated(path.with_name(CALIBRATION), digest(tensors)))
+    denoiser.spread.mul_(_calibrated(path.with_name(CALIBRATION), digest(tensors, header)))
     return denoiser.eval().to(memory_format=torch.channels_last)
 
 
@@ -74,7 +94,7 @@ def _calibrated(path: Path, student: str) -> float:
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         factor = float(stored["factor"]) if stored.get("student") == student else None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: damaged ({error}); delete it, and calibrate again") from None
     if factor is None:
         log.warning("%s: of another student than the one beside it; calibrate again", path)
@@ -118,10 +138,14 @@ def load_weights(run: str | os.PathLike[str], sampler: PosteriorSampler, student
 
 
 def settings(header: dict[str, Any]) -> dict[str, Any]:
-    """What `train` was called with, by a checkpoint's header; older ones spell the optimizer otherwise."""
-    return {"optimizer" if key == "optimiser" else key: value for key, value in header["settings"].items()}
+    """What `train` was called with, by a checkpoint's header."""
+    found = header["settings"]
+    if wrong := [name for name in _NUMBERS if not isinstance(found.get(name), int)]:
+        raise UserError(f"a checkpoint's settings lack {', '.join(wrong)}; train anew, to another --out")
+    return found
 
 
+_NUMBERS = ("steps", "refine_steps", "batch_size", "micro_batch", "patch_size", "draws")
 _OF_THE_IMAGES = ("mean", "std", "gain", "offset", "level")
 
 
@@ -138,10 +162,15 @@ def _file(run: AnyRun, name: str) -> Path:
     return Path(run) / name if Path(run).is_dir() else Path(run)
 
 
-def _described(path: Path, header: dict[str, Any], role: str, kind: type[Kind]) -> Kind:
-    if header.get(role) is None:
+def _described(
+    path: Path, header: dict[str, Any], role: str, kind: type[Kind], trust: Trust, tensors: dict[str, Tensor]
+) -> Kind:
+    if header[role] is None:
         raise UserError(f"{path}: holds no {role} that can be rebuilt by name; in Python, pass {role}=...")
-    module = rebuild(header[role])
+    try:
+        module = rebuild(header[role], trust, tensors)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     if not isinstance(module, kind):
         raise UserError(f"{path}: its {role} is a {type(module).__name__}, must be a {kind.__name__}")
     return module

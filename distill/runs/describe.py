@@ -4,23 +4,29 @@ import json
 from pathlib import Path
 from typing import Any
 
+from distill.errors import UserError
 from distill.files import read_json_lines
-from distill.runs import checkpoint, tensors
+from distill.runs import tensors
+from distill.runs.checkpoint import SAMPLER_HEADER, STUDENT_HEADER
+from distill.runs.rebuild import is_description
 
 
 def describe_run(path: Path) -> str:
-    _, header = tensors.load(path / "student.safetensors")
+    """By the headers of its files alone: nothing is built, so that any run may be looked at."""
+    check_links(path)
+    weights, header = tensors.load(path / "student.safetensors", STUDENT_HEADER)
     sampler = "none in this folder"
     if (path / "sampler.safetensors").exists():
-        sampler = _call(tensors.load(path / "sampler.safetensors")[1]["sampler"])
-    denoiser = checkpoint.load_denoiser(path)
-    weights = sum(p.numel() for p in denoiser.backbone.parameters())
+        sampler = _call(tensors.load(path / "sampler.safetensors", SAMPLER_HEADER)[1]["sampler"])
+    if not weights.keys() >= {"mean", "std"}:
+        raise UserError(f"{path}: its student has no mean and std; pass another run, or retrain it")
+    mean, std = (weights[name].flatten().tolist() for name in ("mean", "std"))
     lines = [
         f"{path}: a finished run",
         f"sampler   {sampler}",
-        f"student   {_call(header['backbone'])}, {weights:,} parameters",
-        f"loss      {_call(header['loss'])}: its output is the {', '.join(denoiser.loss.outputs)}",
-        f"data      mean {denoiser.mean.flatten().tolist()}, std {denoiser.std.flatten().tolist()} counts",
+        f"student   {_call(header['backbone'])}, {header['parameters']:,} parameters",
+        f"loss      {_call(header['loss'])}: its output is the {', '.join(map(str, header['outputs']))}",
+        f"data      mean {mean}, std {std} counts",
     ]
     metrics = path / "metrics.jsonl"
     if metrics.exists() and (rows := read_json_lines(metrics)):
@@ -28,8 +34,17 @@ def describe_run(path: Path) -> str:
     return "\n".join(lines)
 
 
-def _call(description: dict[str, Any] | None) -> str:
-    if description is None:
+def check_links(run: Path) -> None:
+    """UserError for a link in a run that leads out of it: what is shown, and may be sent to others, would be
+    another file of the user."""
+    inside = run.resolve()
+    for path in run.rglob("*"):
+        if path.is_symlink() and not path.resolve().is_relative_to(inside):
+            raise UserError(f"{path}: a link that leads out of the run; put the file itself there")
+
+
+def _call(description: Any) -> str:
+    if not is_description(description):
         return "an object that cannot be rebuilt by name"
     given = {k: _value(v) for k, v in description["arguments"].items() if v is not None}
     name = description["class"].rpartition(".")[2]
@@ -39,4 +54,4 @@ def _call(description: dict[str, Any] | None) -> str:
 def _value(argument: Any) -> str:
     if isinstance(argument, list):
         return f"[{', '.join(_value(each) for each in argument)}]"
-    return _call(argument) if isinstance(argument, dict) else str(argument)
+    return _call(argument) if is_description(argument) else str(argument)

@@ -3,11 +3,22 @@
 import importlib
 import inspect
 import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
+import losses
+import samplers
+import students
+from distill.denoiser import DirectDenoiser
 from distill.errors import UserError, checks_of
+from samplers import NoiseModel
+
+LARGEST = 10**6  # of a network's whole-numbered arguments; constructors count up to some of them
 
 
 def describe(module: nn.Module) -> dict[str, Any] | None:
@@ -25,7 +36,7 @@ def describe(module: nn.Module) -> dict[str, Any] | None:
         json.dumps(arguments)
     except TypeError:
         return None
-    return {"class": f"{kind.__module__}.{kind.__qualname__}", "arguments": arguments}
+    return {"class": _name(kind), "arguments": arguments}
 
 
 def _plain(value: Any) -> Any:
@@ -39,25 +50,131 @@ def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, Tensor) else value
 
 
-def rebuild(description: dict[str, Any]) -> nn.Module:
-    """The module that `describe` described, with fresh weights. Only nn.Module classes are called."""
-    path, _, name = description["class"].rpartition(".")
+def rebuild(
+    description: Any, trust: str | Sequence[str] = (), weights: Mapping[str, Tensor] | None = None
+) -> nn.Module:
+    """The module that `describe` described, with fresh weights.
+
+    A file may name our own classes only, since to import any other runs whatever code is there.
+
+    trust: further modules or packages whose classes it may name.
+    weights: those in the file; a network that is far larger is refused before it is made.
+    """
+    check(description, trust)
+    with _not_far_beyond(weights) if weights is not None else nullcontext():
+        return _build(description)
+
+
+@contextmanager
+def _not_far_beyond(weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Stops a constructor that makes far more parameters than there are: a header can ask for any number and
+    size. Some are dropped while an encoder is built, hence the room."""
+    tensors, elements = 20 * len(weights) + 1000, 20 * sum(v.numel() for v in weights.values()) + 10**8
+
+    def count(module: nn.Module, name: str, parameter: Tensor | None) -> None:
+        nonlocal tensors, elements
+        tensors, elements = tensors - 1, elements - (0 if parameter is None else parameter.numel())
+        if min(tensors, elements) < 0:
+            raise UserError("its header asks for a far larger network than there are weights for")
+
+    hook = register_module_parameter_registration_hook(count)
     try:
-        kind = getattr(importlib.import_module(path), name)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"{description['class']}: cannot be imported ({error}); install it") from None
-    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-        raise UserError(f"{description['class']}: not an nn.Module; is this file trustworthy?")
-    arguments = {k: _rebuild_argument(v) for k, v in description["arguments"].items()}
+        yield
+    finally:
+        hook.remove()
+
+
+def check(description: Any, trust: str | Sequence[str] = ()) -> None:
+    """UserError for a class that is neither ours nor trusted, in the description or its arguments, before
+    anything is imported."""
+    _check(description, (trust,) if isinstance(trust, str) else tuple(trust))
+
+
+def _check(description: Any, trust: tuple[str, ...]) -> None:
+    if not is_description(description):
+        raise UserError(f"the description of a network is damaged: {str(description)[:100]}")
+    name = description["class"]
+    if name not in _ours() and not any(name.startswith(f"{module}.") for module in trust):
+        mine = name.partition(".")[0]
+        raise UserError(
+            f"names the class {name}, code that is not ours and would be run; if you trust it, pass "
+            f'--trust {mine} on the command line or trust=["{mine}"] in Python'
+        )
+    large = [v for v in description["arguments"].values() if isinstance(v, int) and abs(v) > LARGEST]
+    if large and not issubclass(_ours().get(name, nn.Module), NoiseModel):  # whose numbers are counts
+        raise UserError(f"{name}: got {large[0]}, no size of a network")
+    for value in _nested(list(description["arguments"].values())):
+        _check(value, trust)
+
+
+def _nested(value: Any) -> Iterator[dict[str, Any]]:
+    """The descriptions in an argument."""
+    if isinstance(value, list):
+        for each in value:
+            yield from _nested(each)
+    elif is_description(value):
+        yield value
+
+
+def is_description(value: Any) -> bool:
+    """Whether `describe` can have written it."""
+    has_both = isinstance(value, dict) and value.keys() == {"class", "arguments"}
+    return has_both and isinstance(value["class"], str) and isinstance(value["arguments"], dict)
+
+
+@cache
+def _ours() -> dict[str, type[nn.Module]]:
+    exported = [
+        getattr(package, name) for package in (samplers, students, losses) for name in package.__all__
+    ]
+    kinds = [kind for kind in exported if isinstance(kind, type) and issubclass(kind, nn.Module)]
+    return {_name(kind): kind for kind in [*kinds, DirectDenoiser]}
+
+
+def _name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _build(description: dict[str, Any]) -> nn.Module:
+    name, kind = description["class"], class_of(description)
+    arguments = {k: _argument(v) for k, v in description["arguments"].items()}
+    for file in files_of(kind) & arguments.keys():  # of fresh weights, while the run has the trained ones
+        if not isinstance(arguments[file], nn.Module):
+            arguments[file] = None
     try:
         with checks_of():  # a constructor's own, as for a library that is missing
             return kind(**arguments)
-    except TypeError as error:  # written by a version whose constructor took other arguments
-        raise UserError(f"{description['class']}: {error}; use the version that trained it") from error
+    except UserError:
+        raise
+    except Exception as error:  # written by a version whose constructor took other arguments, or by anybody
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{name}: cannot be built ({reason}); use the version that trained it") from error
 
 
-def _rebuild_argument(value: Any) -> Any:
+def class_of(description: dict[str, Any]) -> type[nn.Module]:
+    """Of a description that `check` has passed: else whatever it names would be imported."""
+    name = description["class"]
+    return _ours().get(name) or _imported(name)
+
+
+def files_of(kind: type[nn.Module]) -> set[str]:
+    """The constructor's arguments that may name files or URLs: a class lists them as `files`. A description
+    must not make us open any."""
+    return set(getattr(kind, "files", ()))
+
+
+def _imported(name: str) -> type[nn.Module]:
+    path, _, attribute = name.rpartition(".")
+    try:
+        kind = getattr(importlib.import_module(path), attribute)
+    except (Exception, SystemExit) as error:  # whatever that module raises
+        raise UserError(f"{name}: cannot be imported ({error!r}); install it, or mend it") from error
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+        raise UserError(f"{name}: not an nn.Module; is this file trustworthy?")
+    return kind
+
+
+def _argument(value: Any) -> Any:
     if isinstance(value, list):
-        return [_rebuild_argument(each) for each in value]
-    is_module = isinstance(value, dict) and value.keys() == {"class", "arguments"}
-    return rebuild(value) if is_module else value
+        return [_argument(each) for each in value]
+    return _build(value) if is_description(value) else value

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 import safetensors
@@ -14,37 +15,65 @@ from torch import Tensor
 from distill.errors import UserError, out_of_memory
 from distill.files import check_readable, whole_file
 
+DEEPEST = 50  # of lists and objects in each other in a header; ours have about 10
+Fields = Mapping[str, type | UnionType]
+
 
 def save(path: Path, tensors: Mapping[str, Tensor], header: dict[str, Any]) -> None:
     """`path` is always either the old file or the new one."""
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    metadata = {"header": json.dumps(header), "sha256": digest(tensors)}
+    metadata = {"header": json.dumps(header), "sha256": digest(tensors, header)}
     with whole_file(path) as part:
         safetensors.torch.save_file(tensors, part, metadata)
 
 
-def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors, header) of a file that `save` wrote; damage is an error."""
+def load(path: Path, fields: Fields | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, header) of a file that `save` wrote; UserError for damage, or a header without one of these
+    fields."""
     check_readable(path, "pass the folder of a run, or train one")
     try:
         with safetensors.safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError) as error:
+    except Exception as error:  # safetensors raises many kinds, as for a type that torch does not have
         if out_of_memory(error):
             raise MemoryError(f"{path}: {error}") from error
         raise UserError(f"{path}: damaged or not a safetensors file ({error})") from None
-    if "header" not in metadata:
+    if not metadata.keys() >= {"header", "sha256"}:
         raise UserError(f"{path}: a safetensors file, but not one that distill wrote")
-    if metadata["sha256"] != digest(tensors):
-        raise UserError(f"{path}: damaged (its checksum does not fit); restore or retrain it")
-    return tensors, json.loads(metadata["header"])
+    header = _header(metadata["header"], path)
+    if metadata["sha256"] != digest(tensors, header):
+        raise UserError(
+            f"{path}: damaged, or of an earlier version (its checksum does not fit); restore or retrain it"
+        )
+    for name, kind in (fields or {}).items():
+        if name not in header or not isinstance(header[name], kind):
+            raise UserError(f"{path}: its header lacks a sound '{name}'; pass another file, or retrain it")
+    return tensors, header
 
 
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 of names and values."""
-    sha256 = hashlib.sha256()
+def _header(text: str, path: Path) -> dict[str, Any]:
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: damaged (its header is no JSON: {str(error)[:100]})") from None
+    level: list[Any] = [header]
+    for _ in range(DEEPEST):  # else whoever descends into it would exceed Python's stack
+        level = [each for value in level for each in _inside(value)]
+    if level or not isinstance(header, dict):
+        raise UserError(f"{path}: damaged (its header is no JSON object, or nested too deeply)")
+    return header
+
+
+def _inside(value: Any) -> list[Any]:
+    return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+
+
+def digest(tensors: Mapping[str, Tensor], header: dict[str, Any]) -> str:
+    """sha256 of the header, and of the tensors' names, types, shapes and values."""
+    sha256 = hashlib.sha256(json.dumps(header).encode())
     for name in sorted(tensors):
-        sha256.update(name.encode())
-        sha256.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+        tensor = tensors[name]
+        sha256.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        sha256.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return sha256.hexdigest()

@@ -3,7 +3,7 @@
 import copy
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -58,6 +58,7 @@ def training_cost(
     device: str | None = None,
     precision: Precision = "auto",
     axes: str | None = None,
+    trust: str | Sequence[str] = (),
 ) -> Cost:
     """Measures copies of a run's networks on its own settings, for its cost.txt, which `report` shows.
 
@@ -65,12 +66,15 @@ def training_cost(
         run: a run or its folder, with its checkpoint.
         noisy: images like those that it was trained on.
         repeats: steps of each kind; the fastest counts, since other work only adds.
+        trust: your modules whose classes the run's files may name, and so have imported. Default: none.
     """
     check_limits(locals())
     check_folder(run)
-    settings = checkpoint.settings(tensors.load(Path(run) / "checkpoint.safetensors")[1])
-    sampler = copy.deepcopy(checkpoint.load_sampler(run))
-    denoiser = copy.deepcopy(checkpoint.load_denoiser(run))
+    settings = checkpoint.settings(
+        tensors.load(Path(run) / "checkpoint.safetensors", checkpoint.CHECKPOINT_HEADER)[1]
+    )
+    sampler = copy.deepcopy(checkpoint.load_sampler(run, trust=trust))
+    denoiser = copy.deepcopy(checkpoint.load_denoiser(run, trust=trust))
     if not (sampler.trainable and settings["steps"]):
         raise UserError(f"{run}: its sampler was not trained with the student; pass a run that co-trained")
     hardware = Hardware(device, precision)

@@ -119,7 +119,7 @@ class Optimizer:
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             prefix, _, rest = name.partition(".")
-            if prefix in (f"{self.name}_optimizer", f"{self.name}_optimiser"):  # as older runs have it
+            if prefix == f"{self.name}_optimizer":
                 i, _, key = rest.partition(".")
                 state.setdefault(int(i), {})[key] = value
         self.optimizer.load_state_dict({"state": state, "param_groups": data["groups"]})

@@ -99,7 +99,7 @@ def _resume(out: Path, state: State, settings: dict[str, Any]) -> None:
     check_resumable(out)
     if not (out / CHECKPOINT).exists():
         return
-    tensors, header = files.load(out / CHECKPOINT)
+    tensors, header = files.load(out / CHECKPOINT, checkpoint.CHECKPOINT_HEADER)
     stored, now = checkpoint.settings(header), json.loads(json.dumps(settings))
     for key in MUST_MATCH:
         if stored.get(key, now[key]) != now[key]:
@@ -109,7 +109,14 @@ def _resume(out: Path, state: State, settings: dict[str, Any]) -> None:
             )
     co_training = len(state.optimizers) > 1
     step = _resumed_step(out, header["step"], stored, now, co_training)
-    state.restore(tensors, header)
+    try:
+        state.restore(tensors, header)
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"{out / CHECKPOINT}: does not fit these networks ({reason}); pass another --out, or train with "
+            "the version that wrote it"
+        ) from error
     if any(stored[key] != now[key] for key in ("steps", "refine_steps")):
         state.step = step
         for optimizer in state.optimizers:
@@ -120,7 +127,7 @@ def stored_settings(out: Path) -> dict[str, Any]:
     """Of the checkpoint in a run's folder; none where there is none."""
     if not (out / CHECKPOINT).exists():
         return {}
-    return checkpoint.settings(files.load(out / CHECKPOINT)[1])
+    return checkpoint.settings(files.load(out / CHECKPOINT, checkpoint.CHECKPOINT_HEADER)[1])
 
 
 def _resumed_step(out: Path, step: int, stored: dict, now: dict, co_training: bool) -> int:

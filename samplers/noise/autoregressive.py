@@ -94,10 +94,12 @@ class AutoregressiveNoise(NoiseModel):
         """The model in an .npz file that `write` wrote; ValueError if it is not one."""
         stored = npz.read(path, ["context", "dilations"])
         arguments = {key: stored.pop(key).tolist() for key in _ARGUMENTS if key in stored}
-        model = cls(**arguments)
         try:
-            model.load_state_dict({key: torch.from_numpy(value) for key, value in stored.items()})
-        except RuntimeError as error:
+            with torch.device("meta"):  # no memory: the arguments may ask for more than the weights fill
+                model = cls(**arguments)
+            weights = {key: torch.as_tensor(value, dtype=torch.float32) for key, value in stored.items()}
+            model.load_state_dict(weights, assign=True)
+        except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"{path}: its weights do not fit {arguments} ({error})") from None
         return model
 

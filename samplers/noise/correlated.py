@@ -107,7 +107,8 @@ class CorrelatedNoise(GaussianNoise):
     def read(cls, path: npz.NoiseFile) -> CorrelatedNoise:
         """The model in an .npz file that `write` wrote; ValueError if it is not one."""
         try:
-            return cls(**{key: value.tolist() for key, value in npz.read(path).items()})
+            arrays = npz.read(path, ["correlation"], ("gain", "offset", "min_variance"))
+            return cls(**{key: value.tolist() for key, value in arrays.items()})
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: not a readable model of correlated noise ({error})") from error
 

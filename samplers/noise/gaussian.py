@@ -103,7 +103,7 @@ class GaussianNoise(NoiseModel):
     def read(cls, path: npz.NoiseFile) -> GaussianNoise:
         """The model in an .npz file that `write` wrote; ValueError if it is not one."""
         try:
-            return cls(**{key: value.tolist() for key, value in npz.read(path).items()})
+            return cls(**{key: value.tolist() for key, value in npz.read(path, optional=_ARGUMENTS).items()})
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: not a readable Gaussian noise model ({error})") from error
 

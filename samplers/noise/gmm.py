@@ -56,11 +56,11 @@ class GaussianMixtureNoise(NoiseModel):
     @classmethod
     def read(cls, path: npz.NoiseFile) -> GaussianMixtureNoise:
         """The model in a PN2V, PPN2V or CAREamics .npz file; ValueError if it is not one."""
-        stored = npz.read(path, _KEYS)
+        stored = npz.read(path, _KEYS, _QUANTISED)
         quantised = {key: stored[key].tolist() for key in _QUANTISED if key in stored}
         try:
             return cls(*(stored[key].tolist() for key in _KEYS), **quantised)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: {error}") from None
 
     def write(self, path: npz.NoiseFile) -> None:

@@ -53,10 +53,10 @@ class HistogramNoise(NoiseModel):
     @classmethod
     def read(cls, path: npz.NoiseFile) -> HistogramNoise:
         """The model in an .npz file that `write` wrote; ValueError if it is not one."""
-        stored = npz.read(path, _KEYS)
+        stored = npz.read(path, _KEYS, ())
         try:
             return cls(*(stored[key].tolist() for key in _KEYS))
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: {error}") from None
 
     def write(self, path: npz.NoiseFile) -> None:

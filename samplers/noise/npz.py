@@ -1,29 +1,57 @@
 """Noise models on disk: .npz files without pickle, which the PN2V-family tools read and write too."""
 
+import zipfile
 from collections.abc import Sequence
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 NoiseFile = str | PathLike
+MOST_BYTES = 150_000_000  # a histogram of 4096 bins has 134 million
 
 
-def read(path: NoiseFile, needed: Sequence[str] = ()) -> dict[str, np.ndarray]:
-    """All arrays; ValueError, which names `path`, if it is not such a file or lacks a key."""
+def read(
+    path: NoiseFile,
+    needed: Sequence[str] = (),
+    optional: Sequence[str] | None = None,
+    most_bytes: int = MOST_BYTES,
+) -> dict[str, np.ndarray]:
+    """All arrays, of numbers or text; ValueError, which names `path`, if it is not such a file, is damaged,
+    takes more memory than most_bytes, lacks a needed key, or holds others than those and the optional ones.
+
+    optional: None for any.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: no such file; pass a noise model (.npz)")
     try:
+        _check_archive(path, most_bytes)
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file}
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file; pass a noise model (.npz)") from None
-    except (OSError, ValueError, EOFError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path}: not a readable noise-model .npz file ({error})") from error
-    if missing := [key for key in needed if key not in arrays]:
+            if odd := [key for key, value in arrays.items() if value.dtype.kind not in "biufU"]:
+                raise ValueError(f"{', '.join(odd)}: neither numbers nor text")
+    except Exception as error:  # zipfile, zlib and numpy raise nearly every kind for damaged files
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{path}: not a readable noise-model .npz file ({reason})") from error
+    missing = [key for key in needed if key not in arrays]
+    unknown = [] if optional is None else [key for key in arrays if key not in (*needed, *optional)]
+    if missing or unknown:
+        but = f"but not {', '.join(missing)}" if missing else f"of which {', '.join(unknown)} does not belong"
         raise ValueError(
-            f"{path}: holds {', '.join(arrays) or 'nothing'} but not {', '.join(missing)}; "
-            "pass a noise model of this kind (.npz)"
+            f"{path}: holds {', '.join(arrays) or 'nothing'} {but}; pass a noise model of this kind (.npz)"
         )
     return arrays
+
+
+def _check_archive(path: NoiseFile, most_bytes: int) -> None:
+    """Sizes, before anything is decompressed, and checksums: numpy stops before them in a damaged array."""
+    with zipfile.ZipFile(path) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+        if size > most_bytes:
+            raise ValueError(f"{size / 1e6:.0f} MB of arrays, allowed are {most_bytes / 1e6:.0f}")
+        if damaged := archive.testzip():
+            raise ValueError(f"{damaged} is damaged")
 
 
 def write(path: NoiseFile, **values: Any) -> None:

@@ -156,8 +156,12 @@ class PhotonNoise(NoiseModel):
 
     @classmethod
     def read(cls, path: npz.NoiseFile) -> PhotonNoise:
-        arrays = npz.read(path, ("gain", "offset", "read_noise", "shape"))
-        return cls(**{key: arrays[key].item() for key in _ARGUMENTS if key in arrays})
+        """The model in an .npz file that `write` wrote; ValueError if it is not one."""
+        arrays = npz.read(path, ("gain", "offset", "read_noise", "shape"), ["step"])
+        try:
+            return cls(**{key: value.item() for key, value in arrays.items()})
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: not a readable model of photon noise ({error})") from error
 
     def write(self, path: npz.NoiseFile) -> None:
         npz.write(path, **{k: v for k in _ARGUMENTS if (v := getattr(self, k)) is not None})

@@ -76,5 +76,5 @@ def test_a_sampler_in_a_file_of_the_working_folder(folder):
     (folder / "mine.py").write_text(SAMPLER)
     chosen = ["--sampler=mine.MySampler", "--sampler.strength=0.5"]
     python("distill", "train", "noisy.tif", *chosen, "--out", "run", *QUICK)
-    python("distill", "predict", "run", "noisy.tif", "--out", "clean.tif", "--draws", "2")
+    python("distill", "predict", "run", "noisy.tif", "--out", "clean.tif", "--draws", "2", "--trust", "mine")
     assert tifffile.imread("clean.tif").shape == (4, 48, 40)

@@ -52,11 +52,13 @@ def trained(noisy, path, loss):
 @pytest.mark.parametrize("level", [0.5, 0.9])
 def test_the_share_of_true_pixels_inside_is_the_level(noisy, tmp_path, loss, level):
     clean = noisy + np.random.default_rng(1).normal(0, 10, noisy.shape).astype("f4")
-    found = calibrate(trained(noisy, tmp_path, loss), noisy, clean, level=level)
+    found = calibrate(trained(noisy, tmp_path, loss), noisy, clean, level=level, trust=__name__)
     assert found.before > level and abs(found.after - level) < 1e-3 and found.factor < 1
-    again = calibrate(tmp_path, noisy, clean, level=level)
+    again = calibrate(tmp_path, noisy, clean, level=level, trust=__name__)
     assert again.factor == pytest.approx(found.factor) and again.after == pytest.approx(found.after, abs=1e-3)
-    assert torch.isclose(load_denoiser(tmp_path).spread, torch.tensor(found.factor), rtol=1e-2)
+    assert torch.isclose(
+        load_denoiser(tmp_path, trust=__name__).spread, torch.tensor(found.factor), rtol=1e-2
+    )
 
 
 def test_coverage_is_reported_on_other_images_and_predict_writes_every_map(
@@ -68,22 +70,27 @@ def test_coverage_is_reported_on_other_images_and_predict_writes_every_map(
     tifffile.imwrite("clean.tif", noisy[0] + 5)
     tifffile.imwrite("far.tif", noisy[0] + 1000)
     assert main(["calibrate", "run", "noisy.tif", "clean.tif", "--test_noisy", "noisy.tif",
-                 "--test_clean", "far.tif"]) == 0  # fmt: skip
+                 "--test_clean", "far.tif", "--trust", __name__]) == 0  # fmt: skip
     assert "0.0% now" in capsys.readouterr().out
-    assert main(["predict", "run", "noisy.tif", "--out", "denoised.tif", "--dtype", "input"]) == 0
+    assert (
+        main(
+            ["predict", "run", "noisy.tif", "--out", "denoised.tif", "--dtype", "input", "--trust", __name__]
+        )
+        == 0
+    )
     centre, low, high = (tifffile.imread(f"denoised{name}.tif") for name in ("", "_q05", "_q95"))
     np.testing.assert_allclose(high - centre, 2 * (centre - low), rtol=1e-2)
-    assert main(["predict", "run", "noisy.tif", "--out", "denoised.tif"]) == 2
-    np.testing.assert_allclose(predict("run", "noisy.tif", tile=64), noisy, rtol=1e-4)
+    assert main(["predict", "run", "noisy.tif", "--out", "denoised.tif", "--trust", __name__]) == 2
+    np.testing.assert_allclose(predict("run", "noisy.tif", tile=64, trust=__name__), noisy, rtol=1e-4)
 
 
 def test_pixels_without_truth_are_left_out_and_counted(noisy, tmp_path, capsys):
     clean = noisy + np.random.default_rng(1).normal(0, 10, noisy.shape).astype("f4")
     run = trained(noisy, tmp_path / "run", Spread())
-    whole = calibrate(run, noisy, clean)
+    whole = calibrate(run, noisy, clean, trust=__name__)
     masked = clean.copy()
     masked[:, :20] = np.nan
-    found = calibrate(run, noisy, masked)
+    found = calibrate(run, noisy, masked, trust=__name__)
     assert found.left_out == masked[:, :20].size and found.factor == pytest.approx(whole.factor, rel=0.05)
     broken = noisy.astype("f4")
     broken[0, 3, 3] = np.nan
@@ -94,26 +101,38 @@ def test_pixels_without_truth_are_left_out_and_counted(noisy, tmp_path, capsys):
         (broken, clean, "1 pixel in 1 of 4 frames"),
     ):
         with pytest.raises(UserError, match=message):
-            calibrate(run, images, truth)
+            calibrate(run, images, truth, trust=__name__)
     assert before == sorted((path.name, path.read_bytes()) for path in run.iterdir())
     tifffile.imwrite(tmp_path / "noisy.tif", noisy, imagej=True, metadata={"axes": "TYX"})
     tifffile.imwrite(tmp_path / "clean.tif", masked, imagej=True, metadata={"axes": "TYX"})
-    assert main(["calibrate", str(run), str(tmp_path / "noisy.tif"), str(tmp_path / "clean.tif")]) == 0
+    assert (
+        main(
+            [
+                "calibrate",
+                str(run),
+                str(tmp_path / "noisy.tif"),
+                str(tmp_path / "clean.tif"),
+                "--trust",
+                __name__,
+            ]
+        )
+        == 0
+    )
     assert f"{found.left_out} pixels without truth left out" in capsys.readouterr().out
 
 
 def test_the_factor_lasts_as_long_as_its_student(noisy, tmp_path, caplog):
     clean = noisy + np.random.default_rng(1).normal(0, 10, noisy.shape).astype("f4")
     run = trained(noisy, tmp_path / "run", Spread())
-    factor = calibrate(run, noisy, clean).factor
+    factor = calibrate(run, noisy, clean, trust=__name__).factor
     trained(noisy, run, Spread())  # the same command again finds a finished run
-    assert load_denoiser(run).spread.item() == pytest.approx(factor)
+    assert load_denoiser(run, trust=__name__).spread.item() == pytest.approx(factor)
     trained(noisy[:-1] + 7, tmp_path / "other", Spread())
     (run / "student.safetensors").write_bytes((tmp_path / "other" / "student.safetensors").read_bytes())
-    assert load_denoiser(run).spread.item() == 1 and "calibrate again" in caplog.text
+    assert load_denoiser(run, trust=__name__).spread.item() == 1 and "calibrate again" in caplog.text
     (run / "calibration.json").write_text('{"factor": ')
     with pytest.raises(UserError, match="damaged"):
-        load_denoiser(run)
+        load_denoiser(run, trust=__name__)
 
 
 class Two(Spread):
@@ -123,7 +142,7 @@ class Two(Spread):
 def test_two_draws_are_no_interval(noisy, tmp_path):
     run = trained(noisy, tmp_path, Two())
     with pytest.raises(UserError, match="gives draw and draw2, no interval"):
-        calibrate(run, noisy, noisy)
+        calibrate(run, noisy, noisy, trust=__name__)
 
 
 def test_bad_input(noisy, tmp_path):
@@ -132,4 +151,4 @@ def test_bad_input(noisy, tmp_path):
         ({}, "no interval"), ({"level": 1.0}, "level: got 1.0"), ({"test_noisy": noisy}, "pass both")
     ):  # fmt: skip
         with pytest.raises(UserError, match=message):
-            calibrate(run, noisy, noisy, **options)
+            calibrate(run, noisy, noisy, **options, trust=__name__)

@@ -361,3 +361,42 @@ def test_real_stack(tmp_path):
     like = as_stack(stack.pixels[:3])
     write(tmp_path / "out.tif", like.frames, like, "input")
     np.testing.assert_array_equal(read(tmp_path / "out.tif").pixels, stack.pixels[:3])
+
+
+def two_files(folder, name: str) -> Path:
+    """An OME-TIFF of two planes, of which the second is in the file `name`."""
+    planes = numbered("TYX")[:2].astype("u2")
+    size = f'SizeX="{planes.shape[2]}" SizeY="{planes.shape[1]}" SizeZ="1" SizeC="1" SizeT="2"'
+    parts = "".join(
+        f'<TiffData FirstT="{t}" PlaneCount="1"><UUID FileName="{file}">urn:uuid:{t}</UUID></TiffData>'
+        for t, file in enumerate(("a.ome.tif", name))
+    )
+    xml = (
+        '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:0">'
+        f'<Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint16" {size}>'
+        f'<Channel ID="Channel:0:0"/>{parts}'
+        "</Pixels></Image></OME>"
+    )
+    tifffile.imwrite(folder / "a.ome.tif", planes[0], description=xml, metadata=None)
+    tifffile.imwrite(folder / name, planes[1], metadata=None)
+    return folder / "a.ome.tif"
+
+
+def test_planes_in_other_files_of_the_same_folder_are_read(tmp_path):
+    stack = read(two_files(tmp_path, "b.ome.tif"))
+    np.testing.assert_array_equal(stack.frames[:, 0], numbered("TYX")[:2])
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_metadata_do_not_choose_files_of_other_folders(tmp_path, absolute):
+    (tmp_path / "here").mkdir()
+    path = two_files(tmp_path / "here", str(tmp_path / "b.tif") if absolute else "../b.tif")
+    fails("outside its own folder", read, path)
+
+
+def test_links_to_other_folders_are_not_followed_by_metadata(tmp_path):
+    (tmp_path / "here").mkdir()
+    path = two_files(tmp_path / "here", "b.tif")
+    (tmp_path / "here" / "b.tif").rename(tmp_path / "b.tif")
+    (tmp_path / "here" / "b.tif").symlink_to(tmp_path / "b.tif")
+    fails("outside its own folder, b.tif", read, path)
