@@ -18,6 +18,7 @@ from samplers.vae import DRAW_PIXELS
 from students import LightUNet, StabilizedUNet
 from students.noise_conditioned import smooth_noise
 from students.padding import crop, pad_to_multiple
+from students.precision import in_float32
 from students.unet import conv
 
 WEIGHTS = Path(__file__).with_name("stabilized.safetensors")
@@ -181,9 +182,8 @@ class Spread(nn.Module):
     def look(self, seen: Tensor) -> Tensor:
         """(B, 3 * C, H, W) -> features (B * C, width, H / 2, W / 2): each channel by itself."""
         each = seen.unflatten(1, (3, -1)).transpose(1, 2).flatten(0, 1)
-        with torch.autocast(seen.device.type, enabled=False):  # z has more digits than bf16
-            features = self.context.stem(each.contiguous(memory_format=torch.channels_last))
-        return self.context.body(features)
+        each = each.contiguous(memory_format=torch.channels_last)
+        return self.context.body(in_float32(self.context.stem, each))  # z has more digits than bf16
 
     def forward(self, features: Tensor) -> Tensor:
         """-> (B * C, 1, H, W), another one on every call."""
@@ -191,5 +191,4 @@ class Spread(nn.Module):
         scaled = (numbers * 2 * self.scale(features).sigmoid()).contiguous(memory_format=torch.channels_last)
         mixed = self.mix(scaled)
         mixed = mixed + self.fit(torch.cat([mixed, features], dim=1))
-        with torch.autocast(mixed.device.type, enabled=False):
-            return self.context.head(mixed.float())
+        return in_float32(self.context.head, mixed)

@@ -13,6 +13,7 @@ from samplers.hdn import HDN
 from samplers.ladder_vae import LadderVAE
 from samplers.noise import NoiseModel
 from samplers.noise.pixel_cnn import PixelCNN
+from students.precision import in_float32
 
 
 class StructuredNoiseVAE(HDN):
@@ -151,6 +152,7 @@ class SignalDecoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         mode = "reflect" if min(x.shape[-2:]) > 1 else "replicate"  # one pixel has no reflection
-        for i, layer in enumerate(self.layers):
-            x = layer(F.pad(F.elu(x) if i else x, (1, 1, 1, 1), mode))
-        return x.float()
+        *layers, last = self.layers
+        for layer in layers:
+            x = F.elu(layer(F.pad(x, (1, 1, 1, 1), mode)))
+        return in_float32(last, F.pad(x, (1, 1, 1, 1), mode))
