@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from os import PathLike
 from pathlib import Path
 
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from losses import EnergyScore
 from samplers.base import PosteriorSampler, evaluating
-from samplers.noise import GaussianNoise, NoiseModel, PhotonNoise, load_noise_model
-from samplers.noise.split import SHARE, LightSplit
+from samplers.noise import NoiseModel, load_noise_model
+from samplers.noise.split import SHARE, LightSplit, can_be_split
 from samplers.vae import DRAW_PIXELS
 from students import LightUNet, StabilizedUNet
 from students.noise_conditioned import smooth_noise
@@ -38,7 +38,8 @@ class StabilizedSampler(PosteriorSampler):
     which is least for draws from the posterior. Each channel is denoised by itself. Noise may be correlated
     between pixels, alike everywhere; other weights start from there.
 
-    noise_model: GaussianNoise, PhotonNoise or CorrelatedNoise, or the .npz file of one; None estimates it.
+    noise_model: GaussianNoise, PhotonNoise or CorrelatedNoise, a ChannelNoise of these for several channels,
+    or the .npz file of one; None estimates it.
     """
 
     noise_model: NoiseModel | None
@@ -55,11 +56,11 @@ class StabilizedSampler(PosteriorSampler):
     ) -> None:
         super().__init__()
         model = load_noise_model(noise_model) if isinstance(noise_model, str | PathLike) else noise_model
-        if model is not None and not isinstance(model, GaussianNoise | PhotonNoise):
+        if model is not None and not can_be_split(model):
             raise ValueError(
                 f"StabilizedSampler: got a {type(model).__name__}; takes a GaussianNoise, PhotonNoise or "
-                "CorrelatedNoise, which can be split; use the sampler HDN, or leave the noise model to be "
-                "estimated"
+                "CorrelatedNoise, which can be split, or a ChannelNoise of these; use the sampler HDN, or "
+                "leave the noise model to be estimated"
             )
         self.register_module("noise_model", model)
         self.channels, self.width, self.spread_width = channels, width, spread_width
@@ -77,7 +78,11 @@ class StabilizedSampler(PosteriorSampler):
 
     @property
     def isotropic(self) -> bool:
-        return not self.mean.correlated
+        return self.light is None or self.light.noise.isotropic
+
+    @property
+    def mirrors(self) -> Sequence[str]:
+        return () if self.light is None else self.light.noise.mirrors
 
     def load_pretrained(self) -> None:
         """The weights that ship with the package, trained on synthetic images of many kinds; after `prepare`,

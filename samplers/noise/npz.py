@@ -1,16 +1,19 @@
 """Noise models on disk: .npz files without pickle, which the PN2V-family tools read and write too."""
 
 from collections.abc import Sequence
+from io import BytesIO
 from os import PathLike
 from typing import Any
 
 import numpy as np
 
-NoiseFile = str | PathLike
+NoiseFile = str | PathLike | BytesIO
 
 
 def read(path: NoiseFile, needed: Sequence[str] = ()) -> dict[str, np.ndarray]:
     """All arrays; ValueError, which names `path`, if it is not such a file or lacks a key."""
+    if isinstance(path, BytesIO):
+        path.seek(0)  # another may have read it
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file}
@@ -27,5 +30,8 @@ def read(path: NoiseFile, needed: Sequence[str] = ()) -> dict[str, np.ndarray]:
 
 
 def write(path: NoiseFile, **values: Any) -> None:
+    if isinstance(path, BytesIO):
+        np.savez_compressed(path, **values)
+        return
     with open(path, "wb") as file:  # a file object, else numpy appends .npz to the name
         np.savez_compressed(file, **values)
