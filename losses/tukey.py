@@ -31,7 +31,9 @@ class Tukey(Loss):
         warmup: share of the training with L1 alone.
         anneal: share of the training in which c falls.
         min_scale: smallest scale, in standard deviations of the data.
-        min_draws: draws of each image, from which the scale is estimated.
+        min_draws: draws of each image, from which the scale is estimated. Few draws widen the kernel: of
+            Gamma(2) draws, whose peak is at 1, those of 8 give 1.55 at c = 2, of 32 1.50, of 10,000 1.45; at
+            c = 0.8 all give 1.10. Take 32 or more for c from 2 on.
     """
 
     outputs = ("mode",)

@@ -9,6 +9,7 @@ from samplers.function import FunctionSampler
 from samplers.hdn import HDN, LIGHT
 from samplers.noise import (
     AutoregressiveNoise,
+    ChannelNoise,
     CorrelatedNoise,
     GaussianMixtureNoise,
     GaussianNoise,
@@ -28,6 +29,7 @@ __all__ = [
     "AutoregressiveNoise",
     "BimodalPixels",
     "CachedDraws",
+    "ChannelNoise",
     "CorrelatedNoise",
     "DiffusionSampler",
     "DivNoising",

@@ -1,8 +1,9 @@
 """A posterior sampler, and the consensus images that averaging its draws gives."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,14 +16,19 @@ class PosteriorSampler(nn.Module, ABC):
     """Draws clean images from q(signal | noisy). Raw counts in, raw counts out.
 
     isotropic: whether the noise looks the same turned and mirrored, so that training may do both.
+    mirrors: if not, the mirrorings that keep it the same, as `NoiseModel.mirrors` has them.
     free_draws: how many draws cost no more than one; a student then learns from so many at once.
+    logged: further numbers of the last training step, 0-dimensional tensors, for metrics.jsonl. Those that
+        start with "kl" are nats per image: training warns where their sum falls to nothing.
     learning_rate: that it is trained with unless `train` is told another, under AdamW.
     files: constructor arguments that may name files, or URLs; they are never taken from a model file.
     """
 
     isotropic: bool = True
+    mirrors: Sequence[str] = ()
     free_draws: int = 1
     learning_rate: float = LEARNING_RATE
+    logged: Mapping[str, Tensor] = MappingProxyType({})
     files: tuple[str, ...] = ()
 
     @abstractmethod

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from samplers.ladder_vae import gaussian_kl
 from samplers.noise import NoiseModel
 from samplers.vae import VAESampler
+from students.precision import in_float32
 
 
 class FlatVAE(nn.Module):
@@ -37,7 +38,7 @@ class FlatVAE(nn.Module):
         """One draw -> signal (B, C, height, width), and KL to N(0, I) per image (B,) in nats."""
         mean, logvar = latents
         latent = mean + (logvar / 2).exp() * torch.randn_like(mean)
-        signal = self.head(self.up(latent)[..., :height, :width]).float()
+        signal = in_float32(self.head, self.up(latent)[..., :height, :width])
         return signal, gaussian_kl(mean, logvar, mean.new_zeros(()), mean.new_zeros(()))
 
 

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from students.precision import in_float32
+
 MAX_LOGVAR = 12.0
 
 
@@ -186,10 +188,10 @@ class LadderVAE(nn.Module):
         top, left = _centred(height, self.multiple)[0], _centred(width, self.multiple)[0]
         window = (..., slice(top, top + height), slice(left, left + width))
         if self.unshuffle == 1:  # as published: the border is cut off before the last convolution
-            signal = self.head(features[window])
+            signal = in_float32(self.head, features[window])
         else:
-            signal = F.pixel_shuffle(self.head(features), self.unshuffle)[window]
-        return signal.float(), torch.stack(kl[::-1], dim=1)
+            signal = F.pixel_shuffle(in_float32(self.head, features), self.unshuffle)[window]
+        return signal, torch.stack(kl[::-1], dim=1)
 
 
 def _centred(size: int, multiple: int) -> tuple[int, int]:

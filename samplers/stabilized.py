@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from os import PathLike
 from pathlib import Path
 
@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from losses import EnergyScore
 from samplers.base import PosteriorSampler, evaluating
-from samplers.noise import GaussianNoise, NoiseModel, PhotonNoise, load_noise_model
-from samplers.noise.split import SHARE, LightSplit
+from samplers.noise import NoiseModel, load_noise_model
+from samplers.noise.split import SHARE, LightSplit, can_be_split
 from samplers.vae import DRAW_PIXELS
 from students import LightUNet, StabilizedUNet
 from students.noise_conditioned import smooth_noise
 from students.padding import crop, pad_to_multiple
+from students.precision import in_float32
 from students.unet import conv
 
 WEIGHTS = Path(__file__).with_name("stabilized.safetensors")
@@ -37,7 +38,8 @@ class StabilizedSampler(PosteriorSampler):
     which is least for draws from the posterior. Each channel is denoised by itself. Noise may be correlated
     between pixels, alike everywhere; other weights start from there.
 
-    noise_model: GaussianNoise, PhotonNoise or CorrelatedNoise, or the .npz file of one; None estimates it.
+    noise_model: GaussianNoise, PhotonNoise or CorrelatedNoise, a ChannelNoise of these for several channels,
+    or the .npz file of one; None estimates it.
     """
 
     files = ("noise_model",)
@@ -55,11 +57,11 @@ class StabilizedSampler(PosteriorSampler):
     ) -> None:
         super().__init__()
         model = load_noise_model(noise_model) if isinstance(noise_model, str | PathLike) else noise_model
-        if model is not None and not isinstance(model, GaussianNoise | PhotonNoise):
+        if model is not None and not can_be_split(model):
             raise ValueError(
                 f"StabilizedSampler: got a {type(model).__name__}; takes a GaussianNoise, PhotonNoise or "
-                "CorrelatedNoise, which can be split; use the sampler HDN, or leave the noise model to be "
-                "estimated"
+                "CorrelatedNoise, which can be split, or a ChannelNoise of these; use the sampler HDN, or "
+                "leave the noise model to be estimated"
             )
         self.register_module("noise_model", model)
         self.channels, self.width, self.spread_width = channels, width, spread_width
@@ -77,7 +79,11 @@ class StabilizedSampler(PosteriorSampler):
 
     @property
     def isotropic(self) -> bool:
-        return not self.mean.correlated
+        return self.light is None or self.light.noise.isotropic
+
+    @property
+    def mirrors(self) -> Sequence[str]:
+        return () if self.light is None else self.light.noise.mirrors
 
     def load_pretrained(self) -> None:
         """The weights that ship with the package, trained on synthetic images of many kinds; after `prepare`,
@@ -182,9 +188,8 @@ class Spread(nn.Module):
     def look(self, seen: Tensor) -> Tensor:
         """(B, 3 * C, H, W) -> features (B * C, width, H / 2, W / 2): each channel by itself."""
         each = seen.unflatten(1, (3, -1)).transpose(1, 2).flatten(0, 1)
-        with torch.autocast(seen.device.type, enabled=False):  # z has more digits than bf16
-            features = self.context.stem(each.contiguous(memory_format=torch.channels_last))
-        return self.context.body(features)
+        each = each.contiguous(memory_format=torch.channels_last)
+        return self.context.body(in_float32(self.context.stem, each))  # z has more digits than bf16
 
     def forward(self, features: Tensor) -> Tensor:
         """-> (B * C, 1, H, W), another one on every call."""
@@ -192,5 +197,4 @@ class Spread(nn.Module):
         scaled = (numbers * 2 * self.scale(features).sigmoid()).contiguous(memory_format=torch.channels_last)
         mixed = self.mix(scaled)
         mixed = mixed + self.fit(torch.cat([mixed, features], dim=1))
-        with torch.autocast(mixed.device.type, enabled=False):
-            return self.context.head(mixed.float())
+        return in_float32(self.context.head, mixed)

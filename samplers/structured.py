@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -13,6 +14,7 @@ from samplers.hdn import HDN
 from samplers.ladder_vae import LadderVAE
 from samplers.noise import NoiseModel
 from samplers.noise.pixel_cnn import PixelCNN
+from students.precision import in_float32
 
 
 class StructuredNoiseVAE(HDN):
@@ -23,8 +25,6 @@ class StructuredNoiseVAE(HDN):
     fit it to: JointNoiseVAE.
     Without dropout and free bits, as published; 0.5 to 1 free bits help if the KL sticks at 0.
     """
-
-    isotropic = False  # the noise model knows the noise in one orientation only
 
     def __init__(
         self,
@@ -59,6 +59,7 @@ class JointNoiseVAE(HDN):
     code) conditions each pixel on its code and on those before it along that axis, so it can
     explain line noise; the rest of the image has to pass through the code. A draw is what a
     second decoder, trained by MSE against the noisy image, reads from the code: E[noisy | code].
+    Integers are dequantised in training, as AutoregressiveNoise.fit does.
 
     The ladder and its sizes are HDN's, and so is free_bits = 1: with 0, as published, some runs let
     the noise decoder explain everything and end with a constant signal. code: channels of the
@@ -66,7 +67,7 @@ class JointNoiseVAE(HDN):
     (1 + sum of dilations) pixels of the line, 40 as published. components: of its mixture.
     """
 
-    isotropic = False  # turned lines would count as signal
+    isotropic = False  # turned lines would count as signal; those of other rows may come in any order
     vae: CodeVAE
     noise_model: PixelCNN  # p(noisy | code), where HDN has p(noisy | signal)
 
@@ -97,17 +98,26 @@ class JointNoiseVAE(HDN):
             dropout=dropout, patch_size=patch_size, free_bits=free_bits, kl_warmup=kl_warmup,
         )  # fmt: skip
         self.noise_model = noise_model
+        self.mirrors = ("y",) if direction == "x" else ("x",)
         self.direction, self.code, self.kernel = direction, code, kernel
+        self.of_integers = False  # a density that learns from them would collapse on their values
         self.dilations, self.components, self.min_scale = list(dilations), components, min_scale
         self.vae = CodeVAE(code, channels, levels, latents, filters, blocks, dropout, patch_size)
+
+    def prepare(self, noisy: Tensor, mean: Tensor, std: Tensor) -> None:
+        super().prepare(noisy, mean, std)
+        self.of_integers = bool((noisy == noisy.round()).all())
 
     def training_step(self, noisy: Tensor) -> tuple[Tensor, Tensor]:
         """(negative ELBO in nats per pixel of raw counts + the signal decoder's MSE in units of
         the data's variance, the draw). The MSE trains the signal decoder and nothing else."""
+        if self.of_integers:
+            noisy = noisy + torch.rand_like(noisy) - 0.5
         x = (noisy - self.mean) / self.std
         code, kl = self.vae.code(self.vae.encode(x), *noisy.shape[-2:])
         signal = self.vae.signal(code.detach())
         reconstruction = self.std.log().mean() - self.log_density(x, code).mean()
+        self.log_kl(kl)
         elbo_loss = reconstruction + self.warmed_up(self.kl_cost(kl)) / noisy[0].numel()
         return elbo_loss + F.mse_loss(signal, x), signal * self.std + self.mean
 
@@ -151,6 +161,7 @@ class SignalDecoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         mode = "reflect" if min(x.shape[-2:]) > 1 else "replicate"  # one pixel has no reflection
-        for i, layer in enumerate(self.layers):
-            x = layer(F.pad(F.elu(x) if i else x, (1, 1, 1, 1), mode))
-        return x.float()
+        *layers, last = self.layers
+        for layer in layers:
+            x = F.elu(layer(F.pad(x, (1, 1, 1, 1), mode)))
+        return in_float32(last, F.pad(x, (1, 1, 1, 1), mode))

@@ -9,8 +9,15 @@ import torch
 from torch import Tensor
 
 from samplers.base import PosteriorSampler, evaluating
-from samplers.noise import GaussianNoise, NoiseModel, load_noise_model
+from samplers.noise import NoiseModel, load_noise_model
+from samplers.noise.channels import estimate_noise, warn_of_unlike_channels
+from samplers.noise.split import LightSplit
 
+CORRELATED = (
+    "{} takes each pixel's noise for independent, so that most of it stays in the draws; use the sampler "
+    "StabilizedSampler, StructuredNoiseVAE with a fitted noise model (distill noise-model fit --kind "
+    "autoregressive), or JointNoiseVAE for lines along x or y"
+)
 DRAW_PIXELS = 2**17  # pixels that are decoded at once: bounds the memory of many draws
 
 
@@ -32,6 +39,7 @@ class VAESampler(PosteriorSampler):
     files = ("noise_model",)
     vae: VAE
     noise_model: NoiseModel | None
+    light: LightSplit | None
     steps: Tensor
     mean: Tensor
     std: Tensor
@@ -41,7 +49,9 @@ class VAESampler(PosteriorSampler):
         is_file = isinstance(noise_model, str | PathLike)
         # registered even if None: what replaces it later comes before the network in state_dict
         self.register_module("noise_model", load_noise_model(noise_model) if is_file else noise_model)
-        self.isotropic = type(self).isotropic and getattr(self.noise_model, "isotropic", True)
+        if self.noise_model is not None and type(self).isotropic:
+            self.isotropic, self.mirrors = self.noise_model.isotropic, self.noise_model.mirrors
+        self.register_module("light", None)  # what `prepare` finds, where it estimates noise
         self.channels, self.kl_warmup = channels, kl_warmup
         self.register_buffer("steps", torch.zeros(()))  # a tensor: a resumed run continues from here
         self.register_buffer("mean", torch.zeros(channels, 1, 1))
@@ -59,6 +69,12 @@ class VAESampler(PosteriorSampler):
         self.steps += 1
         return kl_cost * (self.steps / self.kl_warmup).clamp(max=1)
 
+    def log_kl(self, kl: Tensor) -> None:
+        """Nats per image of each level, kl_1 the finest, before free bits and warm-up."""
+        levels = kl.detach().reshape(len(kl), -1).mean(dim=0)
+        if self.training:  # a validation in between must not count
+            self.logged = {f"kl_{i}": nats for i, nats in enumerate(levels, start=1)}
+
     def prepare(self, noisy: Tensor, mean: Tensor, std: Tensor) -> None:
         if len(mean) != self.channels:
             raise ValueError(
@@ -67,8 +83,10 @@ class VAESampler(PosteriorSampler):
             )
         self.mean.copy_(mean)
         self.std.copy_(std)
+        warn_of_unlike_channels(noisy, self.noise_model)
         if self.noise_model is None:
-            self.noise_model = GaussianNoise.estimate(noisy).to(self.mean.device)
+            self.noise_model = estimate_noise(noisy).to(self.mean.device)
+            self.light = LightSplit.fit(noisy, advice=CORRELATED.format(type(self).__name__))
 
     def training_step(self, noisy: Tensor) -> tuple[Tensor, Tensor]:
         """Negative ELBO in nats per pixel of raw counts, and the draw that it was computed from."""
@@ -80,6 +98,7 @@ class VAESampler(PosteriorSampler):
                 f"{type(self).__name__}: has no noise model yet; call prepare, or pass one to the constructor"
             )
         reconstruction = -self.noise_model.log_likelihood(noisy, signal).mean()
+        self.log_kl(kl)
         return reconstruction + self.warmed_up(self.kl_cost(kl)) / noisy[0].numel(), signal
 
     def draws(self, noisy: Tensor, n: int) -> Iterator[Tensor]:

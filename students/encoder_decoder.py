@@ -6,6 +6,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from students import smp
+from students.precision import in_float32
 from students.unet import conv
 
 FEATURES = 8  # channels at full resolution: as good as 16 on the built-in specimen, and faster
@@ -69,7 +70,7 @@ class EncoderDecoder(nn.Module):
         features = self.network(x)
         if features.shape[2:] != x.shape[2:]:  # FPN and others end at a fraction of the resolution
             features = F.interpolate(features, x.shape[2:], mode="bilinear")
-        return self.fuse(torch.cat([features, x], dim=1))
+        return in_float32(self.fuse, torch.cat([features, x], dim=1))  # x has more digits than bf16
 
     def train(self, mode: bool = True) -> "EncoderDecoder":
         super().train(mode)

@@ -4,6 +4,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from students.precision import in_float32
 from students.unet import conv
 
 
@@ -52,7 +53,8 @@ class LightUNet(nn.Module):
         self.head = nn.Sequential(conv(width, out_channels * unshuffle**2), nn.PixelShuffle(unshuffle))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.body(self.stem(x)))
+        features = self.body(in_float32(self.stem, x))  # an image has more digits than bf16
+        return in_float32(self.head, features)
 
     def body(self, x: Tensor) -> Tensor:
         """(B, width, H / unshuffle, W / unshuffle) -> the same shape."""

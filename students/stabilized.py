@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from students.light import LightUNet
 from students.padding import crop, pad_to_multiple
+from students.precision import in_float32
 
 WEIGHTS = Path(__file__).with_name("stabilized.safetensors")
 CORRELATED = Path(__file__).with_name("correlated.safetensors")
@@ -107,11 +108,10 @@ class StabilizedUNet(nn.Module):
         """Stabilized images (B, C, H, W) and the mean of each -> (B, C, maps, H, W): what to add to them, and
         the further maps."""
         seen = torch.stack([(z - level) / 4, z.clamp(max=16) / 8], dim=2).flatten(0, 1)  # (B * C, 2, H, W)
-        with torch.autocast(z.device.type, enabled=False):  # z has more digits than bf16
-            features = self.network.stem(seen.contiguous(memory_format=torch.channels_last))
+        seen = seen.contiguous(memory_format=torch.channels_last)
+        features = in_float32(self.network.stem, seen)  # z has more digits than bf16
         features = self.network.body(features)
-        with torch.autocast(z.device.type, enabled=False):
-            return self.network.head(features.float()).unflatten(0, (-1, self.in_channels))
+        return in_float32(self.network.head, features).unflatten(0, (-1, self.in_channels))
 
     def _stabilize(self, counts: Tensor, share: float) -> Tensor:
         gain, offset = self.gain.clamp(min=1e-12) / share, self.offset / share

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from students.precision import in_float32
+
 
 class UNet(nn.Module):
     """(B, in_channels, H, W) -> (B, out_channels, H, W); H and W multiples of 2^depth, at least twice.
@@ -47,7 +49,8 @@ class UNet(nn.Module):
         for i in reversed(range(self.depth)):
             x = F.interpolate(self.decoders[i](x), scale_factor=2.0)
             x = self.merges[i](torch.cat([skips[i], self.ups[i](x)], dim=1))
-        return self.head(x)
+        residual, last = self.head
+        return in_float32(last, residual(x))
 
 
 def conv(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:

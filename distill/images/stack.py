@@ -1,7 +1,7 @@
 """Images as stacks with named axes, whatever they come from: a TIFF, an array, a tensor."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 
@@ -62,6 +62,11 @@ class Stack:
         if isinstance(self.pixels, np.memmap) and not mergeable:
             return LazyFrames(moved)
         return moved.reshape(-1, *moved.shape[-3:])
+
+    def channel(self, c: int) -> "Stack":
+        """One channel of an image that has several: a view."""
+        before = (slice(None),) * self.axes.index("C")
+        return replace(self, pixels=self.pixels[(*before, slice(c, c + 1))], name=f"{self.name}, channel {c}")
 
     @property
     def _lead(self) -> str:

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,10 +15,19 @@ from distill.files import check_file, whole_file
 from distill.images.sources import Images, as_stack
 from distill.images.stack import Stack
 from distill.limits import COUNT, check_limits
-from distill.noise_fitting.pairs import bootstrapped, given, levels, noise_images, repeated, signal_images
+from distill.noise_fitting.pairs import (
+    bootstrapped,
+    check_fits,
+    given,
+    levels,
+    noise_images,
+    repeated,
+    signal_images,
+)
 from distill.plots.noise import noise_autocorrelation, noise_density
 from samplers import (
     AutoregressiveNoise,
+    ChannelNoise,
     CorrelatedNoise,
     GaussianMixtureNoise,
     GaussianNoise,
@@ -55,6 +64,9 @@ def fit_noise_model(
 ) -> NoiseModel:
     """Fits, judges on held-out pixels, writes `out` (.npz) and a plot of the same name (.png).
 
+    Several channels are fitted each by itself, and the file has a ChannelNoise of all; of each there is a
+    plot, such as noise_channel0.png.
+
     "repeats", "calibration": frames of one static scene; their mean is the signal. Residuals are
     scaled by sqrt(N / (N - 1)), so their variance is right for any N >= 2: the mean holds
     1/N of each pixel's own noise. "bootstrap": noisy frames of anything; the signal comes from
@@ -81,39 +93,86 @@ def fit_noise_model(
         steps: updates of an autoregressive model.
         data: noisy images that the model is meant for; their range is compared with the fitted one.
         seed: seed of the held-out pixels and of the fit.
-        axes: letters of the images' dimensions, of STCZYX; all channels share one model. Default: what
-            the file says.
+        axes: letters of the images' dimensions, of STCZYX. Default: what the file says.
         overwrite: replace `out` if it exists.
     """
     check_limits(locals(), steps=COUNT)
     out = check_file(out, (".npz",), overwrite, 1e6)
-    check_file(out.with_suffix(".png"), (".png",), overwrite)
     _check(kind, method, signal, percentiles, context)
-    stack, rng = as_stack(images, axes), np.random.default_rng(seed)
-    meant_for = None if data is None else as_stack(data)
+    stack, clean, meant = as_stack(images, axes), *(v if v is None else as_stack(v) for v in (signal, data))
+    if clean is not None:
+        check_fits(stack, clean)
+    plots = [check_file(path, (".png",), overwrite) for path in _plots(out, stack.frames.shape[1])]
     if kind in STRUCTURED:
-        clean = None if signal is None else as_stack(signal)
-        dark = method == "dark"
-        noise, level = noise_images(stack, clean, dark), signal_images(stack, clean, dark)
-        fit = partial(_autoregressive, context=context, steps=steps, seed=seed)
-        return _fit_structured(
-            stack, noise, level, out, _correlated if kind == "correlated" else fit, held_out
-        )
-    if signal is not None:
-        s, x = given(stack, as_stack(signal), rng)
-    elif method == "bootstrap":
-        s, x = bootstrapped(stack, rng)
+        structured = partial(_autoregressive, context=context, steps=steps, seed=seed)
+        fit = partial(_fit_structured, fit=_correlated if kind == "correlated" else structured,
+                      dark=method == "dark", held_out=held_out)  # fmt: skip
     else:
-        s, x = repeated(stack, rng)
+        percentiles = percentiles or ((0, 100) if method == "calibration" else (0.5, 99.5))
+        options: dict[str, Any] = {
+            "gmm": {"n_gaussian": n_gaussian, "n_coeff": n_coeff},
+            "histogram": {"step": 1 if stack.pixels.dtype.kind in "iu" else None},
+        }.get(kind, {})
+        options |= {"percentiles": tuple(percentiles), "seed": seed}
+        fit = partial(_fit_pixels, kind=kind, method=method, held_out=held_out, **options)
+    fitted = [fit(*images) for images in _by_channel(stack, clean, meant)]
+    model: Any = fitted[0][0] if len(fitted) == 1 else ChannelNoise([each for each, _ in fitted])
+    model.held_out_nll = float(np.mean([each.held_out_nll for each, _ in fitted]))
+    with whole_file(out) as part:
+        model.write(part)
+    for path, (_, draw) in zip(plots, fitted, strict=True):
+        draw(path)
+    return model
+
+
+Fitted = tuple[Any, Callable[[Path], None]]  # a noise model with its held_out_nll, and what draws its plot
+
+
+def _plots(out: Path, channels: int) -> list[Path]:
+    if channels == 1:
+        return [out.with_suffix(".png")]
+    return [out.with_name(f"{out.stem}_channel{c}.png") for c in range(channels)]
+
+
+def _by_channel(
+    stack: Stack, clean: Stack | None, meant: Stack | None
+) -> Iterator[tuple[Stack, Stack | None, Stack | None]]:
+    """The images, and others that belong to them, of one channel at a time."""
+    channels = stack.frames.shape[1]
+    if channels == 1:
+        yield stack, clean, meant
+        return
+    for c in range(channels):
+        own = clean and clean.channel(c)
+        yield (
+            stack.channel(c),
+            own,
+            meant.channel(c) if meant and meant.frames.shape[1] == channels else meant,
+        )
+
+
+def _fit_pixels(
+    stack: Stack,
+    clean: Stack | None,
+    meant: Stack | None,
+    *,
+    kind: str,
+    method: str,
+    held_out: float,
+    percentiles: tuple[float, float],
+    seed: int,
+    **options: Any,
+) -> Fitted:
+    """A model of single pixels, of one channel. meant: the images that it is for, if others than these."""
+    rng = np.random.default_rng(seed)
+    if clean is not None:
+        s, x = given(stack, clean, rng)
+    else:
+        s, x = bootstrapped(stack, rng) if method == "bootstrap" else repeated(stack, rng)
     test = rng.random(s.shape[-1]) < held_out  # whole positions: no noise in both parts
     train = s[..., ~test].ravel(), x[..., ~test].ravel()
-    percentiles = percentiles or ((0, 100) if method == "calibration" else (0.5, 99.5))
-    options: dict[str, Any] = {
-        "gmm": {"n_gaussian": n_gaussian, "n_coeff": n_coeff},
-        "histogram": {"step": 1 if stack.pixels.dtype.kind in "iu" else None},
-    }.get(kind, {})
     try:
-        model = KINDS[kind].fit(*train, percentiles=tuple(percentiles), seed=seed, **options)
+        model = KINDS[kind].fit(*train, percentiles=percentiles, seed=seed, **options)
     except ValueError as error:
         raise UserError(f"{stack.name}: {error}") from None
     held = [torch.from_numpy(v[..., test].ravel()[:MAX_HELD]).float() for v in (s, x)]
@@ -122,15 +181,12 @@ def fit_noise_model(
     model.held_out_nll = -float(model.log_likelihood(held[1], held[0]).mean())
     low, high = np.percentile(train[0], percentiles)
     log.info(
-        f"{out}: {kind} for signals {low:.4g} to {high:.4g}, held-out {model.held_out_nll:.4f} nats/pixel "
-        f"on {len(held[0])} pixels"
+        f"{stack.name}: {kind} for signals {low:.4g} to {high:.4g}, held-out {model.held_out_nll:.4f} "
+        f"nats/pixel on {len(held[0])} pixels"
     )
-    _warn_of_range(s if meant_for is None else levels(meant_for), low, high)
-    with whole_file(out) as part:
-        model.write(part)
+    _warn_of_range(s if meant is None else levels(meant), low, high)
     some = slice(None, None, max(1, len(train[0]) // 300_000))
-    noise_density(out.with_suffix(".png"), model, train[0][some], train[1][some], low, high)
-    return model
+    return model, lambda path: noise_density(path, model, train[0][some], train[1][some], low, high)
 
 
 Structured = CorrelatedNoise | AutoregressiveNoise
@@ -146,13 +202,15 @@ def _autoregressive(noise: np.ndarray, _: np.ndarray, **options: Any) -> Structu
 
 def _fit_structured(
     stack: Stack,
-    noise: np.ndarray,
-    level: np.ndarray,
-    out: Path,
+    clean: Stack | None,
+    _: Stack | None,
+    *,
     fit: Callable[[np.ndarray, np.ndarray], Structured],
+    dark: bool,
     held_out: float,
-) -> Structured:
-    """Judged on the bottom rows of every frame, which the fit never sees. noise, level: (N, Y, X)."""
+) -> Fitted:
+    """Of one channel; judged on the bottom rows of every frame, which the fit never sees."""
+    noise, level = noise_images(stack, clean, dark), signal_images(stack, clean, dark)  # (N, Y, X)
     height = noise.shape[-2] - max(16, round(held_out * noise.shape[-2]))
     try:
         model = fit(noise[:, :height], level[:, :height])
@@ -164,12 +222,10 @@ def _fit_structured(
         nll, white_nll = (-float(m.log_likelihood(signal + held, signal).mean()) for m in (model, white))
     model.held_out_nll = nll  # pyright: ignore[reportArgumentType]  # torch's stub: Tensor or Module
     log.info(
-        f"{out}: {type(model).__name__}, held-out {nll:.4f} nats/pixel; white Gaussian noise: {white_nll:.4f}"
+        f"{stack.name}: {type(model).__name__}, held-out {nll:.4f} nats/pixel; white Gaussian noise: "
+        f"{white_nll:.4f}"
     )
-    with whole_file(out) as part:
-        model.write(part)
-    noise_autocorrelation(out.with_suffix(".png"), model, noise, float(level.mean()))
-    return model
+    return model, lambda path: noise_autocorrelation(path, model, noise, float(level.mean()))
 
 
 def _warn_of_range(signal: np.ndarray, low: float, high: float) -> None:

@@ -34,10 +34,9 @@ def repeated(stack: Stack, rng: np.random.Generator) -> tuple[np.ndarray, np.nda
 
 
 def noise_images(stack: Stack, clean: Stack | None, dark: bool) -> np.ndarray:
-    """Images of the noise alone, float32 (N, Y, X), at most MAX_FRAMES of all frames and channels."""
+    """Images of the noise alone, float32 (N, Y, X), of at most MAX_FRAMES frames, of one channel."""
     noisy = as_float32(stack.frames[_some_frames(stack)], stack.name)
     if clean is not None:
-        _check_fits(stack, clean)
         some = _some_frames(stack) if len(clean.frames) > 1 else [0]
         noise = noisy - np.asarray(clean.frames[some], dtype="f4")
     elif dark:
@@ -64,7 +63,6 @@ def signal_images(stack: Stack, clean: Stack | None, dark: bool) -> np.ndarray:
 
 def given(stack: Stack, clean: Stack, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """(signal, observation), each (N, K): of a denoised version of the same images."""
-    _check_fits(stack, clean)
     frames, positions = _some_frames(stack), _positions(stack, rng)
     x = _read(stack, frames, positions)
     s = _read(clean, frames if len(clean.frames) > 1 else [0] * len(frames), positions)
@@ -87,7 +85,7 @@ def _one_frame(stack: Stack) -> UserError:
     )
 
 
-def _check_fits(stack: Stack, clean: Stack) -> None:
+def check_fits(stack: Stack, clean: Stack) -> None:
     if clean.frames.shape not in (stack.frames.shape, (1, *stack.frames.shape[1:])):
         raise UserError(
             f"{clean.name}: signal of {clean.frames.shape} (N, C, Y, X) does not fit images of"

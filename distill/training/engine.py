@@ -27,11 +27,12 @@ from distill.training.budget import BUDGET, BUDGET_FROM_NOTHING, Trial, planned_
 from distill.training.checks import check_arguments, check_networks, space
 from distill.training.logs import Log, Metrics, tensorboard_log
 from distill.training.optimizer import Optimizer, Schedule, careful, update
-from distill.training.patches import Patches, split
+from distill.training.patches import Patches, orientations, split
 from distill.training.resume import State, check_resumable, resumed, stop_signals, stored_settings
 from distill.training.self_supervision import Best, self_supervised_share, split_risk
 from distill.training.steps import Learn, Teach
 from distill.training.validation import validate
+from distill.training.watch import Watch
 from losses import L2, Loss
 from samplers import PosteriorSampler
 from samplers.base import LEARNING_RATE
@@ -191,7 +192,7 @@ def train(
     average = Average(denoiser, ema)
     risk = split_risk(denoiser, light, noise_model)
     own_share = self_supervised_share(self_supervised, risk, loss)
-    isotropic = sampler.isotropic and not (risk and risk.light.correlated)
+    allowed = orientations(sampler.isotropic, sampler.mirrors)
     best = Best(denoiser, risk, validation, seed) if risk and own_share and validation is not None else None
     teach, learn = Teach(sampler, 0 if own_share == 1 else draws), Learn(denoiser, loss, risk, own_share)
 
@@ -233,12 +234,12 @@ def train(
         tqdm(total=total, initial=state.step, unit="step", smoothing=0.1) as bar,
         stop_signals() as stop,
     ):
-        started = time.monotonic() - state.seconds
+        watch, started = Watch(lr), time.monotonic() - state.seconds
         for step in range(state.step + 1, total + 1):
             co_training = step <= co_steps
             sampler.train(co_training)
             loss.schedule((step - 1) / total)
-            batch = hardware.put(patches.sample(batch_size, generator, augment=isotropic))
+            batch = hardware.put(patches.sample(batch_size, generator, allowed))
             for noisy in batch.split(micro_batch):
                 share = len(noisy) / batch_size
                 # 1. Pass the noisy images to the sampler and draw possible clean images.
@@ -256,7 +257,7 @@ def train(
             losses = update(active, step)  # none if one is not finite: then no network has changed
             if losses:
                 average.update_parameters(denoiser)
-            row: dict[str, Any] = {"step": step} | losses
+            row: dict[str, Any] = {"step": step} | losses | watch(step, losses, sampler.logged)
             if optimize_student.skipped:
                 row["skipped"] = optimize_student.skipped
             # 5. Repeat until convergence, which held-out patches tell.

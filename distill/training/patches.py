@@ -1,9 +1,19 @@
 """Random patches straight from a stack of frames, and the split that keeps validation apart."""
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 import torch
 
 from distill.errors import UserError, checks_of
+
+TRANSPOSED, MIRRORED_Y, MIRRORED_X = 1, 2, 4  # each or not: the 8 orientations of a square
+MIRRORS = {"y": MIRRORED_Y, "x": MIRRORED_X, "yx": MIRRORED_Y | MIRRORED_X}
+
+
+def orientations(isotropic: bool, mirrors: Iterable[str]) -> list[int]:
+    """In which a sampler's patches may come; see PosteriorSampler."""
+    return list(range(8)) if isotropic else [0, *(MIRRORS[each] for each in mirrors)]
 
 
 def split(frames, val_fraction: float, patch_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -72,17 +82,19 @@ class Patches:
                 f"no region holds a patch of {patch_size} x {patch_size} pixels; pass a smaller --patch_size"
             )
 
-    def sample(self, n: int, generator: np.random.Generator, augment: bool = True) -> torch.Tensor:
+    def sample(
+        self, n: int, generator: np.random.Generator, allowed: Sequence[int] = range(8)
+    ) -> torch.Tensor:
         """(n, C, P, P) float32 raw counts, every position equally likely, with replacement.
 
-        augment: each is turned and mirrored into one of its 8 orientations at random.
+        allowed: those of the 8 `orientations` that each patch comes in at random.
         """
         flat = generator.integers(self._ends[-1], size=n)
         region = np.searchsorted(self._ends, flat, side="right")
         flat = flat - (self._ends - self._rows * self._columns)[region]
         down, right = np.divmod(flat, self._columns[region])
-        orientations = generator.integers(8, size=n) if augment else np.zeros(n, dtype=np.int64)
-        return self._cut(region, down, right, orientations)
+        turns = np.asarray(allowed)[generator.integers(len(allowed), size=n)]
+        return self._cut(region, down, right, turns)
 
     def grid(self, limit: int = 64) -> torch.Tensor:
         """(at most limit, C, P, P) float32: the same non-overlapping patches on each call, evenly
@@ -101,21 +113,20 @@ class Patches:
         plain = np.zeros(len(flat), dtype=np.int64)
         return self._cut(region, margin_y + down * size, margin_x + right * size, plain)
 
-    def _cut(self, region, down, right, orientations) -> torch.Tensor:
+    def _cut(self, region, down, right, turns) -> torch.Tensor:
         size = self.patch_size
         out = np.empty((len(region), self.frames.shape[1], size, size), dtype=np.float32)
         frame, y, x = self.regions[region, 0], self.regions[region, 1] + down, right
         x = x + self.regions[region, 3]
-        places = zip(frame.tolist(), y.tolist(), x.tolist(), orientations.tolist(), strict=True)
+        places = zip(frame.tolist(), y.tolist(), x.tolist(), turns.tolist(), strict=True)
         for patch, (i, top, left, turn) in zip(out, places, strict=True):
             with checks_of():  # a cache of draws verifies them as it reads
                 source = self.frames[i, :, top : top + size, left : left + size]
-            # Transposing, mirroring in y and mirroring in x, each or not: the 8 of the square.
-            if turn & 1:
+            if turn & TRANSPOSED:
                 source = source.swapaxes(1, 2)
-            if turn & 2:
+            if turn & MIRRORED_Y:
                 source = source[:, ::-1]
-            if turn & 4:
+            if turn & MIRRORED_X:
                 source = source[:, :, ::-1]
             patch[...] = source  # converts from any dtype and byte order
         return torch.from_numpy(out)

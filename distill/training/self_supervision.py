@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from distill.denoiser import DirectDenoiser
 from distill.errors import UserError
 from losses import L2, Loss
-from samplers import GaussianNoise, PhotonNoise
 from samplers.base import evaluating
-from samplers.noise.split import SHARE, LightSplit
+from samplers.noise.split import SHARE, LightSplit, can_be_split
 from students import StabilizedUNet
 
 log = logging.getLogger(__name__)
@@ -54,8 +53,7 @@ def split_risk(
 ) -> SplitRisk | None:
     """The risk for a student that knows what share of the light it sees; None for any other, and for a noise
     model that cannot be split or is a guess."""
-    can_be_split = noise_model is None or isinstance(noise_model, GaussianNoise | PhotonNoise)
-    if light is None or light.guessed or not can_be_split:
+    if light is None or light.guessed or not (noise_model is None or can_be_split(noise_model)):
         return None
     if not isinstance(denoiser.backbone, StabilizedUNet):
         return None

@@ -3,6 +3,7 @@
 from samplers.noise.autocorrelation import autocorrelation
 from samplers.noise.autoregressive import AutoregressiveNoise
 from samplers.noise.base import NoiseModel
+from samplers.noise.channels import ChannelNoise
 from samplers.noise.correlated import CorrelatedNoise
 from samplers.noise.gaussian import GaussianNoise
 from samplers.noise.gmm import GaussianMixtureNoise
@@ -13,6 +14,7 @@ from samplers.noise.photons import PhotonNoise
 
 __all__ = [
     "AutoregressiveNoise",
+    "ChannelNoise",
     "CorrelatedNoise",
     "GaussianMixtureNoise",
     "GaussianNoise",

@@ -50,6 +50,7 @@ class AutoregressiveNoise(NoiseModel):
             raise ValueError(f"AutoregressiveNoise: got context='{context}', allowed are image, row, column")
         self.context, self.filters, self.kernel = context, filters, kernel
         self.dilations, self.components, self.min_scale = list(dilations), components, min_scale
+        self.mirrors = {"image": (), "row": ("y",), "column": ("x",)}[context]
         self.net = PixelCNN(filters, kernel, dilations, components, min_scale, context == "image")
         self.net.requires_grad_(False)
         self.register_buffer("mean", torch.tensor(0.0))

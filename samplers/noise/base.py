@@ -1,6 +1,7 @@
 """p(noisy | signal): what a camera or detector adds to the clean image."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -16,7 +17,10 @@ class NoiseModel(nn.Module, ABC):
     """
 
     isotropic: bool = True
-    """Whether it looks the same turned and mirrored."""
+    """Whether it looks the same turned and mirrored in any way."""
+
+    mirrors: Sequence[str] = ()
+    """If not, the mirrorings that keep it the same: "y" upside down, "x" left to right, "yx" both at once."""
 
     @abstractmethod
     def log_likelihood(self, noisy: Tensor, signal: Tensor) -> Tensor:

@@ -27,7 +27,6 @@ class CorrelatedNoise(GaussianNoise):
     whitened, with the image's borders joined.
     """
 
-    isotropic = False
     _correlation: Tensor
 
     def __init__(
@@ -53,6 +52,9 @@ class CorrelatedNoise(GaussianNoise):
             )
         self.correlation = table.tolist()
         self.register_buffer("_correlation", table, persistent=False)
+        upright = _alike(table, table.flip(0))  # and then left to right as well
+        self.isotropic = upright and _alike(table, table.T)
+        self.mirrors = ("y", "x", "yx") if upright else ("yx",)
 
     def spectrum(self, height: int, width: int) -> Tensor:
         """Power at the frequencies of `torch.fft.rfft2` of such an image, of mean 1 before its floor."""
@@ -153,6 +155,15 @@ class CorrelatedNoise(GaussianNoise):
         table = _correlation(first / std, second / std)
         return cls(table.tolist(), gain=line.gain or 0.0, offset=line.offset or 0.0,
                    min_variance=line.min_variance)  # fmt: skip
+
+
+def _alike(table: Tensor, other: Tensor) -> bool:
+    """Whether two tables of correlations are the same as far as that can be told; 0 beyond their ends."""
+    rows, columns = (max(sides) for sides in zip(table.shape, other.shape, strict=True))
+    first, second = (
+        F.pad(v, ((columns - v.shape[1]) // 2,) * 2 + ((rows - v.shape[0]) // 2,) * 2) for v in (table, other)
+    )
+    return bool((first - second).abs().max() <= SLIGHTEST)
 
 
 def wide_mean(noisy: Tensor) -> Tensor:

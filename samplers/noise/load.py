@@ -1,8 +1,13 @@
 """Any noise model from its file."""
 
+from io import BytesIO
+
+import numpy as np
+
 from samplers.noise import npz
 from samplers.noise.autoregressive import AutoregressiveNoise
 from samplers.noise.base import NoiseModel
+from samplers.noise.channels import PREFIX, ChannelNoise
 from samplers.noise.correlated import CorrelatedNoise
 from samplers.noise.gaussian import GaussianNoise
 from samplers.noise.gmm import GaussianMixtureNoise
@@ -28,7 +33,10 @@ def load_noise_model(path: npz.NoiseFile) -> NoiseModel:
 
     Raises ValueError if there is none.
     """
-    keys = npz.read(path).keys()
+    arrays = npz.read(path)
+    keys = arrays.keys()
+    if f"{PREFIX}0" in keys:
+        return _of_channels(path, arrays)
     kind = next((kind for key, kind in KINDS.items() if key in keys), None)
     if kind is None:
         raise ValueError(
@@ -36,3 +44,15 @@ def load_noise_model(path: npz.NoiseFile) -> NoiseModel:
             " pass a noise model that distill or a PN2V-family tool wrote"
         )
     return kind.read(path)
+
+
+def _of_channels(path: npz.NoiseFile, arrays: dict[str, np.ndarray]) -> ChannelNoise:
+    models = []
+    for c in range(len(arrays)):
+        try:
+            models.append(load_noise_model(BytesIO(arrays[f"{PREFIX}{c}"].tobytes())))
+        except (KeyError, ValueError) as error:
+            raise ValueError(
+                f"{path}: the noise model of channel {c} is damaged or missing ({error})"
+            ) from None
+    return ChannelNoise(models)

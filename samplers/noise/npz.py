@@ -2,13 +2,14 @@
 
 import zipfile
 from collections.abc import Sequence
+from io import BytesIO
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-NoiseFile = str | PathLike
+NoiseFile = str | PathLike | BytesIO
 MOST_BYTES = 150_000_000  # a histogram of 4096 bins has 134 million
 
 
@@ -23,7 +24,9 @@ def read(
 
     optional: None for any.
     """
-    if not Path(path).is_file():
+    if isinstance(path, BytesIO):
+        path.seek(0)  # another may have read it
+    elif not Path(path).is_file():
         raise ValueError(f"{path}: no such file; pass a noise model (.npz)")
     try:
         _check_archive(path, most_bytes)
@@ -55,5 +58,8 @@ def _check_archive(path: NoiseFile, most_bytes: int) -> None:
 
 
 def write(path: NoiseFile, **values: Any) -> None:
+    if isinstance(path, BytesIO):
+        np.savez_compressed(path, **values)
+        return
     with open(path, "wb") as file:  # a file object, else numpy appends .npz to the name
         np.savez_compressed(file, **values)

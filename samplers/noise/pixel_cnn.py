@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from samplers.noise.gmm import mixture_log_density
+from students.precision import in_float32
 
 
 class PixelCNN(nn.Module):
@@ -68,7 +69,7 @@ class PixelCNN(nn.Module):
         """(N, 1, H, W) and a condition per layer -> mixture parameters (N, 3G, H, W)."""
         for layer, condition in zip(self.layers, conditions, strict=True):
             x = layer(x, condition)
-        return self.head(F.elu(x))
+        return in_float32(self.head, F.elu(x))
 
     def forward(self, x: Tensor, code: Tensor | None = None) -> Tensor:
         """(N, 1, H, W), (N, code, H, W) -> (N, 3G, H, W): means, scales, logits, unconstrained."""

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from samplers.noise.channels import ChannelNoise
 from samplers.noise.correlated import CorrelatedNoise, wide_mean
 from samplers.noise.gaussian import GaussianNoise
 from samplers.noise.line import lines, noise_line
@@ -23,6 +24,10 @@ FAR = 30.0  # standard deviations: what is farther off is no noise, and counts l
 WHITE = 0.1  # correlation of neighbouring pixels' residuals, above which noise is not of single pixels
 LINES = 0.2  # its difference between rows and columns; at most 0.1 for noise of single pixels, 0.3 for lines
 Splittable = GaussianNoise | PhotonNoise
+SHIPPED = (
+    "the shipped weights denoise it as they are; a noise model of repeats or dark frames is more exact "
+    "(distill noise-model fit --kind correlated)"
+)
 
 
 class LightSplit(nn.Module):
@@ -38,31 +43,38 @@ class LightSplit(nn.Module):
 
     def __init__(self, models: Sequence[Splittable], line: tuple[Tensor, Tensor] | None = None) -> None:
         super().__init__()
-        self.models = cast(Sequence[Splittable], nn.ModuleList(models))
+        self.noise = ChannelNoise(models)
         self.line = line or lines(models)
         self.guessed = False
         self.correlated = any(isinstance(each, CorrelatedNoise) for each in models)
         photon = [float(each.gain or 0.0) for each in models]
         self.register_buffer("photon", torch.tensor(photon)[:, None, None], persistent=False)
 
+    @property
+    def models(self) -> Sequence[Splittable]:
+        return cast(Sequence[Splittable], self.noise.models)
+
     @classmethod
     @torch.no_grad()
-    def fit(cls, noisy: Tensor, noise_model: nn.Module | None = None) -> LightSplit:
+    def fit(cls, noisy: Tensor, noise_model: nn.Module | None = None, advice: str = SHIPPED) -> LightSplit:
         """The law of the noise from noisy frames (N, C, H, W) in raw counts, beside what the shipped weights
         make of them.
 
-        noise_model: one that can be split, and whose line is known; any other is not looked at, and one of
-        single pixels is not believed where neighbouring pixels are correlated.
+        noise_model: one that can be split, and whose line is known, or a ChannelNoise of such; any other is
+        not looked at, and one of single pixels is not believed where neighbouring pixels are correlated.
+        advice: what the log says of noise that is found to be correlated.
         """
-        model = noise_model if isinstance(noise_model, Splittable) else None
-        model = model if noisy.shape[1] == 1 else None  # several channels rarely share one
-        if isinstance(model, CorrelatedNoise):
-            return cls([model])
-        line = noise_line(noisy.cpu(), model)
-        models = [_law(noisy[:, [c]], line[0][c], line[1][c], model) for c in range(noisy.shape[1])]
-        light = cls(models)
-        light.guessed = light.correlated
-        return light if light.correlated else cls(models, line)
+        given = _of_each_channel(noise_model, noisy.shape[1])
+        found = [_law(noisy[:, [c]], model, advice) for c, model in enumerate(given)]
+        light = cls([law for law, _ in found])
+        light.guessed = any(
+            isinstance(law, CorrelatedNoise) and law is not model
+            for (law, _), model in zip(found, given, strict=True)
+        )
+        if not light.correlated:
+            gains, offsets = zip(*(line for _, line in found), strict=True)
+            light.line = torch.cat(gains), torch.cat(offsets)
+        return light
 
     @torch.no_grad()
     def forward(self, noisy: Tensor, share: float = SHARE) -> tuple[Tensor, Tensor]:
@@ -73,7 +85,7 @@ class LightSplit(nn.Module):
     @torch.no_grad()
     def observe(self, signal: Tensor) -> Tensor:
         """What the whole light would show of a signal (B, C, H, W)."""
-        return torch.cat([each.sample(signal[:, [c]]) for c, each in enumerate(self.models)], dim=1)
+        return self.noise.sample(signal)
 
     def variance(self, signal: Tensor) -> Tensor:
         """Of the whole light's noise, (B, C, H, W)."""
@@ -89,8 +101,30 @@ class LightSplit(nn.Module):
         return (weight * error).mean() / (weight * variance).mean() * (1 - share)
 
 
-def _law(noisy: Tensor, gain: Tensor, offset: Tensor, model: Splittable | None) -> Splittable:
-    """Of the noise of one channel (N, 1, H, W) on a known line."""
+def can_be_split(noise_model: nn.Module | None) -> bool:
+    models = noise_model.models if isinstance(noise_model, ChannelNoise) else [noise_model]
+    return all(isinstance(each, Splittable) for each in models)
+
+
+def _of_each_channel(noise_model: nn.Module | None, channels: int) -> list[Splittable | None]:
+    """What is known of each; None is to be estimated."""
+    known = noise_model is not None and can_be_split(noise_model)
+    if known and isinstance(noise_model, ChannelNoise):
+        return list(cast(Sequence[Splittable], noise_model.of(channels)))
+    if known and channels == 1:
+        return [cast(Splittable, noise_model)]
+    if known:
+        log.warning("one noise model for %d channels is not used, for they rarely share one: that of each "
+                    "is estimated; fit one to them all (distill noise-model fit)", channels)  # fmt: skip
+    return [None] * channels
+
+
+def _law(noisy: Tensor, model: Splittable | None, advice: str) -> tuple[Splittable, tuple[Tensor, Tensor]]:
+    """Of the noise of one channel (N, 1, H, W), and its line."""
+    if isinstance(model, CorrelatedNoise):
+        return model, lines([model])
+    line = noise_line(noisy.cpu(), model)
+    gain, offset = (v[0] for v in line)
     denoised = _shipped(noisy, gain, offset).denoise(noisy[:2])
     variance = float(gain * denoised.mean() + offset)
     if isinstance(model, PhotonNoise):
@@ -101,16 +135,14 @@ def _law(noisy: Tensor, gain: Tensor, offset: Tensor, model: Splittable | None) 
     else:
         white = GaussianNoise(max(variance, 1e-12) ** 0.5)
     if not _is_correlated(noisy, (noisy[:2] - denoised) / white.variance(denoised).sqrt()):
-        return white
+        return white, line
     few = noisy[:4]
     noise = CorrelatedNoise.from_denoised(
         few, lambda each: _shipped(noisy, *lines([each]), True).denoise(few)
     )
-    log.warning("the noise of neighbouring pixels is correlated (%.2f along y, %.2f along x, std %.3g): "
-                "the shipped weights denoise it as they are; a noise model of repeats or dark frames is "
-                "more exact (distill noise-model fit --kind correlated)",
-                *noise.neighbours, float(noise.variance(noisy.mean()).sqrt()))  # fmt: skip
-    return noise.to(noisy.device)
+    log.warning("the noise of neighbouring pixels is correlated (%.2f along y, %.2f along x, std %.3g): %s",
+                *noise.neighbours, float(noise.variance(noisy.mean()).sqrt()), advice)  # fmt: skip
+    return noise.to(noisy.device), line
 
 
 def _shipped(noisy: Tensor, gain: Tensor, offset: Tensor, correlated: bool = False) -> StabilizedUNet:

@@ -99,3 +99,13 @@ def test_its_file_and_a_vae_of_it(tmp_path):
 def test_what_is_no_correlation_is_refused(table):
     with pytest.raises(ValueError, match="two odd sides, 1 at its centre"):
         CorrelatedNoise(table, offset=1.0)
+
+
+def test_it_may_be_mirrored_as_its_table_is():
+    lines, blur = [[0.9, 1.0, 0.9]], [[0.2, 0.4, 0.2], [0.4, 1.0, 0.4], [0.2, 0.4, 0.2]]
+    slanted = [[0.6, 0.4, 0.0], [0.4, 1.0, 0.4], [0.0, 0.4, 0.6]]
+    ways = {True: ("y", "x", "yx"), False: ("yx",)}
+    for table, isotropic, upright in ((lines, False, True), (blur, True, True), (slanted, False, False)):
+        noise = CorrelatedNoise(table, offset=1.0)
+        assert noise.isotropic == isotropic and tuple(noise.mirrors) == ways[upright]
+    assert not CorrelatedNoise([*zip(*lines, strict=True)], offset=1.0).isotropic

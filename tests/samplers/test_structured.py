@@ -185,3 +185,19 @@ def test_joint_tells_line_noise_from_signal_without_any_calibration():
     signal, noise = signal_and_noise(16, rho=0.8)
     denoised = posterior_mean(sampler, signal + noise, 20)
     assert (denoised - signal).square().mean().sqrt() < 12  # 20 of the noisy images
+
+
+def test_joint_learns_from_integers_as_from_what_they_were_rounded_from(monkeypatch):
+    counts, seen = torch.poisson(torch.full((2, 1, 32, 32), 2.0)), []
+    mean, std = counts.mean().view(1, 1, 1), counts.std().view(1, 1, 1)
+    for images, whole in ((counts, True), (counts + 0.1 * torch.randn(2, 1, 32, 32), False)):
+        sampler = joint()
+        sampler.prepare(images, mean, std)
+        monkeypatch.setattr(sampler, "log_density", lambda x, code, own=sampler.log_density: (
+            seen.append(x * std + mean), own(x, code))[1])  # fmt: skip
+        sampler.training_step(images)
+        if whole:
+            added = seen[-1] - images
+            assert added.abs().max() < 0.51 and added.std() == pytest.approx(12**-0.5, rel=0.05)
+        else:
+            torch.testing.assert_close(seen[-1], images)

@@ -11,6 +11,7 @@ from distill.noise_fitting.blind_spot import blind_spot_pairs
 from distill.noise_fitting.fit import fit_noise_model
 from samplers import (
     AutoregressiveNoise,
+    ChannelNoise,
     GaussianMixtureNoise,
     GaussianNoise,
     HistogramNoise,
@@ -189,3 +190,29 @@ def test_overwrite_and_bad_files(tmp_path):
 def test_real_noise_model_files_load(real_data):
     for path in (real_data / "noise_models").glob("*.npz"):
         assert isinstance(load_noise_model(path), GaussianMixtureNoise)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "correlated"])
+def test_every_channel_is_fitted_by_itself(tmp_path, kind):
+    first = observe(scene(64), 12)
+    second = (30 * observe(scene(64), 12, seed=1).astype(float)).astype(np.uint16)
+    both = np.stack([first, second], axis=1)  # (12, 2, 64, 64)
+    for rows, way in ((both, "TCYX"), (np.moveaxis(both, 1, -1), "TYXC")):
+        out = tmp_path / way
+        out.mkdir()
+        model = fit_noise_model(rows, out / "noise.npz", kind=kind, axes=way)
+        level = torch.tensor(150.0)
+        small, large = (float(m.variance(v)) for m, v in zip(model.models, (level, 30 * level), strict=True))
+        assert small == pytest.approx(GAIN * 150 + READ, rel=0.15) and large == pytest.approx(
+            900 * small, rel=0.15
+        )
+        assert {p.name for p in out.iterdir()} == {"noise.npz", "noise_channel0.png", "noise_channel1.png"}
+        assert isinstance(load_noise_model(out / "noise.npz"), ChannelNoise) and np.isfinite(
+            model.held_out_nll
+        )
+    with pytest.raises(UserError, match="exists already"):
+        fit_noise_model(both, tmp_path / "TCYX" / "noise.npz", kind=kind)
+    (tmp_path / "TCYX" / "noise.npz").unlink()
+    with pytest.raises(UserError, match=r"noise_channel0\.png, .*noise_channel1\.png: exists already"):
+        fit_noise_model(both, tmp_path / "TCYX" / "noise.npz", kind=kind)
+    assert not (tmp_path / "TCYX" / "noise.npz").exists()

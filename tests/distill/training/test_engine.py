@@ -12,11 +12,17 @@ from distill.training.engine import PUBLISHED
 from distill.training.patches import Patches
 from losses import L1, L2, LPIPS, Features, MeanVariance, Quantiles, Tukey, WeightedSum
 from samplers import (
+    HDN,
+    AutoregressiveNoise,
     BimodalPixels,
+    DivNoising,
     FunctionSampler,
+    GaussianNoise,
+    JointNoiseVAE,
     LinearGaussianField,
     PosteriorSampler,
     SkewedPixels,
+    StructuredNoiseVAE,
 )
 from students import UNet
 
@@ -281,22 +287,32 @@ def test_bf16_keeps_likelihoods_and_losses_in_float32(noisy, tiny_hdn, tiny_unet
 def test_patches_are_turned_only_where_the_noise_looks_the_same(noisy, tiny_unet, tmp_path, monkeypatch):
     asked = []
     sample = Patches.sample
-    monkeypatch.setattr(Patches, "sample", lambda self, n, g, augment=True:
-                        asked.append(augment) or sample(self, n, g, augment))  # fmt: skip
-    for isotropic in (True, False):
-        sampler = FunctionSampler(lambda x: x)
-        sampler.isotropic = isotropic
+    monkeypatch.setattr(Patches, "sample", lambda self, n, g, allowed=range(8):
+                        asked.append(list(allowed)) or sample(self, n, g, allowed))  # fmt: skip
+    row, column = (AutoregressiveNoise(way, filters=4, dilations=(1,)) for way in ("row", "column"))
+    tiny = dict(levels=2, latents=2, filters=4, blocks=1, patch_size=16)
+    skewed = FunctionSampler(lambda x: x)
+    skewed.isotropic = False
+    for i, (sampler, ways) in enumerate([
+        (FunctionSampler(lambda x: x), list(range(8))),
+        (skewed, [0]),
+        (HDN(row, **tiny), [0, 2]),
+        (DivNoising(column, depth=1, filters=4, latents=2), [0, 4]),
+        (StructuredNoiseVAE(row, **tiny), [0, 2]),
+        (JointNoiseVAE("y", code=4, dilations=(1,), **tiny), [0, 4]),
+        (HDN(GaussianNoise(10.0), **tiny), list(range(8))),
+    ]):  # fmt: skip
         asked.clear()
         train(
             noisy,
             sampler,
             tiny_unet,
-            out=tmp_path / str(isotropic),
+            out=tmp_path / str(i),
             steps=1,
             refine_steps=0,
             **QUICK,
         )
-        assert asked[-1] is isotropic
+        assert asked[-1] == ways
 
 
 def distilled(sampler: PosteriorSampler, noisy, student, loss, out, steps, **settings):

@@ -1,0 +1,107 @@
+"""Noise that differs from channel to channel, as gain and black level of cameras and detectors do."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from io import BytesIO
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from samplers.noise import npz
+from samplers.noise.base import NoiseModel
+from samplers.noise.gaussian import GaussianNoise
+
+log = logging.getLogger(__name__)
+PREFIX = "channel_"  # of the keys in a file, each of which holds a file of one channel
+FACTOR = 4.0  # between gains, from which on channels do not belong in one network
+
+
+class ChannelNoise(NoiseModel):
+    """One noise model for each channel of images (..., C, H, W): any, in the order of the channels."""
+
+    def __init__(self, models: Sequence[NoiseModel]) -> None:
+        super().__init__()
+        if not models:
+            raise ValueError("ChannelNoise: got no models; pass one for each channel")
+        self.models = cast(Sequence[NoiseModel], torch.nn.ModuleList(models))
+        self.isotropic = all(each.isotropic for each in models)
+        self.mirrors = [
+            way for way in ("y", "x", "yx") if all(each.isotropic or way in each.mirrors for each in models)
+        ]
+
+    def log_likelihood(self, noisy: Tensor, signal: Tensor) -> Tensor:
+        return self._each(lambda model, *images: model.log_likelihood(*images), noisy, signal)
+
+    def sample(self, signal: Tensor) -> Tensor:
+        return self._each(lambda model, image: model.sample(image), signal)
+
+    def _each(self, what: Callable[..., Tensor], *images: Tensor) -> Tensor:
+        """What each channel's model makes of that channel, put together again."""
+        parts = [
+            what(model, *(each[..., c : c + 1, :, :] for each in images))
+            for c, model in enumerate(self.of(images[0].shape[-3]))
+        ]
+        return torch.cat(parts, dim=-3)
+
+    def of(self, channels: int) -> Sequence[NoiseModel]:
+        """The models, for images of so many channels; ValueError if there are not as many."""
+        if channels != len(self.models):
+            raise ValueError(
+                f"ChannelNoise: got images of {channels} channels, has noise models of {len(self.models)}; "
+                "fit one to the same channels (distill noise-model fit)"
+            )
+        return self.models
+
+    def write(self, path: npz.NoiseFile) -> None:
+        """Write the .npz file that `load_noise_model` reads: of each channel, its own file as bytes."""
+        files = {}
+        for c, model in enumerate(self.models):
+            cast(Any, model).write(file := BytesIO())  # all built-in models have it
+            files[f"{PREFIX}{c}"] = np.frombuffer(file.getvalue(), np.uint8)
+        npz.write(path, **files)
+
+
+def estimate_noise(frames: Tensor) -> GaussianNoise | ChannelNoise:
+    """`GaussianNoise.estimate` of noisy frames (N, C, H, W), for each channel by itself if there are several.
+
+    ValueError names the channel that it cannot be told of.
+    """
+    if frames.shape[1] == 1:
+        return GaussianNoise.estimate(frames)
+    return ChannelNoise([_estimate(frames, c) for c in range(frames.shape[1])])
+
+
+def _estimate(frames: Tensor, channel: int) -> GaussianNoise:
+    try:
+        return GaussianNoise.estimate(frames[:, [channel]])
+    except ValueError as error:
+        raise ValueError(f"channel {channel}: {error}") from None
+
+
+def warn_of_unlike_channels(frames: Tensor, noise_model: NoiseModel | None) -> None:
+    """Where the noise of the channels of (N, C, H, W) differs by more than FACTOR."""
+    try:
+        noise = estimate_noise(frames)
+    except ValueError:  # too small to tell, or without noise: whoever needs the estimate says so
+        return
+    if not isinstance(noise, ChannelNoise):
+        return
+    levels = frames.mean((0, 2, 3))
+    stds = [
+        float(cast(GaussianNoise, each).variance(level).sqrt())
+        for each, level in zip(noise.models, levels, strict=True)
+    ]
+    if max(stds) <= FACTOR * min(stds):
+        return
+    shared = noise_model is not None and not isinstance(noise_model, ChannelNoise)
+    log.warning(
+        "the noise of the channels differs: its std is %s counts; %srun the channels apart, one at a time",
+        ", ".join(f"{std:.3g}" for std in stds),
+        "one noise model for all fits none: pass one of each (distill noise-model fit), or "
+        if shared
+        else "",
+    )
