@@ -94,7 +94,8 @@ class FramesAndDraws:
         return np.concatenate([noisy, draws.reshape(-1, *noisy.shape[1:])])
 
     def _check(self, frame: int) -> None:
-        if checksum(self._draws[frame]) != self._unchecked.pop(frame):
+        expected = self._unchecked.pop(frame, None)  # None: another thread is at it
+        if expected is not None and checksum(self._draws[frame]) != expected:
             raise ValueError(
                 f"CachedDraws: {self._path}: the draws of frame {frame} are damaged (their checksum does not "
                 "fit); delete that cache and write it again"

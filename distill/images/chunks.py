@@ -117,7 +117,9 @@ class Chunked:
             if isinstance(error, UserError) or out_of_memory(error):
                 raise
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(f"{self._where(index)}: cannot be read ({reason}); pass an intact copy") from error
+            raise UserError(
+                f"{self._where(index)}: cannot be read ({reason}); pass an intact copy"
+            ) from error
         chunk.flags.writeable = False
         return chunk
 

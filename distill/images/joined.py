@@ -55,13 +55,17 @@ def join(stacks: Sequence[Stack], name: str) -> Stack:
     for each in stacks[1:]:
         if _kind(each) != _kind(first):
             raise UserError(
-                f"{name}: {each.name} is {_kind(each)}, but {first.name} is {_kind(first)}; pass images of one "
-                "shape and type together, and others by themselves"
+                f"{name}: {each.name} is {_kind(each)}, but {first.name} is {_kind(first)}; pass images "
+                "of one shape and type together, and others by themselves"
             )
     letter = next((each for each in "TSZ" if each not in first.axes), None)
     if letter is None:
-        raise UserError(f"{name}: images of axes {first.axes} leave no axis to join them along; pass one of them")
-    return replace(first, pixels=Joined([each.pixels for each in stacks]), axes=letter + first.axes, name=name)
+        raise UserError(
+            f"{name}: images of axes {first.axes} leave no axis to join them along; pass one of them"
+        )
+    return replace(
+        first, pixels=Joined([each.pixels for each in stacks]), axes=letter + first.axes, name=name
+    )
 
 
 def _kind(stack: Stack) -> str:

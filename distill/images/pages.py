@@ -19,7 +19,7 @@ def pages(series: tifffile.TiffPageSeries, path: Path) -> Chunked:
     lead = series.shape[: len(series.shape) - len(page.shape)]
     if math.prod(lead) != len(series.pages) or series.shape[len(lead) :] != page.shape:
         raise ValueError(f"pages of {page.shape} do not make up {series.shape}")
-    for each in series.pages:
+    for each in filter(None, series.pages):
         each.parent.filehandle.lock = True
     sides = _sides(page)
     chunks = (*[1] * len(lead), *sides)
@@ -40,7 +40,11 @@ def pages(series: tifffile.TiffPageSeries, path: Path) -> Chunked:
 
 def _plain(page: tifffile.TiffPage) -> bool:
     """One sample in two dimensions: the usual page, of which single segments can be read."""
-    return page.samplesperpixel == 1 and page.imagedepth == 1 and page.shape == (page.imagelength, page.imagewidth)
+    return (
+        page.samplesperpixel == 1
+        and page.imagedepth == 1
+        and page.shape == (page.imagelength, page.imagewidth)
+    )
 
 
 def _sides(page: tifffile.TiffPage) -> tuple[int, ...]:
@@ -48,7 +52,7 @@ def _sides(page: tifffile.TiffPage) -> tuple[int, ...]:
         return page.shape
     if page.is_tiled:
         return page.tilelength, page.tilewidth
-    strip = page.rowsperstrip * page.imagewidth * page.dtype.itemsize
+    strip = page.rowsperstrip * page.imagewidth * np.dtype(page.dtype).itemsize
     rows = page.rowsperstrip * max(1, LEAST_BYTES // strip)
     return min(rows, page.imagelength), page.imagewidth
 

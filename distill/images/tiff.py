@@ -14,8 +14,8 @@ from distill.errors import UserError, out_of_memory, went_through
 from distill.files import check_file, check_readable, whole_file
 from distill.images.chunks import Chunked
 from distill.images.intact import check_complete, complaints_as_errors
-from distill.images.linked import check_linked
 from distill.images.joined import Joined
+from distill.images.linked import check_linked
 from distill.images.pages import pages
 from distill.images.stack import Stack, checked
 from distill.images.units import in_one_unit, symbol

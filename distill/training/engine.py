@@ -17,7 +17,7 @@ from distill.errors import UserError, checks_of
 from distill.files import check_folder
 from distill.hardware import Hardware, Precision
 from distill.images.sources import Images, as_stack
-from distill.images.statistics import some_frames, statistics
+from distill.images.statistics import SIDE, some_frames, statistics
 from distill.limits import check_limits
 from distill.runs import checkpoint
 from distill.runs.checkpoint import load_weights
@@ -25,6 +25,7 @@ from distill.runs.rebuild import describe
 from distill.runs.run import Run
 from distill.training.budget import BUDGET, BUDGET_FROM_NOTHING, Trial, planned_steps
 from distill.training.checks import check_arguments, check_networks, space
+from distill.training.loader import loaded
 from distill.training.logs import Log, Metrics, tensorboard_log
 from distill.training.optimizer import Optimizer, Schedule, careful, update
 from distill.training.patches import Patches, orientations, split
@@ -159,7 +160,7 @@ def train(
     with checks_of(stack.name):
         frames = sampler.training_images(stack.frames)
     patches = Patches(frames, regions, patch_size)
-    some = torch.from_numpy(some_frames(stack, 8))
+    some = torch.from_numpy(some_frames(stack, 8, SIDE))
     validation = None
     if len(held_out):
         validation = Patches(frames, held_out, patch_size).grid(64).to(hardware.device)
@@ -231,6 +232,7 @@ def train(
     metrics = Metrics(out, ([tensorboard_log(out)] if tensorboard else []) + ([on_log] if on_log else []))
     with (
         resumed(out, state, settings, metrics),
+        loaded(patches, batch_size, generator, allowed) as batches,
         tqdm(total=total, initial=state.step, unit="step", smoothing=0.1) as bar,
         stop_signals() as stop,
     ):
@@ -239,7 +241,7 @@ def train(
             co_training = step <= co_steps
             sampler.train(co_training)
             loss.schedule((step - 1) / total)
-            batch = hardware.put(patches.sample(batch_size, generator, allowed))
+            batch = hardware.put(next(batches))
             for noisy in batch.split(micro_batch):
                 share = len(noisy) / batch_size
                 # 1. Pass the noisy images to the sampler and draw possible clean images.
