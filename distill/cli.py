@@ -269,7 +269,7 @@ def _noise_model(arguments: list[str]) -> None:
         raise UserError("noise-model: allowed is `distill noise-model fit`; try it with --help")
     parser = _parser("noise-model fit", "Fit p(noisy | signal) to frames, and judge it on held-out pixels.")
     parser.add_argument("images", type=str, nargs="+",
-                        help="TIFF, OME-Zarr, .npy: frames of a static scene, or any noisy stack")  # fmt: skip
+                        help="TIFF, OME-Zarr, .npy: of a static scene, or any noisy stack")  # fmt: skip
     parser.add_argument("--out", type=str, required=True, help="noise model to write (.npz), plot beside it")
     parser.add_argument("--signal", type=str, help="a denoised version of the images, for bootstrap")
     parser.add_argument(

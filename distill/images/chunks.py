@@ -19,7 +19,7 @@ class Cache:
     """The chunks that were looked at last, decoded: at most `limit` bytes of them."""
 
     def __init__(self, limit: float) -> None:
-        self.limit, self._size = limit, 0
+        self.limit, self.size = limit, 0
         self._chunks: OrderedDict[Any, np.ndarray] = OrderedDict()
         self._lock = threading.RLock()  # `forget` may run in any line, when Python collects garbage
 
@@ -32,29 +32,33 @@ class Cache:
         with self._lock:
             if key not in self._chunks and chunk.nbytes <= self.limit:
                 self._chunks[key] = chunk
-                self._size += chunk.nbytes
+                self.size += chunk.nbytes
             self._shrink()
         return chunk
 
     def forget(self, owner: int) -> None:
         with self._lock:
             for key in [key for key in self._chunks if key[0] == owner]:
-                self._size -= self._chunks.pop(key).nbytes
+                self.size -= self._chunks.pop(key).nbytes
 
     @contextmanager
     def limited_to(self, limit: float) -> Iterator[None]:
         """Another limit inside."""
-        former, self.limit = self.limit, limit
+        former = self.limit
+        self._set(limit)
         try:
             yield
         finally:
-            self.limit = former
-            with self._lock:
-                self._shrink()
+            self._set(former)
+
+    def _set(self, limit: float) -> None:
+        with self._lock:
+            self.limit = limit
+            self._shrink()
 
     def _shrink(self) -> None:
-        while self._size > self.limit:
-            self._size -= self._chunks.popitem(last=False)[1].nbytes
+        while self.size > self.limit:
+            self.size -= self._chunks.popitem(last=False)[1].nbytes
 
 
 CACHE = Cache(2**28)

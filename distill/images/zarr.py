@@ -96,7 +96,7 @@ def _model(path: str, ome: dict[str, Any], version: int) -> Any:
 def _reason(error: Exception) -> str:
     """One line; pydantic's first of several, with where it is."""
     errors: Any = getattr(error, "errors", None)
-    if callable(errors):
+    if errors:
         first = errors()[0]
         return f"{'.'.join(map(str, first['loc']))}: {first['msg']}".splitlines()[0]
     return (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -126,9 +126,12 @@ def _unread(array: Any, path: str) -> Chunked:
 
 def _calibrate(stack: Stack, multiscale: Any, axes: str) -> None:
     """Pixel size and time between frames, in the terms of OME-TIFF."""
-    scale = np.array(multiscale.datasets[0].scale_transform.scale)
-    for each in multiscale.coordinateTransformations or []:
-        scale = scale * getattr(each, "scale", 1)
+    scale = np.ones(len(axes))
+    for each in (
+        *multiscale.datasets[0].coordinateTransformations,
+        *(multiscale.coordinateTransformations or ()),
+    ):
+        scale = scale * getattr(each, "scale", 1)  # others are translations
     stack.source = "ome"
     units = {axis: symbol(each.unit or "") for axis, each in zip(axes, multiscale.axes, strict=True)}
     sizes = {a: (float(s), units[a]) for a, s in zip(axes, scale, strict=True)}
