@@ -60,9 +60,9 @@ def test_chunks_train_as_arrays_do_and_resume_exactly(noisy, tmp_path, monkeypat
 
 def test_a_damaged_chunk_stops_the_training_in_one_line(noisy):
     broken = chunked(noisy, fail_at=(2, 1, 1)).frames
-    with loaded(patches(broken), 8, np.random.default_rng(0), range(8)) as batches:
-        with pytest.raises(UserError, match=r"chunk \(2, 1, 1\): cannot be read \(checksum\)"):
-            list(itertools.islice(batches, 99))
+    told = pytest.raises(UserError, match=r"chunk \(2, 1, 1\): cannot be read \(checksum\)")
+    with loaded(patches(broken), 8, np.random.default_rng(0), range(8)) as batches, told:
+        list(itertools.islice(batches, 99))
 
 
 def test_batches_that_are_large_are_few(noisy, monkeypatch):
