@@ -124,8 +124,12 @@ def _open(out: Path, state: Unfinished, shape: tuple[int, ...]) -> tuple[np.memm
         return _reopened(path, shape), checksums
     check_folder(out, 2 * math.prod(shape))
     state.save([])
-    cache = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
-    reserve(path)
+    try:
+        cache = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
+        reserve(path)
+    except UserError:
+        state.delete()
+        raise
     return cache, []
 
 
