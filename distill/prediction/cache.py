@@ -73,7 +73,8 @@ def cache_draws(
     check_channels(stack, checkpoint.name_of(run), getattr(sampler, "channels", None))
     header = {
         "name": stack.name, "images": fingerprint(stack.frames), "sampler": _identity(sampler),
-        "isotropic": sampler.isotropic, "draws": draws, "keep": keep, "tile": tile, "halo": halo,
+        "isotropic": sampler.isotropic, "mirrors": list(sampler.mirrors),
+        "draws": draws, "keep": keep, "tile": tile, "halo": halo,
         "seed": seed, "mean": mean.ravel().tolist(), "std": std.ravel().tolist(),
     }  # fmt: skip
 
