@@ -108,7 +108,7 @@ PLACES = {  # which of the words of a command that works name a run, an image, a
 }  # fmt: skip
 ALLOWED = {  # what is bad elsewhere and good here
     ("train", "two.tif"), ("predict", "small.tif"), ("info", "noisy.tif"), ("info", "two.tif"),
-    ("info", "small.tif"), ("cache", "halves/no_student"), ("info", "halves/no_sampler"),
+    ("info", "small.tif"), ("cache", "halves/no_student"), ("cache", "halves/torn"), ("info", "halves/no_sampler"),
     *((command, "halves/no_sampler") for command in ("predict", "calibrate", "report", "export")),
 }  # fmt: skip
 
