@@ -119,7 +119,7 @@ class Branching(nn.Module):
     ("backbone", "loss", "options", "message"),
     [
         (light(), L2(), {"format": "tensorflow"}, "allowed are onnx, torch-export, bioimageio"),
-        (light(), L2(), {"out": "student.pt2"}, "end in .onnx"),
+        (light(), L2(), {"out": "student.pt2"}, "ends in .onnx"),
         (light(), L2(), {"out": "absent/student.onnx"}, "folder does not exist"),
         (light(), L2(), {"out": "there.onnx"}, "exists already"),
         (light(), L2(), {"format": "bioimageio", "license": "free"}, "license: got 'free'"),
