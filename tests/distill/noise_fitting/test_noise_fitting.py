@@ -151,7 +151,7 @@ def test_same_seed_same_model(tmp_path):
         ({"signal": np.ones((9, 9)), "method": "bootstrap"}, "does not fit images"),
         ({"percentiles": (60, 40)}, "percentiles: got"),
         ({"held_out": 0.0}, "held_out: got 0.0"),
-        ({"n_gaussian": 0}, "n_gaussian: got 0, must be a whole number"),
+        ({"n_gaussian": 0}, "n_gaussian: got 0"),
         ({"axes": "YXQ"}, "unknown letter"),
         ({"out": "noise.txt"}, "ends in .npz"),
         ({"out": "absent/noise.npz"}, "folder does not exist"),
