@@ -164,6 +164,7 @@ def test_every_text_that_our_classes_take_is_a_choice_or_listed_as_a_file():
 @pytest.mark.parametrize(
     "header",
     [{}, {"backbone": 3}, {"backbone": {"class": 3, "arguments": {}}}, {"channels": -1}, {"channels": "1"},
+     {"channels": True},
      {"backbone": {"class": "students.unet.UNet", "arguments": []}}, {"loss": None},
      {"backbone": {"class": "students.unet.UNet", "arguments": {"depth": "x"}}},
      {"backbone": {"class": "students.unet.UNet", "arguments": {"depth": -3, "filters": 0}}},
