@@ -72,7 +72,7 @@ def test_onnx_of_a_network_of_another_library(tmp_path):
     pytest.importorskip("onnxscript")
     pytest.importorskip("segmentation_models_pytorch")
     denoiser = run_of(tmp_path, EncoderDecoder("Unet", "tu-resnet10t", depth=3), Relu())
-    run_onnx(export(tmp_path, tmp_path / "deep.onnx"), denoiser)
+    run_onnx(export(tmp_path, tmp_path / "deep.onnx", trust=__name__), denoiser)
 
 
 @pytest.mark.slow
