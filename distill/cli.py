@@ -191,7 +191,7 @@ def _evaluate(arguments: list[str]) -> None:
     parser.add_argument("noisy", type=str, help=f"noisy {ONE}, in raw counts")
     parser.add_argument("clean", type=str, nargs="?", help="the ground truth likewise, one frame or as many")
     parser.add_argument("--out", type=str, help="folder to write to (default: that of the run)")
-    parser.add_argument("--draws", type=int, nargs="+", default=[1, 10, 100], help=DRAWS)
+    parser.add_argument("--draws", type=int, nargs="*", default=[1, 10, 100], help=f"{DRAWS}, or none")
     parser.add_argument("--cost", type=bool, default=False,
                         help="measure what the student adds to training too: cost.txt")  # fmt: skip
     _add_options(parser, evaluate.evaluate)

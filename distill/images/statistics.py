@@ -65,7 +65,10 @@ def _may_be_unusable(dtype: np.dtype) -> bool:
 
 
 def _unusable(pixels: np.ndarray) -> int:
-    return int((~(abs(pixels) <= MAX_COUNT)).sum()) if _may_be_unusable(pixels.dtype) else 0
+    if not _may_be_unusable(pixels.dtype):
+        return 0
+    most = min(MAX_COUNT, float(np.finfo(pixels.dtype).max)) if pixels.dtype.kind == "f" else MAX_COUNT
+    return int((~(abs(pixels) <= most)).sum())
 
 
 def statistics(stack: Stack, frames_index=None) -> tuple[np.ndarray, np.ndarray]:
