@@ -67,7 +67,8 @@ def _czi(path: str) -> Stack:
 
     stack = _by_frames(path, sizes, ("Y", "X"), file.dtype, frame)
     scaling = file.metadata(raw=False)["ImageDocument"]["Metadata"].get("Scaling") or {}
-    meters = {each["Id"].lower(): each["Value"] for each in scaling.get("Items", {}).get("Distance", [])}
+    found = scaling.get("Items", {}).get("Distance", [])
+    meters = {each["Id"].lower(): each["Value"] for each in (found if isinstance(found, list) else [found])}
     stack.pixel_size, stack.unit = {a: 1e6 * float(s) for a, s in meters.items() if a in "xyz" and s}, "µm"
     return stack
 

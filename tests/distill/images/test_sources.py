@@ -292,6 +292,41 @@ def test_lif(tmp_path):
     np.testing.assert_array_equal(stack.frames[:, 0], pixels)
 
 
+def test_czi(tmp_path):
+    """The layout of Zeiss's file: a header, a directory, and a block for each plane or tile."""
+    pytest.importorskip("czifile")
+
+    def segment(kind: bytes, data: bytes) -> bytes:
+        return struct.pack("<16sqq", kind, len(data), len(data)) + data
+
+    def entry(t: int, x: int, at: int) -> bytes:
+        axes = [(b"X", x, 35), (b"Y", 0, 50), (b"C", 0, 1), (b"T", t, 1)]
+        head = struct.pack("<2siqiiBB4si", b"DV", 1, at, 0, 0, 0, 0, b"", len(axes))
+        return head + b"".join(struct.pack("<4siifi", name, start, n, 0.0, n) for name, start, n in axes)
+
+    distances = "".join(f'<Distance Id="{a}"><Value>1.3e-07</Value></Distance>' for a in "XY")
+    xml = f"<Metadata><Scaling><Items>{distances}</Items></Scaling></Metadata>"
+    xml = f"<ImageDocument>{xml}</ImageDocument>".encode()
+    file, entries = bytearray(segment(b"ZISRAWFILE", bytes(512))), []
+    for t, x in ((t, x) for t in range(3) for x in (0, 35)):
+        entries.append(entry(t, x, len(file)))
+        pixels = PIXELS[t, 0, :, x : x + 35].tobytes()
+        file += segment(
+            b"ZISRAWSUBBLOCK", struct.pack("<iiq", 0, 0, len(pixels)) + entries[-1].ljust(240, b"\0") + pixels
+        )
+    directory = len(file)
+    file += segment(b"ZISRAWDIRECTORY", struct.pack("<i124x", len(entries)) + b"".join(entries))
+    metadata = len(file)
+    file += segment(b"ZISRAWMETADATA", struct.pack("<ii248x", len(xml), 0) + xml)
+    file[32:112] = struct.pack("<iiii16s16siqqiq", 1, 0, 0, 0, b"", b"", 0, directory, metadata, 0, 0)[:80]
+    (tmp_path / "a.czi").write_bytes(file)
+    stack = read(tmp_path / "a.czi")
+    assert (stack.axes, stack.unit) == ("TCYX", "µm") and stack.pixel_size == pytest.approx(
+        {"x": 0.13, "y": 0.13}
+    )
+    np.testing.assert_array_equal(stack.frames, PIXELS[:, :1])
+
+
 # Command line ----------------------------------------------------------------------------------
 
 
