@@ -2,7 +2,6 @@
 
 import os
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from distill.hardware import Hardware, Precision
 from distill.images.sources import Images, as_stack
 from distill.images.statistics import statistics
 from distill.limits import check_limits
-from distill.runs import checkpoint
+from distill.runs.checkpoint import save_run
 from distill.runs.rebuild import describe
 from distill.runs.run import Run
 from distill.training.budget import Trial, planned_steps
@@ -29,10 +28,11 @@ from distill.training.logs import Log, Metrics, tensorboard_log
 from distill.training.optimizer import Optimizer, Schedule, update
 from distill.training.patches import Patches, orientations, split
 from distill.training.preparation import prepare_networks
+from distill.training.processes import Processes, joined
 from distill.training.resume import State, check_resumable, resumed, stop_signals, stored_settings
 from distill.training.self_supervision import Best, self_supervised_share, split_risk
 from distill.training.steps import Learn, Teach
-from distill.training.validation import check_once, validate
+from distill.training.validation import Validation
 from distill.training.watch import Watch
 from losses import L2, Loss
 from samplers import PosteriorSampler
@@ -44,6 +44,7 @@ PUBLISHED: dict[str, Any] = dict(
 """What the paper trained with: train(..., steps=200_000, **PUBLISHED)."""
 
 
+@joined()
 def train(
     images: Images,
     sampler: PosteriorSampler,
@@ -131,6 +132,7 @@ def train(
             finite in 10 steps in a row. Fewer are skipped, and counted as `skipped` in metrics.jsonl.
     """
     check_limits(locals())
+    processes = Processes(batch_size, micro_batch)
     loss, out = loss or L2(), check_folder(out, space(sampler, student))
     check_resumable(out)
     stack, began = as_stack(images, axes), time.monotonic()
@@ -141,19 +143,19 @@ def train(
         steps=steps, refine_steps=refine_steps, budget=budget, batch_size=batch_size,
         micro_batch=micro_batch, patch_size=patch_size, draws=draws, optimizer=optimizer, lr=lr,
         student_lr=student_lr, schedule=schedule, clip=clip, ema=ema, val_fraction=val_fraction,
-        validate_every=validate_every, patience=patience, seed=seed, axes=axes,
+        validate_every=validate_every, patience=patience, seed=seed, axes=axes, processes=processes.count,
     )  # fmt: skip
     check_arguments(settings, loss)
-    hardware = Hardware(device, precision)
+    hardware = Hardware(processes.device(device), precision)
 
     # Data: random patches of raw counts, with their mean and standard deviation.
     mean, std = (torch.from_numpy(v) for v in statistics(stack))
     regions, held_out = split(stack.frames, val_fraction, patch_size, seed)
     with checks_of(stack.name):
         frames = sampler.training_images(stack.frames)
-    patches, validation = Patches(frames, regions, patch_size), None
+    patches, unseen = Patches(frames, regions, patch_size), None
     if len(held_out):
-        validation = Patches(frames, held_out, patch_size).grid(64).to(hardware.device)
+        unseen = Patches(frames, held_out, patch_size).grid(64).to(hardware.device)
 
     # Networks: the sampler, the student, and the running average of the student.
     torch.manual_seed(seed)
@@ -165,21 +167,27 @@ def train(
     allowed = orientations(sampler.isotropic, sampler.mirrors)  # so may these
     for module in (sampler, denoiser):
         module.to(hardware.device).to(memory_format=torch.channels_last)
+    processes.share(sampler, denoiser)
     check_networks(sampler, denoiser, patches.sample(2, np.random.default_rng(0)).to(hardware.device), draws)
     average = Average(denoiser, ema)
 
     # What the student learns from: draws, or the image's own light.
     risk = split_risk(denoiser, light, noise_model)
     own_share = self_supervised_share(self_supervised, risk, loss)
-    best = Best(denoiser, risk, validation, seed) if risk and own_share and validation is not None else None
+    best = Best(denoiser, risk, unseen, seed) if risk and own_share and unseen is not None else None
     teach, learn = Teach(sampler, 0 if own_share == 1 else draws), Learn(denoiser, loss, risk, own_share)
+    validation = None
+    if unseen is not None:
+        validation = Validation(sampler, average.module, unseen, seed, hardware, best)
 
     # How long: as told, or what fits into the time that is left.
     if budget:
-        one = hardware.put(patches.sample(batch_size, np.random.default_rng(0)))
-        check = partial(check_once, sampler, average.module, validation, seed, hardware, best)
-        trial = Trial(teach, learn, one, micro_batch, hardware, check, validate_every)
-        steps, refine_steps = planned_steps(budget, began, trial, co_training, stored_settings(out))
+        one = hardware.put(patches.sample(batch_size, np.random.default_rng(0), part=processes.part))
+        check = validation.once if validation else lambda: None
+        trial = Trial(teach, learn, one, micro_batch, hardware, check, validate_every, processes)
+        stored = processes.on_main(stored_settings, out)
+        planned = planned_steps(budget, began, trial, co_training, stored)
+        steps, refine_steps = processes.on_main(lambda: planned)
         settings |= {"steps": steps, "refine_steps": refine_steps}
     co_steps, total = steps if co_training else 0, steps + refine_steps
     if compile:
@@ -198,11 +206,12 @@ def train(
     settings["networks"] = [describe(module) for module in (sampler, student, loss)]
     modules = {"sampler": sampler, "student": denoiser, "average": average}
     modules |= {"start": best.start, "best": best.module} if best else {}
-    state = State(modules, optimizers, generator)
+    state = State(modules, optimizers, generator, processes)
     metrics = Metrics(out, ([tensorboard_log(out)] if tensorboard else []) + ([on_log] if on_log else []))
+    processes.seed(seed)
     with (
         resumed(out, state, settings, metrics),
-        tqdm(total=total, initial=state.step, unit="step", smoothing=0.1) as bar,
+        tqdm(total=total, initial=state.step, unit="step", smoothing=0.1, disable=not processes.main) as bar,
         stop_signals() as stop,
     ):
         watch, started = Watch(lr), time.monotonic() - state.seconds
@@ -210,7 +219,7 @@ def train(
             co_training = step <= co_steps
             sampler.train(co_training)
             loss.schedule((step - 1) / total)
-            batch = hardware.put(patches.sample(batch_size, generator, allowed))
+            batch = hardware.put(patches.sample(batch_size, generator, allowed, processes.part))
             for noisy in batch.split(micro_batch):
                 share = len(noisy) / batch_size
                 # 1. Pass the noisy images to the sampler and draw possible clean images.
@@ -225,6 +234,7 @@ def train(
                 # 4. Update the student towards minimising its distance to the draws.
                 optimize_student.backward(student_loss, share)
             active = optimizers if co_training else [optimize_student]
+            processes.add_up(active)
             losses = update(active, step)  # none if one is not finite: then no network has changed
             if losses:
                 average.update_parameters(denoiser)
@@ -234,30 +244,30 @@ def train(
             # 5. Repeat until convergence, which held-out patches tell.
             state.step, state.seconds = step, time.monotonic() - started
             validating = step % validate_every == 0 or step == total
-            if validating and validation is not None:
-                with hardware.autocast():
-                    row |= validate(sampler, average.module, validation, seed, out / "preview.png")
-                row |= {"val_split_error": best.compare(average.module)} if best else {}
+            if validating and validation:
+                row |= processes.on_main(validation, out / "preview.png")
                 for each in optimizers:
                     each.validated(row.get(f"val_{each.name}_loss"))
                 state.validated(row["val_student_loss"])
             if validating or step % 10 == 0:
                 row |= {"lr": optimize_student.lr, "seconds": round(state.seconds, 2)}
-                metrics.write(row)
+                if processes.main:
+                    metrics.write(row)
                 bar.set_description("co-train" if co_training else "student", refresh=False)
                 bar.set_postfix({k: f"{row[k]:.3f}" for k in _SHOWN if k in row}, refresh=False)
             bar.update()
-            if validating or stop:
+            stopping = processes.any(stop)
+            if validating or stopping:
                 state.save(out, settings)
-            if stop:
+            if stopping:
                 raise KeyboardInterrupt
             if patience and state.stale >= patience:
                 break
 
         denoiser = best.chosen() if best else average.module.eval()
+        processes.share(denoiser)  # it is the first process that has chosen
         run = Run(out, sampler.eval(), denoiser)
-        checkpoint.save_sampler(out / "sampler.safetensors", run.sampler)
-        checkpoint.save_denoiser(out / "student.safetensors", run.denoiser)
+        processes.on_main(save_run, run)
     return run
 
 

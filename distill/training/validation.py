@@ -39,17 +39,33 @@ def validate(
     return row
 
 
-def check_once(
-    sampler: PosteriorSampler,
-    denoiser: DirectDenoiser,
-    noisy: Tensor | None,
-    seed: int,
-    hardware: Hardware,
-    best: Best | None,
-) -> None:
-    """What training does at a validation, without a trace: for measuring its time."""
-    if noisy is not None:
-        with hardware.autocast(), tempfile.TemporaryDirectory() as folder:
-            validate(sampler, denoiser, noisy, seed, Path(folder) / "preview.png")
-    if best:
-        best.error(denoiser)
+class Validation:
+    """What held-out patches, `noisy`, tell of the networks, each time that training stops to look."""
+
+    def __init__(
+        self,
+        sampler: PosteriorSampler,
+        denoiser: DirectDenoiser,
+        noisy: Tensor,
+        seed: int,
+        hardware: Hardware,
+        best: Best | None,
+    ) -> None:
+        self.sampler, self.denoiser, self.noisy, self.seed = sampler, denoiser, noisy, seed
+        self.hardware, self.best = hardware, best
+
+    def __call__(self, preview: Path) -> dict[str, float]:
+        """`validate`, and the error on unseen light, by which the best student is kept."""
+        row = self._row(preview)
+        return row | ({"val_split_error": self.best.compare(self.denoiser)} if self.best else {})
+
+    def once(self) -> None:
+        """The same without a trace: for measuring its time."""
+        with tempfile.TemporaryDirectory() as folder:
+            self._row(Path(folder) / "preview.png")
+        if self.best:
+            self.best.error(self.denoiser)
+
+    def _row(self, preview: Path) -> dict[str, float]:
+        with self.hardware.autocast():
+            return validate(self.sampler, self.denoiser, self.noisy, self.seed, preview)
