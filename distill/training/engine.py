@@ -93,8 +93,8 @@ def train(
             `budget`; 1000 beside steps.
         budget: time such as "10min", from which steps and refine_steps follow, for steps are measured.
             Default without those two: "5min" for a sampler that starts from trained weights, else "15min".
-        batch_size: patches per update.
-        micro_batch: patches that are computed at once; their gradients are added up.
+        batch_size: patches per update, of all processes together (docs/several-gpus.md).
+        micro_batch: patches that a process computes at once; their gradients are added up.
         patch_size: side of the square patches, in pixels.
         draws: draws per patch for the student. Default: the larger of loss.min_draws and
             sampler.free_draws, usually 1.
@@ -117,7 +117,7 @@ def train(
         precision: "auto" (bf16 where the hardware has it), "bf16" or "fp32".
         compile: torch.compile both networks: slow for some minutes, faster afterwards.
         tensorboard: write event files to `out` with all that metrics.jsonl has.
-        on_log: function that is called with every row of metrics.jsonl, a dictionary of numbers.
+        on_log: function that is called with every row of metrics.jsonl, numbers by name, in one process.
         axes: letters of the images' dimensions, of STCZYX. Default: what the file says.
         init: weights that the networks start from: "pretrained", those that ship with the package, for
             networks that have some (StabilizedSampler, StabilizedUNet); "none"; or a finished run, for

@@ -37,13 +37,15 @@ def joined() -> Iterator[None]:
     """Inside, the processes that a launcher has started are one group, of which the first one logs. Without
     a launcher nothing happens. Of what ends them all, the first that meets it tells, the others end silently.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1 or dist.is_initialized():
         yield
         return
-    store, rank, count = next(dist.rendezvous("env://"))
-    store = dist.PrefixStore(f"group {next(_GROUPS)}", store)  # else a second one finds its keys
+    store, rank = _rendezvous()
     dist.init_process_group(store=store, rank=rank, world_size=count)  # gloo, and what the GPUs have
-    logging.disable(logging.WARNING if rank else logging.NOTSET)
+    former = logging.root.manager.disable
+    if rank:
+        logging.disable(max(former, logging.WARNING))
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
@@ -51,11 +53,21 @@ def joined() -> Iterator[None]:
             raise
         raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else 2) from None
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(former)
     dist.destroy_process_group()  # not after an error: it would wait for the others
 
 
-def _is_first(store: dist.Store) -> bool:
+def _rendezvous() -> tuple[Any, int]:
+    """(where the processes meet, the number of this one), as the launcher says."""
+    from torch.distributed import PrefixStore, rendezvous  # pyright: ignore[reportPrivateImportUsage]
+
+    store, rank, _ = next(rendezvous("env://"))
+    return PrefixStore(
+        f"group {next(_GROUPS)}", store
+    ), rank  # else a second group finds the first one's keys
+
+
+def _is_first(store: Any) -> bool:
     try:
         return store.add("ended", 1) == 1
     except RuntimeError:  # the process that holds the store is gone
@@ -132,7 +144,8 @@ class Processes:
             summed.append(each.loss)
             decays = _decays(each.module)
             for buffer, sound in zip(each.buffers, each.sound, strict=True):
-                buffer.sub_(sound).mul_(self._weight(buffer, decays.get(id(buffer))))
+                change = torch.where(buffer == sound, 0, buffer - sound)  # they may hold infinity
+                buffer.copy_(change * self._weight(change, decays.get(id(buffer))))
                 summed.append(buffer)
         self._sum(summed)
         for each in optimizers:
@@ -147,7 +160,7 @@ class Processes:
         return 1 / self.count if change.is_floating_point() else 1
 
     def _sum(self, tensors: list[Tensor]) -> None:
-        flat = torch.cat([t.flatten().float() for t in tensors])
+        flat = torch.cat([t.flatten() for t in tensors])
         with _exchange():
             dist.all_reduce(flat)
         for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
@@ -155,7 +168,11 @@ class Processes:
 
     def any(self, mine: object) -> bool:
         """Whether it is true of any process."""
-        return bool(mine) if self.count == 1 else any(self.gather(bool(mine)))
+        if self.count == 1:
+            return bool(mine)
+        flag = torch.tensor([float(bool(mine))])
+        self._sum([flag])
+        return bool(flag)
 
     def gather(self, mine: T) -> list[T]:
         """The objects of all processes, in their order; also waits for all."""
