@@ -55,17 +55,18 @@ def interrupted(work, at: int, action):
 
 def same(out: Path) -> None:
     """Trainings without random draws, so that one process and two can be compared number by number."""
+    torch.manual_seed(0)  # of the initial weights
     draws, light, split = torch.randn_like, LightSplit.forward, lambda _, x, share=0.5: (x + 5, x - 5)
     torch.randn_like, LightSplit.forward = torch.zeros_like, split
-    networks = {
-        "hdn": (hdn(dropout=0.0), UNet(depth=2, filters=4)),
-        "stabilized": (StabilizedSampler(GaussianNoise(10.0)), StabilizedUNet()),
-    }
-    for name, (sampler, student) in networks.items():
-        train(images(), sampler, student, L2(), out / name, steps=4, refine_steps=2, **QUICK)
-    uneven = QUICK | dict(batch_size=5)
-    frozen = FunctionSampler(blurred)
-    train(images(), frozen, UNet(depth=2, filters=4), L2(), out / "frozen", refine_steps=4, **uneven)
+    # A bias in front of batch normalisation has no gradient but rounding errors. Adam would scale these up to
+    # its rate; the running means follow with a delay, and validation losses differ by 1e-3.
+    sgd, uneven = QUICK | dict(optimizer="SGD"), QUICK | dict(batch_size=5)
+    hdn_without_dropout, frozen = hdn(dropout=0.0), FunctionSampler(blurred)
+    unets = [UNet(depth=2, filters=4) for _ in range(2)]
+    train(images(), hdn_without_dropout, unets[0], L2(), out / "hdn", steps=4, refine_steps=2, **sgd)
+    train(images(), frozen, unets[1], L2(), out / "frozen", steps=0, refine_steps=4, **uneven)
+    sampler, student = StabilizedSampler(GaussianNoise(10.0)), StabilizedUNet()
+    train(images(), sampler, student, L2(), out / "stabilized", steps=4, refine_steps=2, **QUICK)
     torch.randn_like, LightSplit.forward = draws, light
 
 
@@ -91,7 +92,7 @@ def full_disk() -> None:
 
 def broken(out: Path) -> None:
     sampler = FunctionSampler(interrupted(blurred, 8, full_disk))  # one call of each step, after some checks
-    train(images(), sampler, UNet(depth=2, filters=4), out=out, refine_steps=20,
+    train(images(), sampler, UNet(depth=2, filters=4), out=out, steps=0, refine_steps=20,
           **(QUICK | dict(validate_every=1)))  # fmt: skip
 
 
@@ -147,7 +148,7 @@ def test_a_run_of_two_is_not_resumed_by_one(both):
     before = (both[1] / "hdn" / "checkpoint.safetensors").read_bytes()
     with pytest.raises(UserError, match="holds a run with processes=2, now 1; pass another --out"):
         train(images(), hdn(dropout=0.0), UNet(depth=2, filters=4), out=both[1] / "hdn", steps=9,
-              refine_steps=2, **QUICK)  # fmt: skip
+              refine_steps=2, optimizer="SGD", **QUICK)  # fmt: skip
     assert (both[1] / "hdn" / "checkpoint.safetensors").read_bytes() == before
 
 
