@@ -34,6 +34,7 @@ from distill.reporting import page
 from distill.runs import rebuild, tensors
 from distill.runs.describe import describe_run, is_finished
 from distill.training import cost, engine
+from distill.training.processes import is_main, joined
 
 ROLES = {
     "sampler": (samplers, samplers.PosteriorSampler, "StabilizedSampler"),
@@ -78,6 +79,7 @@ def _add_options(parser: Parser, function: Callable[..., Any], skip: tuple[str, 
     parser.add_function_arguments(function, skip={*there, *skip}, as_group=False)
 
 
+@joined()
 def _train(arguments: list[str]) -> None:
     parser = _parser("train", "Co-train a posterior sampler and its one-pass student on noisy images.")
     parser.add_argument("images", type=str, nargs="+", help=NOISY)
@@ -109,9 +111,9 @@ def _train(arguments: list[str]) -> None:
     options = _without_config(chosen)
     del options["trust"]  # `_default` has used it
     finished = engine.train(**options)
-    print(
-        f"{finished.path}: done. Now: distill predict {finished.path} {_words(config.images)} --out clean.tif"
-    )
+    if is_main():
+        images = _words(config.images)
+        print(f"{finished.path}: done. Now: distill predict {finished.path} {images} --out clean.tif")
 
 
 def _default(role: str, arguments: list[str]) -> dict[str, Any] | None:

@@ -67,13 +67,18 @@ def has_fast_bf16(device: torch.device) -> bool:
 def seeded(device: torch.device, *numbers: int) -> Iterator[None]:
     """torch's random numbers inside follow from these integers alone; those outside stay as they are."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]))
+        seed_all(*numbers)
         yield
 
 
 def cores() -> int:
     """Of the CPU, those that this process may use: a cluster may grant fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def seed_all(*numbers: int) -> None:
+    """torch's random numbers of all devices follow from these integers."""
+    torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]))
 
 
 def synchronize(device: torch.device) -> None:

@@ -53,7 +53,8 @@ class VAESampler(PosteriorSampler):
             self.isotropic, self.mirrors = self.noise_model.isotropic, self.noise_model.mirrors
         self.register_module("light", None)  # what `prepare` finds, where it estimates noise
         self.channels, self.kl_warmup = channels, kl_warmup
-        self.register_buffer("steps", torch.zeros(()))  # a tensor: a resumed run continues from here
+        # A tensor, so that a resumed run continues from here; a whole number, which several processes add up.
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
         self.register_buffer("mean", torch.zeros(channels, 1, 1))
         self.register_buffer("std", torch.ones(channels, 1, 1))
 

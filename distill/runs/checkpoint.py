@@ -33,6 +33,12 @@ STUDENT_HEADER: Fields = {
 Kind = TypeVar("Kind", bound=nn.Module)
 
 
+def save_run(run: Run) -> None:
+    """Both networks into the run's folder."""
+    save_sampler(run.path / "sampler.safetensors", run.sampler)
+    save_denoiser(run.path / "student.safetensors", run.denoiser)
+
+
 def save_sampler(path: Path, sampler: PosteriorSampler) -> None:
     save(path, sampler.state_dict(), {"sampler": describe(sampler)})
 

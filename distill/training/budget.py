@@ -14,6 +14,7 @@ from torch import Tensor
 from distill.errors import UserError
 from distill.hardware import Hardware, synchronize
 from distill.training.optimizer import Optimizer, update
+from distill.training.processes import Processes
 from distill.training.steps import Learn, Teach
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,8 @@ def seconds(budget: str) -> float:
 class Trial:
     """Updates of copies of both networks: no weight and no random number of the training changes.
 
-    noisy: patches of one update, on the device. check: what is done every `validate_every` steps.
+    noisy: this process's patches of one update, on the device. check: what is done every `validate_every`
+    steps.
     """
 
     teach: Teach
@@ -47,6 +49,7 @@ class Trial:
     hardware: Hardware
     check: Callable[[], None]
     validate_every: int
+    processes: Processes
 
     def seconds_to_check(self) -> float:
         """What a check costs each of the steps between two of them."""
@@ -79,6 +82,7 @@ class Trial:
                 losses = [learn(noisy, targets)] + ([] if sampler_loss is None else [sampler_loss])
             for optimizer, loss in zip(optimizers, losses, strict=True):
                 optimizer.backward(loss, len(noisy) / len(self.noisy))
+        self.processes.add_up(optimizers)
         update(optimizers, 1)
 
 

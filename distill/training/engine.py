@@ -1,7 +1,6 @@
 """Co-training of a posterior sampler and the student that learns from its draws (paper, section 4)."""
 
 import os
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -13,32 +12,31 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from distill.denoiser import DirectDenoiser
-from distill.errors import UserError, checks_of
+from distill.errors import checks_of
 from distill.files import check_folder
 from distill.hardware import Hardware, Precision
 from distill.images.sources import Images, as_stack
-from distill.images.statistics import SIDE, some_frames, statistics
+from distill.images.statistics import statistics
 from distill.limits import check_limits
-from distill.runs import checkpoint
-from distill.runs.checkpoint import load_weights
+from distill.runs.checkpoint import save_run
 from distill.runs.rebuild import describe
 from distill.runs.run import Run
-from distill.training.budget import BUDGET, BUDGET_FROM_NOTHING, Trial, planned_steps
+from distill.training.budget import Trial, planned_steps
 from distill.training.checks import check_arguments, check_networks, space
+from distill.training.defaults import default_length, default_rates
 from distill.training.loader import loaded
 from distill.training.logs import Log, Metrics, tensorboard_log
-from distill.training.optimizer import Optimizer, Schedule, careful, update
+from distill.training.optimizer import Optimizer, Schedule, update
 from distill.training.patches import Patches, orientations, split
+from distill.training.preparation import prepare_networks
+from distill.training.processes import Processes, joined
 from distill.training.resume import State, check_resumable, resumed, stop_signals, stored_settings
 from distill.training.self_supervision import Best, self_supervised_share, split_risk
 from distill.training.steps import Learn, Teach
-from distill.training.validation import validate
+from distill.training.validation import Validation
 from distill.training.watch import Watch
 from losses import L2, Loss
 from samplers import PosteriorSampler
-from samplers.base import LEARNING_RATE
-from samplers.noise.split import LightSplit
-from students import StabilizedUNet
 
 PUBLISHED: dict[str, Any] = dict(
     refine_steps=0, batch_size=64, micro_batch=8, optimizer="Adamax", lr=3e-4, student_lr=3e-4,
@@ -47,6 +45,7 @@ PUBLISHED: dict[str, Any] = dict(
 """What the paper trained with: train(..., steps=200_000, **PUBLISHED)."""
 
 
+@joined()
 def train(
     images: Images,
     sampler: PosteriorSampler,
@@ -95,8 +94,8 @@ def train(
             `budget`; 1000 beside steps.
         budget: time such as "10min", from which steps and refine_steps follow, for steps are measured.
             Default without those two: "5min" for a sampler that starts from trained weights, else "15min".
-        batch_size: patches per update.
-        micro_batch: patches that are computed at once; their gradients are added up.
+        batch_size: patches per update, of all processes together (docs/several-gpus.md).
+        micro_batch: patches that a process computes at once; their gradients are added up.
         patch_size: side of the square patches, in pixels.
         draws: draws per patch for the student. Default: the larger of loss.min_draws and
             sampler.free_draws, usually 1.
@@ -119,7 +118,7 @@ def train(
         precision: "auto" (bf16 where the hardware has it), "bf16" or "fp32".
         compile: torch.compile both networks: slow for some minutes, faster afterwards.
         tensorboard: write event files to `out` with all that metrics.jsonl has.
-        on_log: function that is called with every row of metrics.jsonl, a dictionary of numbers.
+        on_log: function that is called with every row of metrics.jsonl, numbers by name, in one process.
         axes: letters of the images' dimensions, of STCZYX. Default: what the file says.
         init: weights that the networks start from: "pretrained", those that ship with the package, for
             networks that have some (StabilizedSampler, StabilizedUNet); "none"; or a finished run, for
@@ -134,84 +133,64 @@ def train(
             finite in 10 steps in a row. Fewer are skipped, and counted as `skipped` in metrics.jsonl.
     """
     check_limits(locals())
+    processes = Processes(batch_size, micro_batch)
     loss, out = loss or L2(), check_folder(out, space(sampler, student))
     check_resumable(out)
+    stack, began = as_stack(images, axes), time.monotonic()
     draws = max(loss.min_draws, sampler.free_draws) if draws is None else draws
-    stack = as_stack(images, axes)
-    if student_lr is None:
-        rate = LEARNING_RATE if lr is None else lr
-        trained = starts_trained(student, init)
-        student_lr = careful(rate / 4, stack.pixels.size) if trained else rate / 2
-    if lr is None:
-        trained, rate = starts_trained(sampler, init), sampler.learning_rate
-        lr = careful(rate / 4, stack.pixels.size) if trained else rate
-    if steps is None and refine_steps is None:
-        budget = budget or (BUDGET if starts_trained(sampler, init) else BUDGET_FROM_NOTHING)
-    elif budget:
-        raise UserError("budget: got steps too; pass a budget, or steps and refine_steps")
-    steps, refine_steps = 600 if steps is None else steps, 1000 if refine_steps is None else refine_steps
-    settings = {name: value for name, value in locals().items() if name not in _NOT_SETTINGS}
+    lr, student_lr = default_rates(lr, student_lr, sampler, student, init, stack.pixels.size)
+    steps, refine_steps, budget = default_length(steps, refine_steps, budget, sampler, init)
+    settings: dict[str, Any] = dict(
+        steps=steps, refine_steps=refine_steps, budget=budget, batch_size=batch_size,
+        micro_batch=micro_batch, patch_size=patch_size, draws=draws, optimizer=optimizer, lr=lr,
+        student_lr=student_lr, schedule=schedule, clip=clip, ema=ema, val_fraction=val_fraction,
+        validate_every=validate_every, patience=patience, seed=seed, axes=axes, processes=processes.count,
+    )  # fmt: skip
     check_arguments(settings, loss)
-    hardware, began = Hardware(device, precision), time.monotonic()
+    hardware = Hardware(processes.device(device), precision)
 
     # Data: random patches of raw counts, with their mean and standard deviation.
     mean, std = (torch.from_numpy(v) for v in statistics(stack))
     regions, held_out = split(stack.frames, val_fraction, patch_size, seed)
     with checks_of(stack.name):
         frames = sampler.training_images(stack.frames)
-    patches = Patches(frames, regions, patch_size)
-    some = torch.from_numpy(some_frames(stack, 8, SIDE))
-    validation = None
+    patches, unseen = Patches(frames, regions, patch_size), None
     if len(held_out):
-        validation = Patches(frames, held_out, patch_size).grid(64).to(hardware.device)
+        unseen = Patches(frames, held_out, patch_size).grid(64).to(hardware.device)
 
     # Networks: the sampler, the student, and the running average of the student.
-    if init not in ("pretrained", "none"):
-        load_weights(init, sampler, student)
     torch.manual_seed(seed)
     generator = np.random.default_rng(seed)
     co_training = sampler.trainable and (steps > 0 or budget is not None)
     denoiser = DirectDenoiser(student, loss, channels=len(mean))
-    with checks_of(stack.name):
-        if co_training or (init == "pretrained" and hasattr(sampler, "load_pretrained")):
-            sampler.prepare(some, mean, std)  # a sampler that is already trained keeps its statistics
-        denoiser.prepare(mean, std)
-        noise_model: nn.Module | None = getattr(sampler, "noise_model", None)
-        light = getattr(sampler, "light", None)
-        if isinstance(student, StabilizedUNet):
-            light = light if isinstance(light, LightSplit) else LightSplit.fit(some, noise_model)
-            student.prepare(some, mean, std, *light.line, light.correlated)
-        loss.prepare(denoiser.standardize(some))
-    for network in (sampler, student):
-        if init == "pretrained" and (load_pretrained := getattr(network, "load_pretrained", None)):
-            with checks_of('init="pretrained"'):
-                load_pretrained()
-    trainable = co_training and sampler.trainable
+    light, noise_model = prepare_networks(sampler, denoiser, stack, mean, std, init, co_training)
+    co_training = co_training and sampler.trainable  # which may depend on the noise that it has found
+    allowed = orientations(sampler.isotropic, sampler.mirrors)  # so may these
     for module in (sampler, denoiser):
         module.to(hardware.device).to(memory_format=torch.channels_last)
+    processes.share(sampler, denoiser)
     check_networks(sampler, denoiser, patches.sample(2, np.random.default_rng(0)).to(hardware.device), draws)
     average = Average(denoiser, ema)
+
+    # What the student learns from: draws, or the image's own light.
     risk = split_risk(denoiser, light, noise_model)
     own_share = self_supervised_share(self_supervised, risk, loss)
-    allowed = orientations(sampler.isotropic, sampler.mirrors)
-    best = Best(denoiser, risk, validation, seed) if risk and own_share and validation is not None else None
+    best = Best(denoiser, risk, unseen, seed) if risk and own_share and unseen is not None else None
     teach, learn = Teach(sampler, 0 if own_share == 1 else draws), Learn(denoiser, loss, risk, own_share)
+    validation = None
+    if unseen is not None:
+        validation = Validation(sampler, average.module, unseen, seed, hardware, best)
 
     # How long: as told, or what fits into the time that is left.
     if budget:
-        one = hardware.put(patches.sample(batch_size, np.random.default_rng(0)))
-
-        def check_once() -> None:
-            if validation is not None:
-                with hardware.autocast(), tempfile.TemporaryDirectory() as folder:
-                    validate(sampler, average.module, validation, seed, Path(folder) / "preview.png")
-            if best:
-                best.error(average.module)
-
-        trial = Trial(teach, learn, one, micro_batch, hardware, check_once, validate_every)
-        steps, refine_steps = planned_steps(budget, began, trial, trainable, stored_settings(out))
+        one = hardware.put(patches.sample(batch_size, np.random.default_rng(0), part=processes.part))
+        check = validation.once if validation else lambda: None
+        trial = Trial(teach, learn, one, micro_batch, hardware, check, validate_every, processes)
+        stored = processes.on_main(stored_settings, out)
+        planned = planned_steps(budget, began, trial, co_training, stored)
+        steps, refine_steps = processes.on_main(lambda: planned)
         settings |= {"steps": steps, "refine_steps": refine_steps}
-    co_steps, total = steps if trainable else 0, steps + refine_steps
+    co_steps, total = steps if co_training else 0, steps + refine_steps
     if compile:
         teach, learn = torch.compile(teach), torch.compile(learn)
 
@@ -228,12 +207,13 @@ def train(
     settings["networks"] = [describe(module) for module in (sampler, student, loss)]
     modules = {"sampler": sampler, "student": denoiser, "average": average}
     modules |= {"start": best.start, "best": best.module} if best else {}
-    state = State(modules, optimizers, generator)
+    state = State(modules, optimizers, generator, processes)
     metrics = Metrics(out, ([tensorboard_log(out)] if tensorboard else []) + ([on_log] if on_log else []))
+    processes.seed(seed)
     with (
         resumed(out, state, settings, metrics),
-        loaded(patches, batch_size, generator, allowed) as batches,
-        tqdm(total=total, initial=state.step, unit="step", smoothing=0.1) as bar,
+        loaded(patches, batch_size, generator, allowed, processes.part) as batches,
+        tqdm(total=total, initial=state.step, unit="step", smoothing=0.1, disable=not processes.main) as bar,
         stop_signals() as stop,
     ):
         watch, started = Watch(lr), time.monotonic() - state.seconds
@@ -256,6 +236,7 @@ def train(
                 # 4. Update the student towards minimising its distance to the draws.
                 optimize_student.backward(student_loss, share)
             active = optimizers if co_training else [optimize_student]
+            processes.add_up(active)
             losses = update(active, step)  # none if one is not finite: then no network has changed
             if losses:
                 average.update_parameters(denoiser)
@@ -265,56 +246,34 @@ def train(
             # 5. Repeat until convergence, which held-out patches tell.
             state.step, state.seconds = step, time.monotonic() - started
             validating = step % validate_every == 0 or step == total
-            if validating and validation is not None:
-                with hardware.autocast():
-                    row |= validate(sampler, average.module, validation, seed, out / "preview.png")
-                row |= {"val_split_error": best.compare(average.module)} if best else {}
+            if validating and validation:
+                row |= processes.on_main(validation, out / "preview.png")
                 for each in optimizers:
                     each.validated(row.get(f"val_{each.name}_loss"))
                 state.validated(row["val_student_loss"])
             if validating or step % 10 == 0:
                 row |= {"lr": optimize_student.lr, "seconds": round(state.seconds, 2)}
-                metrics.write(row)
+                if processes.main:
+                    metrics.write(row)
                 bar.set_description("co-train" if co_training else "student", refresh=False)
                 bar.set_postfix({k: f"{row[k]:.3f}" for k in _SHOWN if k in row}, refresh=False)
             bar.update()
-            if validating or stop:
+            stopping = processes.any(stop)
+            if validating or stopping:
                 state.save(out, settings)
-            if stop:
+            if stopping:
                 raise KeyboardInterrupt
             if patience and state.stale >= patience:
                 break
 
         denoiser = best.chosen() if best else average.module.eval()
+        processes.share(denoiser)  # it is the first process that has chosen
         run = Run(out, sampler.eval(), denoiser)
-        checkpoint.save_sampler(out / "sampler.safetensors", run.sampler)
-        checkpoint.save_denoiser(out / "student.safetensors", run.denoiser)
+        processes.on_main(save_run, run)
     return run
 
 
-def starts_trained(network: nn.Module, init: str | os.PathLike[str]) -> bool:
-    return init not in ("none", "pretrained") or (
-        init == "pretrained" and hasattr(network, "load_pretrained")
-    )
-
-
 _SHOWN = ("sampler_loss", "student_loss", "psnr_to_draws")  # on the progress bar
-_NOT_SETTINGS = (
-    "stack",
-    "rate",
-    "trained",
-    "images",
-    "sampler",
-    "student",
-    "loss",
-    "out",
-    "init",
-    "device",
-    "precision",
-    "compile",
-    "tensorboard",
-    "on_log",
-)
 
 
 class Average(AveragedModel):

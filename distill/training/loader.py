@@ -21,9 +21,14 @@ MOST_CACHED = 2**33  # bytes: enough of any image, where much is free or nothing
 
 @contextmanager
 def loaded(
-    patches: Patches, batch_size: int, generator: np.random.Generator, allowed: Sequence[int]
+    patches: Patches,
+    batch_size: int,
+    generator: np.random.Generator,
+    allowed: Sequence[int],
+    part: slice = slice(None),
 ) -> Iterator[Iterator[torch.Tensor]]:
-    """Inside, batches without end: those that `patches.sample` would give, one after the other.
+    """Inside, batches without end: those that `patches.sample` would give, one after the other, or a part
+    of each.
 
     What is random is decided here, in order, and threads only read. After each batch the generator is where
     `sample` would have left it, whatever was read ahead: a run that is stopped there resumes with the next.
@@ -39,7 +44,7 @@ def loaded(
     def batches() -> Iterator[torch.Tensor]:
         while True:
             while len(pending) < ahead:
-                places = patches.places(batch_size, coming, allowed)
+                places = patches.places(batch_size, coming, allowed, part)
                 pending.append((threads.submit(patches.cut, places), coming.bit_generator.state))
             batch, state = pending.popleft()
             result = batch.result()

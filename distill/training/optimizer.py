@@ -31,11 +31,12 @@ class Optimizer:
         total: int,
         clip: float | None,
     ) -> None:
-        self.name, self.clip, self.loss = name, clip or math.inf, 0.0
+        self.name, self.module, self.clip = name, module, clip or math.inf
+        self.loss: Tensor | float = 0.0  # of the batch so far
         self.skipped, self.in_a_row, self.patience = 0, 0, min(MAX_SKIPPED, total)
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         # A forward pass changes them before its loss is known: statistics of batch norm, warm-ups.
-        self.buffers = [b for b in module.buffers() if b.is_floating_point()]
+        self.buffers = [b for b in module.buffers() if b.dtype != torch.bool]
         self.sound = [b.clone() for b in self.buffers]
         options: dict[str, Any] = {"lr": lr}
         if kind == "AdamW":

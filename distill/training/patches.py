@@ -87,22 +87,33 @@ class Patches:
             )
 
     def sample(
-        self, n: int, generator: np.random.Generator, allowed: Sequence[int] = range(8)
+        self,
+        n: int,
+        generator: np.random.Generator,
+        allowed: Sequence[int] = range(8),
+        part: slice = slice(None),
     ) -> torch.Tensor:
         """(n, C, P, P) float32 raw counts, every position equally likely, with replacement.
 
-        allowed: those of the 8 `orientations` that each patch comes in at random.
+        allowed: those of the 8 `orientations` that each patch comes in at random. part: which of the n
+        patches are read and returned.
         """
-        return self.cut(self.places(n, generator, allowed))
+        return self.cut(self.places(n, generator, allowed, part))
 
-    def places(self, n: int, generator: np.random.Generator, allowed: Sequence[int] = range(8)) -> Places:
+    def places(
+        self,
+        n: int,
+        generator: np.random.Generator,
+        allowed: Sequence[int] = range(8),
+        part: slice = slice(None),
+    ) -> Places:
         """Where `sample` cuts its patches: all that is random, without reading a pixel."""
         flat = generator.integers(self._ends[-1], size=n)
         region = np.searchsorted(self._ends, flat, side="right")
         flat = flat - (self._ends - self._rows * self._columns)[region]
         down, right = np.divmod(flat, self._columns[region])
         turns = np.asarray(allowed)[generator.integers(len(allowed), size=n)]
-        return region, down, right, turns
+        return region[part], down[part], right[part], turns[part]
 
     def grid(self, limit: int = 64) -> torch.Tensor:
         """(at most limit, C, P, P) float32: the same non-overlapping patches on each call, evenly

@@ -5,7 +5,7 @@ import math
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,11 @@ from distill.runs import checkpoint
 from distill.runs import tensors as files
 from distill.training.logs import Metrics
 from distill.training.optimizer import Optimizer
+from distill.training.processes import Processes
 
 CHECKPOINT = "checkpoint.safetensors"
 MUST_MATCH = ("data", "networks", "batch_size", "patch_size", "draws", "optimizer", "lr", "student_lr",
-              "schedule", "clip", "ema", "val_fraction", "seed", "self_supervised")  # fmt: skip
+              "schedule", "clip", "ema", "val_fraction", "seed", "self_supervised", "processes")  # fmt: skip
 """The settings that a resumed run must share. Steps may grow; the others change no result's meaning."""
 
 
@@ -34,6 +35,7 @@ class State:
     modules: dict[str, nn.Module]  # sampler, student, average
     optimizers: list[Optimizer]
     generator: np.random.Generator  # of patches
+    processes: Processes
     step: int = 0
     seconds: float = 0.0
     best: float = math.inf  # validation loss
@@ -44,9 +46,14 @@ class State:
         self.best = min(self.best, student_loss)
 
     def save(self, out: Path, settings: dict[str, Any]) -> None:
-        tensors = {"torch_rng": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            tensors["cuda_rng"] = torch.cuda.get_rng_state()
+        """Called by all processes; the first one writes, and the others wait until it has."""
+        states = self.processes.gather(_random_states())
+        if self.processes.main:
+            self._write(out / CHECKPOINT, settings, states)
+        self.processes.gather(None)
+
+    def _write(self, path: Path, settings: dict[str, Any], states: list[dict[str, Tensor]]) -> None:
+        tensors = {_of_process(rank, name): v for rank, each in enumerate(states) for name, v in each.items()}
         for role, module in self.modules.items():
             tensors |= {f"{role}.{name}": value for name, value in module.state_dict().items()}
         header: dict[str, Any] = {"settings": settings, "rng": self.generator.bit_generator.state}
@@ -54,7 +61,7 @@ class State:
         for optimizer in self.optimizers:
             moments, header[optimizer.name] = optimizer.state()
             tensors |= moments
-        files.save(out / CHECKPOINT, tensors, header)
+        files.save(path, tensors, header)
 
     def restore(self, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
         for role, module in self.modules.items():
@@ -64,9 +71,10 @@ class State:
         for optimizer in self.optimizers:
             optimizer.restore(tensors, header[optimizer.name])
         self.generator.bit_generator.state = header["rng"]
-        torch.set_rng_state(tensors["torch_rng"])
-        if torch.cuda.is_available() and "cuda_rng" in tensors:
-            torch.cuda.set_rng_state(tensors["cuda_rng"])
+        torch.set_rng_state(tensors[_of_process(self.processes.rank, "torch_rng")])
+        cuda_rng = tensors.get(_of_process(self.processes.rank, "cuda_rng"))
+        if torch.cuda.is_available() and cuda_rng is not None:
+            torch.cuda.set_rng_state(cuda_rng)
         for key in _NUMBERS:
             setattr(self, key, header[key])
 
@@ -74,13 +82,28 @@ class State:
 _NUMBERS = ("step", "seconds", "best", "stale")
 
 
+def _random_states() -> dict[str, Tensor]:
+    states = {"torch_rng": torch.get_rng_state()}
+    return states | ({"cuda_rng": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
+
+
+def _of_process(rank: int, name: str) -> str:
+    return f"{name}.{rank}" if rank else name
+
+
 @contextmanager
 def resumed(out: Path, state: State, settings: dict[str, Any], metrics: Metrics) -> Iterator[None]:
-    """Inside, the run's folder is this process's alone, and the state and the metrics are those of its
+    """Inside, the run's folder is this training's alone, and the state and the metrics are those of its
     checkpoint, if there is one."""
-    with locked(out, "train"):
+    processes = state.processes
+    with locked(out, "train") if processes.main else nullcontext():
+        processes.gather(None)  # once it is locked
         _resume(out, state, settings)
-        metrics.forget_after(state.step)
+        if len(found := set(processes.gather(state.step))) > 1:
+            raise UserError(f"{out}: processes find different checkpoints there, of steps {sorted(found)}; "
+                            "pass a folder that all machines share")  # fmt: skip
+        if processes.main:
+            metrics.forget_after(state.step)
         yield
 
 
@@ -100,7 +123,7 @@ def _resume(out: Path, state: State, settings: dict[str, Any]) -> None:
     if not (out / CHECKPOINT).exists():
         return
     tensors, header = files.load(out / CHECKPOINT, checkpoint.CHECKPOINT_HEADER)
-    stored, now = checkpoint.settings(header), json.loads(json.dumps(settings))
+    stored, now = {"processes": 1} | checkpoint.settings(header), json.loads(json.dumps(settings))
     for key in MUST_MATCH:
         if stored.get(key, now[key]) != now[key]:
             raise UserError(

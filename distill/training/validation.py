@@ -1,12 +1,15 @@
 """How the networks do on held-out patches."""
 
+import tempfile
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from distill.denoiser import DirectDenoiser
+from distill.hardware import Hardware
 from distill.plots.pictures import mosaic
+from distill.training.self_supervision import Best
 from samplers import PosteriorSampler
 from samplers.base import evaluating
 
@@ -34,3 +37,35 @@ def validate(
     row["psnr_to_draws"] = float(20 * torch.log10((mean.max() - mean.min()) / error.sqrt()))
     mosaic(preview, [few, drawn[0], mean, denoised])
     return row
+
+
+class Validation:
+    """What held-out patches, `noisy`, tell of the networks, each time that training stops to look."""
+
+    def __init__(
+        self,
+        sampler: PosteriorSampler,
+        denoiser: DirectDenoiser,
+        noisy: Tensor,
+        seed: int,
+        hardware: Hardware,
+        best: Best | None,
+    ) -> None:
+        self.sampler, self.denoiser, self.noisy, self.seed = sampler, denoiser, noisy, seed
+        self.hardware, self.best = hardware, best
+
+    def __call__(self, preview: Path) -> dict[str, float]:
+        """`validate`, and the error on unseen light, by which the best student is kept."""
+        row = self._row(preview)
+        return row | ({"val_split_error": self.best.compare(self.denoiser)} if self.best else {})
+
+    def once(self) -> None:
+        """The same without a trace: for measuring its time."""
+        with tempfile.TemporaryDirectory() as folder:
+            self._row(Path(folder) / "preview.png")
+        if self.best:
+            self.best.error(self.denoiser)
+
+    def _row(self, preview: Path) -> dict[str, float]:
+        with self.hardware.autocast():
+            return validate(self.sampler, self.denoiser, self.noisy, self.seed, preview)

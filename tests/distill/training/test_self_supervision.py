@@ -145,8 +145,8 @@ def test_correlated_noise_that_is_known_is_split_and_not_turned(tmp_path, monkey
     made, turned = specimen(4, 64, noise="lines"), []
     noise = torch.from_numpy(made.noisy - made.clean)[:, None]
     model = CorrelatedNoise.from_noise(noise, torch.from_numpy(made.clean)[:, None])
-    monkeypatch.setattr(Patches, "sample", lambda *a, sample=Patches.sample: (
-        turned.append(list(a[3]) if len(a) > 3 else None), sample(*a))[1])  # fmt: skip
+    monkeypatch.setattr(Patches, "places", lambda *a, places=Patches.places: (
+        turned.append(list(a[3]) if len(a) > 3 else None), places(*a))[1])  # fmt: skip
     for asked in (1.0, None):
         out = tmp_path / str(asked)
         train(made.noisy, StabilizedSampler(model), StabilizedUNet(), L2(), out, self_supervised=asked,

@@ -1,0 +1,52 @@
+"""What both networks and the loss are told of the images, and the weights that they start from."""
+
+import torch
+from torch import Tensor, nn
+
+from distill.denoiser import DirectDenoiser
+from distill.errors import checks_of
+from distill.images.stack import Stack
+from distill.images.statistics import SIDE, some_frames
+from distill.runs.checkpoint import load_weights
+from distill.training.defaults import Init
+from samplers import PosteriorSampler
+from samplers.noise.split import LightSplit
+from students import StabilizedUNet
+
+
+def prepare_networks(
+    sampler: PosteriorSampler,
+    denoiser: DirectDenoiser,
+    stack: Stack,
+    mean: Tensor,
+    std: Tensor,
+    init: Init,
+    co_training: bool,
+) -> tuple[LightSplit | None, nn.Module | None]:
+    """(how the light of these images is split, their noise model), where the sampler or the student needs
+    to know; mean and std of the images, each (C, 1, 1)."""
+    student = denoiser.backbone
+    if init not in ("pretrained", "none"):
+        load_weights(init, sampler, student)
+    some = torch.from_numpy(some_frames(stack, 8, SIDE))
+    with checks_of(stack.name):
+        if co_training or (init == "pretrained" and hasattr(sampler, "load_pretrained")):
+            sampler.prepare(some, mean, std)  # a sampler that is already trained keeps its statistics
+        denoiser.prepare(mean, std)
+        noise_model: nn.Module | None = getattr(sampler, "noise_model", None)
+        light = getattr(sampler, "light", None)
+        if isinstance(student, StabilizedUNet):
+            light = light if isinstance(light, LightSplit) else LightSplit.fit(some, noise_model)
+            student.prepare(some, mean, std, *light.line, light.correlated)
+        denoiser.loss.prepare(denoiser.standardize(some))
+    if init == "pretrained":
+        _load_pretrained(sampler, student)
+    return light, noise_model
+
+
+def _load_pretrained(*networks: nn.Module) -> None:
+    """The weights in the package, for networks that have some."""
+    for network in networks:
+        if load_pretrained := getattr(network, "load_pretrained", None):
+            with checks_of('init="pretrained"'):
+                load_pretrained()
