@@ -1,6 +1,6 @@
 """Steps per second of training on a compressed OME-Zarr, against the same images in memory.
 
-python benchmarks/chunked_training.py [--gigabytes 2] [--chunks 256 512 1024] [--cached 0.05] [--steps 600] [--repeats 3]
+python benchmarks/chunked_training.py [--gigabytes 2] [--chunks 256 512 1024] [--cached 0.05] [--steps 600]
 
 The store is made in TMPDIR and deleted afterwards. `--cached` is the share of it whose decoded chunks may
 stay in memory: 0.05 is what 1 GB is to 20 GB. The student is small and learns from a sampler that costs
