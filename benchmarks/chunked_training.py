@@ -2,10 +2,16 @@
 
 python benchmarks/chunked_training.py [--gigabytes 2] [--chunks 256 512 1024] [--cached 0.05] [--steps 600]
 
+<<<<<<< HEAD
 The store is made in TMPDIR and deleted afterwards. `--cached` is the share of it whose decoded
 chunks may stay in memory: 0.05 is what 1 GB is to 20 GB. The student is small and learns from a sampler
 that costs nothing, so that reading matters as much as it can; both kinds alternate, and the median of three
 counts.
+=======
+The store is made in TMPDIR and deleted afterwards. `--cached` is the share of it whose decoded chunks may
+stay in memory: 0.05 is what 1 GB is to 20 GB. The student is small and learns from a sampler that costs
+nothing, so that reading matters as much as it can; both kinds alternate, and the median counts.
+>>>>>>> sources
 OMP_NUM_THREADS=1 leaves the second of two cores to the loader, as a GPU would leave it all of them.
 """
 
@@ -20,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 import zarr
+import zarr.codecs
 
 from distill import train
 from distill.training import loader
@@ -27,7 +34,7 @@ from samplers import FunctionSampler
 from students import UNet
 
 SIDE = 2048
-WARM_UP, REPEATS = 100, 3
+WARM_UP = 20
 
 
 def make_store(path: Path, gigabytes: float, chunk: int) -> None:
@@ -70,6 +77,7 @@ def main() -> None:
     parser.add_argument("--chunks", type=int, nargs="+", default=[256, 512, 1024])
     parser.add_argument("--cached", type=float, default=0.05)
     parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     loader.MOST_CACHED = options.cached * options.gigabytes * 1e9
     for chunk in options.chunks:
@@ -77,10 +85,10 @@ def main() -> None:
             path = Path(folder) / "images.ome.zarr"
             make_store(path, options.gigabytes, chunk)
             stored = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-            pixels = np.asarray(zarr.open(path / "0", mode="r")[:])
+            pixels = np.asarray(zarr.open_array(path / "0", mode="r"))
             pairs = [
                 (steps_per_second(pixels, options.steps), steps_per_second(path, options.steps))
-                for _ in range(REPEATS)
+                for _ in range(options.repeats)
             ]
             memory, chunked = (median(each) for each in zip(*pairs, strict=True))
             print(
