@@ -62,9 +62,8 @@ def _rendezvous() -> tuple[Any, int]:
     from torch.distributed import PrefixStore, rendezvous  # pyright: ignore[reportPrivateImportUsage]
 
     store, rank, _ = next(rendezvous("env://"))
-    return PrefixStore(
-        f"group {next(_GROUPS)}", store
-    ), rank  # else a second group finds the first one's keys
+    # else a second group would find the first one's keys
+    return PrefixStore(f"group {next(_GROUPS)}", store), rank
 
 
 def _is_first(store: Any) -> bool:

@@ -78,7 +78,7 @@ def random(out: Path) -> None:
 def stopped(out: Path) -> None:
     sampler = hdn(warmup=40)
     step, stop = sampler.training_step, lambda: signal.raise_signal(signal.SIGTERM)
-    sampler.training_step = interrupted(step, 7, stop)  # two micro-batches a step: in the fourth
+    sampler.training_step = interrupted(step, 5, stop)  # two micro-batches a step: in the third
     train(images(), sampler, UNet(depth=2, filters=4), out=out, steps=6, refine_steps=2, **QUICK)
 
 
@@ -157,7 +157,7 @@ def test_a_signal_to_one_stops_both_and_the_run_resumes_bit_for_bit(tmp_path):
     finished = launch(__file__, "stopped", tmp_path / "parts")
     assert finished.returncode and rows(tmp_path / "parts")[-1]["step"] == 2
     tensors, header = load(tmp_path / "parts" / "checkpoint.safetensors")
-    assert header["step"] == 4 and header["settings"]["processes"] == 2
+    assert header["step"] == 3 and header["settings"]["processes"] == 2
     assert not tensors["torch_rng"].equal(tensors["torch_rng.1"])
     assert launch(__file__, "random", tmp_path / "parts").returncode == 0
     whole, parts = (numbers(tmp_path / name) for name in ("whole", "parts"))
@@ -167,7 +167,7 @@ def test_a_signal_to_one_stops_both_and_the_run_resumes_bit_for_bit(tmp_path):
 
 def test_an_error_in_one_ends_both_and_leaves_a_whole_checkpoint(tmp_path):
     finished = launch(__file__, "broken", tmp_path)
-    assert finished.returncode and finished.stderr.count("No space left on device") == 1
+    assert finished.returncode and finished.stderr.count("[Errno 28]") == 1
     _, header = load(tmp_path / "checkpoint.safetensors")
     assert 1 <= header["step"] < 20
     assert not list(tmp_path.glob("*.part")) and not list(tmp_path.glob(".*.part"))
@@ -184,7 +184,7 @@ def test_the_command_line_says_each_thing_once(tmp_path):
     pytest.importorskip("accelerate")
     import tifffile
 
-    tifffile.imwrite(tmp_path / "noisy.tif", images())
+    tifffile.imwrite(tmp_path / "noisy.tif", images(), photometric="minisblack")
     torchrun = ("-m", "distill", "train", "--device", "cpu", "--steps", "1", "--refine_steps", "1")
     missing = launch(*torchrun, tmp_path / "none.tif")
     assert missing.returncode and missing.stderr.count("distill: ") == 1
