@@ -2,16 +2,9 @@
 
 python benchmarks/chunked_training.py [--gigabytes 2] [--chunks 256 512 1024] [--cached 0.05] [--steps 600]
 
-<<<<<<< HEAD
-The store is made in TMPDIR and deleted afterwards. `--cached` is the share of it whose decoded
-chunks may stay in memory: 0.05 is what 1 GB is to 20 GB. The student is small and learns from a sampler
-that costs nothing, so that reading matters as much as it can; both kinds alternate, and the median of three
-counts.
-=======
 The store is made in TMPDIR and deleted afterwards. `--cached` is the share of it whose decoded chunks may
 stay in memory: 0.05 is what 1 GB is to 20 GB. The student is small and learns from a sampler that costs
 nothing, so that reading matters as much as it can; both kinds alternate, and the median counts.
->>>>>>> sources
 OMP_NUM_THREADS=1 leaves the second of two cores to the loader, as a GPU would leave it all of them.
 """
 
