@@ -19,7 +19,7 @@ MAX_VALUES, MAX_BYTES = 10_000, 1_000_000  # of a file of options
 
 _OWN = {  # jsonargparse's own options: their value, and their text
     "_ActionHelpClassPath": (" NAME", "the options of that class"),
-    "_ActionPrintConfig": ("", "print these settings as YAML, for --config, and run nothing"),
+    "_ActionPrintConfig": ("", "print these settings as YAML, and run nothing"),
 }
 
 
