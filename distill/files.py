@@ -136,6 +136,17 @@ def whole_file(path: str | os.PathLike, sync: bool = True) -> Iterator[Path]:
             part.unlink(missing_ok=True)
 
 
+def move_into_place(part: Path, path: Path) -> None:
+    """The file `part`, complete, becomes `path`; the disk has it then. UserError as of `whole_file`."""
+    _refuse_link(path)
+    try:
+        with open(part, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise _refused(path, error) from error
+
+
 def _refuse_link(path: Path) -> None:
     if os.path.islink(path):
         raise UserError(f"{path}: is a symbolic link; pass the name of what it leads to, or another")
