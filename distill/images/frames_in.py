@@ -37,7 +37,8 @@ def sizes(like: Stack, axes: str, channels: int) -> list[int]:
 def place(like: Stack, frame: int) -> dict[str, int]:
     """Its index on each of the axes S, T, Z that there are."""
     lead = "".join(a for a in like.axes if a in "STZ")
-    return dict(zip(lead, map(int, np.unravel_index(frame, sizes(like, lead, 1))), strict=True)) if lead else {}
+    index = np.unravel_index(frame, sizes(like, lead, 1)) if lead else ()
+    return dict(zip(lead, map(int, index), strict=True))
 
 
 def frame_view(array: np.ndarray, like: Stack, axes: str, frame: int) -> np.ndarray:

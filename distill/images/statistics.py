@@ -54,7 +54,10 @@ def _may_be_unusable(dtype: np.dtype) -> bool:
 
 
 def _unusable(pixels: np.ndarray) -> int:
-    return int((~(abs(pixels) <= MAX_COUNT)).sum()) if _may_be_unusable(pixels.dtype) else 0
+    if not _may_be_unusable(pixels.dtype):
+        return 0
+    with np.errstate(over="ignore"):  # float16 knows no such number
+        return int((~(abs(pixels) <= MAX_COUNT)).sum())
 
 
 def statistics(stack: Stack, frames_index=None) -> tuple[np.ndarray, np.ndarray]:

@@ -6,14 +6,16 @@ from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
+from uuid import NAMESPACE_OID, uuid5
 
 import numpy as np
 import tifffile
 
 from distill.errors import UserError
-from distill.files import check_file, move_into_place, reserve, whole_file
+from distill.files import check_file, move_into_place, reserve, sync, whole_file
 from distill.images.frames_in import check_dtype, converted, frame_view, place, sizes, written_dtype
 from distill.images.stack import Stack
+from distill.images.tiff import read
 
 ENDINGS = (".tif", ".tiff")
 BIG_BYTES = 3.9e9  # larger files are BigTIFF
@@ -76,6 +78,11 @@ class TiffTarget:
             view = frame_view(image, self.like, self._image_axes, i)
             view[:, y0 : y0 + height, x0 : x0 + width] = frame
 
+    def sync(self) -> None:
+        """What is written lies on the disk, for a power failure too."""
+        if self.part.exists():
+            sync(self.part)
+
     def finish(self) -> None:
         """The part, complete, takes the file's name."""
         if self.in_place:
@@ -85,6 +92,10 @@ class TiffTarget:
         with whole_file(self.path) as path:
             self._write_tiff(path, images)
         self.part.unlink()
+
+    def opened(self) -> Any:
+        """The finished image's pixels."""
+        return read(self.path).pixels
 
     def discard(self) -> None:
         self.part.unlink(missing_ok=True)
@@ -122,6 +133,8 @@ class TiffTarget:
         if sides and not self.ome:
             options["resolution"] = (1 / sides[0], 1 / sides[-1])
         meta = self._metadata(kind, unit)
+        if self.ome:  # else tifffile's depends on the clock, and no two files would be equal
+            meta["UUID"] = f"urn:uuid:{uuid5(NAMESPACE_OID, repr((self.path.name, like.name, meta)))}"
         with tifffile.TiffWriter(path, bigtiff=big, ome=self.ome, imagej=kind == "imagej") as tif:
             for image in images:
                 planes = None if image is None else image if thin else _planes(image)
