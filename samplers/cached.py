@@ -40,7 +40,7 @@ class CachedDraws(PosteriorSampler):
                 f"CachedDraws: {path}: not a finished cache ({error}); write one with distill cache"
             ) from None
         self.free_draws = self._draws.shape[1]
-        self.isotropic = self._header["isotropic"]
+        self.isotropic, self.mirrors = self._header["isotropic"], self._header["mirrors"]
 
     def training_images(self, frames: Any) -> "FramesAndDraws":
         """Frames (N, C, Y, X) -> (N, C + K * C, Y, X). ValueError for other images."""

@@ -56,8 +56,8 @@ def _may_be_unusable(dtype: np.dtype) -> bool:
 def _unusable(pixels: np.ndarray) -> int:
     if not _may_be_unusable(pixels.dtype):
         return 0
-    with np.errstate(over="ignore"):  # float16 knows no such number
-        return int((~(abs(pixels) <= MAX_COUNT)).sum())
+    most = min(MAX_COUNT, float(np.finfo(pixels.dtype).max)) if pixels.dtype.kind == "f" else MAX_COUNT
+    return int((~(abs(pixels) <= most)).sum())
 
 
 def statistics(stack: Stack, frames_index=None) -> tuple[np.ndarray, np.ndarray]:

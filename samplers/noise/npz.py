@@ -24,12 +24,12 @@ def read(
 
     optional: None for any.
     """
-    if isinstance(path, BytesIO):
-        path.seek(0)  # another may have read it
-    elif not Path(path).is_file():
+    if not isinstance(path, BytesIO) and not Path(path).is_file():
         raise ValueError(f"{path}: no such file; pass a noise model (.npz)")
     try:
         _check_archive(path, most_bytes)
+        if isinstance(path, BytesIO):
+            path.seek(0)
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file}
             if odd := [key for key, value in arrays.items() if value.dtype.kind not in "biufU"]:

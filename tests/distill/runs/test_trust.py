@@ -51,7 +51,7 @@ def trained(tmp_path_factory) -> Path:
 def run(trained, tmp_path, monkeypatch) -> Path:
     """A run in the working folder, beside noisy.tif and code that leaves a file when it is imported."""
     monkeypatch.chdir(shutil.copytree(trained, tmp_path, dirs_exist_ok=True))
-    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
     monkeypatch.delitem(sys.modules, "foreign", raising=False)
     monkeypatch.setenv("WAS_HERE", str(tmp_path / "was_here"))
     Path("foreign.py").write_text(FOREIGN)

@@ -115,8 +115,8 @@ def test_a_share_that_is_asked_for_leaves_the_rest_to_draws(asked, made, tmp_pat
     ("asked", "loss", "student", "message"),
     [
         (0.5, L1(), StabilizedUNet, "self_supervised: got 0.5 with the loss L1"),
-        (1.5, L2(), StabilizedUNet, "self_supervised: got 1.5, must be from 0 to 1"),
-        (-0.1, L2(), StabilizedUNet, "must be from 0 to 1"),
+        (1.5, L2(), StabilizedUNet, "self_supervised: got 1.5, must be a number at least 0 and at most 1"),
+        (-0.1, L2(), StabilizedUNet, "at least 0 and at most 1"),
         (0.5, L2(), lambda: UNet(depth=2, filters=4), "the student StabilizedUNet"),
         (None, L2(), lambda: StabilizedUNet(width=8), "width 40, got 8"),
     ],
