@@ -20,6 +20,7 @@ FORBIDDEN = {
 }
 EXTRAS = {"scipy", "skimage", "matplotlib", "jsonargparse", "imagecodecs", "timm", "lpips", "torchvision"}
 EXTRAS |= {"segmentation_models_pytorch", "pooch", "onnx", "onnxscript", "onnxruntime", "bioimageio"}
+EXTRAS |= {"zarr", "numcodecs", "yaozarrs", "dask", "distributed"}
 
 
 def imported(path: Path) -> set[str]:

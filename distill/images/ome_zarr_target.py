@@ -45,6 +45,7 @@ class ZarrTarget:
         shards: int | None = None,
         pyramid: bool = False,
     ) -> None:
+        self.kind = dtype
         self.path, self.like, self.dtype = path, like, written_dtype(dtype, like)
         self.part = path.with_name(f".{path.name}.part")
         self.zarr = _imported()
@@ -63,8 +64,8 @@ class ZarrTarget:
         # A block of the frames and pixels that lie in the same chunks, of all levels in whole pixels.
         lead = [a for a in like.axes if a in "TZ"]
         depth = self.chunks[self.axes.index(lead[-1])] if lead else 1
-        sides = [math.lcm(n, 2 ** (self.levels - 1)) for n in (self.shards or self.chunks)[-2:]]
-        self.grain = (depth, *sides)
+        height, width = (math.lcm(n, 2 ** (self.levels - 1)) for n in (self.shards or self.chunks)[-2:])
+        self.grain = (depth, height, width)
 
     def check(self, overwrite: bool) -> None:
         """A UserError where it cannot be written: to be called before the work."""
@@ -86,11 +87,7 @@ class ZarrTarget:
             group.create_array(str(level), shape=tuple(shape), dtype=self.dtype, **self._options(zarr_format))
 
     def is_there(self) -> bool:
-        if not _is_zarr(self.part):
-            return False
-        for torn in self.part.rglob("*.partial"):  # what a killed process was writing
-            torn.unlink()
-        return True
+        return _is_zarr(self.part)
 
     def write(self, first: int, y0: int, x0: int, block: np.ndarray) -> None:
         """Frames (F, C', h, w) from frame `first` on, at row y0 and column x0."""
@@ -106,6 +103,8 @@ class ZarrTarget:
 
     def finish(self) -> None:
         """The part, complete, takes the name; what had it before goes."""
+        for torn in self.part.rglob("*.partial"):  # what a killed process was writing
+            torn.unlink()
         former = self.path.with_name(f".{self.path.name}.former.part")
         if self.path.exists():
             os.replace(self.path, former)

@@ -36,6 +36,7 @@ class TiffTarget:
     grain = (1, 1, 1)  # any block may be written by itself
 
     def __init__(self, path: Path, like: Stack, channels: int, dtype: str = "float32") -> None:
+        self.kind = dtype
         self.path, self.like, self.dtype = path, like, written_dtype(dtype, like)
         self.part = path.with_name(f".{path.name}.part")
         self.ome = path.name.lower().endswith((".ome.tif", ".ome.tiff"))

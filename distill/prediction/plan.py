@@ -105,7 +105,7 @@ def fitting(
     if (pixels := shape[2] * shape[3]) <= most:
         batch = max(1, min(MOST_FRAMES, int(room / pixels / (cost.computed + cost.moved))))
         frames = max(depth, batch // depth * depth)
-        return Plan(*shape[2:], frames, min(batch, frames))
+        return Plan(shape[2], shape[3], frames, min(batch, frames))
     halo = halo_of()
     sides = [_sides(n, each, halo) for n, each in zip(shape[2:], grain[1:], strict=True)]
     fit = [(h, w) for h, w in product(*sides) if h.seen * w.seen <= most]

@@ -3,8 +3,9 @@
 import logging
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,11 +18,13 @@ from distill.hardware import Precision
 from distill.images.sources import Images
 from distill.images.stack import Stack
 from distill.images.statistics import SCAN_BYTES, check_finite
-from distill.images.targets import Target, open_target, writing
+from distill.images.targets import Target, Writing, open_target, writing
 from distill.limits import check_limits
 from distill.memory import as_bytes, check_memory, free_on
 from distill.prediction.blocks import STATISTICS, NotFinite, Prediction, Statistic
+from distill.prediction.cluster import check_address, run_on_cluster
 from distill.prediction.plan import ALIGNMENT, Block, Plan, fitting
+from distill.prediction.pretrained import PRETRAINED
 from distill.prediction.stream import stream
 from distill.prediction.tiles import FittingTiles, check_tile
 from samplers import PosteriorSampler
@@ -46,6 +49,7 @@ def predict(
     shards: int | None = None,
     pyramid: bool = False,
     overwrite: bool = False,
+    dask: str | None = None,
     device: str | None = None,
     precision: Precision = "auto",
     axes: str | None = None,
@@ -78,53 +82,90 @@ def predict(
         shards: side in pixels of the shards of a .zarr, each one file of many chunks. Default: no shards.
         pyramid: smaller versions of the image in a .zarr, for viewers.
         overwrite: replace `out` if it exists.
+        dask: address of a Dask scheduler, whose workers then do the work, or local:N for N workers on this
+            machine; `run`, the images and `out`, a .zarr, are paths that all of them see. `memory` is then of
+            each worker.
         device: "cpu", "cuda", "cuda:1", "mps". Default: the best one of this machine.
         precision: "auto" (bf16 where the hardware has it), "bf16" or "fp32".
         axes: letters of the images' dimensions, of STCZYX. Default: what the file says.
         trust: your modules whose classes the run's files may name, and so have imported. Default: none.
     """
-    check_limits({key: value for key, value in locals().items() if key != "memory"})
+    chosen = {"draws": draws, "statistic": statistic, "seed": seed, "device": device,
+              "precision": precision, "axes": axes, "trust": trust}  # fmt: skip
+    options = {"chunks": chunks, "shards": shards, "pyramid": pyramid}
+    check_limits(chosen | options | {"out": out, "tile": tile, "halo": halo})
     _check_arguments(draws, statistic, tile)
     ceiling = None if memory is None else as_bytes(memory)
-    job = Prediction(run, noisy, draws=draws, statistic=statistic, seed=seed, device=device,
-                     precision=precision, axes=axes, trust=trust)  # fmt: skip
-    ceiling_now = ceiling or free_on(job.hardware.device) / 2
-    stack = job.stack
-    options = dict(chunks=chunks, shards=shards, pyramid=pyramid)
+    if dask is not None:
+        _check_dask(dask, run, noisy, out, pyramid)
+    job = Prediction(run, noisy, **chosen)
+    stack, room = job.stack, ceiling or free_on(job.hardware.device) / 2
     targets = [] if out is None else _targets(out, job, dtype, options)
-    if math.prod(stack.frames.shape) * stack.pixels.dtype.itemsize <= min(SCAN_BYTES, ceiling_now):
+    if math.prod(stack.frames.shape) * stack.pixels.dtype.itemsize <= min(SCAN_BYTES, room):
         check_finite(stack)  # larger ones as they are read
     if out is None:
-        return _in_memory(job, lambda: _plan(job, (1, 1, 1), ceiling_now, tile, halo))
+        return _in_memory(job, lambda: _plan(job, (1, 1, 1), room, tile, halo))
     settings = {"tile": tile, "halo": halo, "memory": ceiling, "dtype": dtype} | options
     with writing(targets, job.identity() | settings, overwrite) as written:
         if written.plan is None:
-            plan = _plan(job, targets[0].grain, ceiling_now, tile, halo)
+            plan = _plan(job, targets[0].grain, room, tile, halo)
         else:
             plan = Plan(**written.plan)
         blocks = _blocks(plan, stack, targets[0].grain[0])
         left = written.begin(asdict(plan), len(blocks))
-        by_block = {blocks[i]: i for i in left}
-
-        def write(block, images: list[np.ndarray]) -> None:
-            written.write(block.first, block.rows[0], block.columns[0], images)
-            written.mark(by_block[block])
-
+        numbers = {blocks[i]: i for i in left}
+        if dask is None:
+            done = _here(job, plan, list(numbers), written)
+        else:
+            files = [(str(each.path.absolute()), each.kind) for each in targets]
+            paths = {"run": _absolute(run), "noisy": _absolute(noisy)}
+            task = {"prediction": chosen | paths, "plan": asdict(plan), "files": files, "options": options}
+            done = run_on_cluster(dask, task, list(numbers))
         try:
-            _run(job, plan, blocks, [blocks[i] for i in left], write)
+            for block in _shown(done, blocks, list(numbers)):
+                written.mark(numbers[block])
         except NotFinite:
             written.discard()
             raise
-    return _written(targets[0], ceiling_now)
+    return _written(targets[0], room)
 
 
-def _run(job: Prediction, plan: Plan, blocks: list[Block], left: list[Block], write: Callable) -> None:
-    """Every block that is left of them, with a bar in megapixels."""
+def _here(job: Prediction, plan: Plan, blocks: list[Block], written: Writing) -> Iterator[Block]:
+    def write(block: Block, images: list[np.ndarray]) -> None:
+        written.write(block.first, block.rows[0], block.columns[0], images)
+
+    return _streamed(job, plan, blocks, write)
+
+
+def _streamed(
+    job: Prediction, plan: Plan, blocks: list[Block], write: Callable[[Block, list[np.ndarray]], None]
+) -> Iterator[Block]:
     in_tiles = FittingTiles(job.answer, None, lambda: job.halo if plan.halo is None else plan.halo)
+    return stream(blocks, job.read, partial(job.compute, in_tiles, plan.batch), write)
+
+
+def _shown(done: Iterator[Block], blocks: list[Block], left: list[Block]) -> Iterator[Block]:
+    """The blocks as they come, with a bar in megapixels of all blocks."""
     total, ahead = (sum(each.pixels for each in some) for some in (blocks, left))
     with tqdm(desc="predict", total=total, initial=total - ahead, unit="Mpx", unit_scale=1e-6) as bar:
-        for block in stream(left, job.read, lambda *each: job.compute(in_tiles, plan.batch, *each), write):
+        for block in done:
+            yield block
             bar.update(block.pixels)
+
+
+def _check_dask(dask: str, run: Any, noisy: Any, out: str | Path | None, pyramid: bool) -> None:
+    check_address(dask)
+    if not all(isinstance(each, str | os.PathLike) for each in (run, noisy)):
+        raise UserError("dask: workers load what they need; pass the paths of a run and of an image")
+    if out is None or not str(out).lower().endswith(".zarr"):
+        raise UserError(f"{out}: several workers cannot write one file; with dask pass a name in .ome.zarr")
+    if pyramid:
+        raise UserError("pyramid: its chunks are of several workers' blocks; leave it out with dask")
+
+
+def _absolute(path: Any) -> str:
+    """Workers have a working folder of their own."""
+    return str(path) if str(path) == PRETRAINED and not Path(path).exists() else str(Path(path).absolute())
 
 
 def _targets(out: str | Path, job: Prediction, dtype: str, options: dict[str, Any]) -> list[Target]:
@@ -169,11 +210,12 @@ def _in_memory(job: Prediction, plan_of: Callable[[], Plan]) -> np.ndarray:
     plan = plan_of()
     blocks = _blocks(plan, stack, 1)
 
-    def write(block, images: list[np.ndarray]) -> None:
+    def write(block: Block, images: list[np.ndarray]) -> None:
         chosen = slice(block.first, block.first + block.count)
         frames[chosen, :, slice(*block.rows), slice(*block.columns)] = images[0]
 
-    _run(job, plan, blocks, blocks, write)
+    for _ in _shown(_streamed(job, plan, blocks, write), blocks, blocks):
+        pass
     return stack.restore(frames)
 
 

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from typing import TypeVar
 
-Block, Noisy, Answer = TypeVar("Block"), TypeVar("Noisy"), TypeVar("Answer")
+Block = TypeVar("Block")
+Noisy = TypeVar("Noisy")
+Answer = TypeVar("Answer")
 
 
 def stream(
@@ -22,17 +23,17 @@ def stream(
     if not blocks:
         return
     with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as writer:
-        coming, written = reader.submit(read, blocks[0]), None
-        for block, following in pairwise([*blocks, None]):
+        coming, writing = reader.submit(read, blocks[0]), None
+        for i, block in enumerate(blocks):
             noisy = coming.result()
-            if following is not None:
-                coming = reader.submit(read, following)
-            answer = compute(block, noisy)  # type: ignore[arg-type]  # only the last one is None
-            if written is not None:
-                written[1].result()
-                yield written[0]
-            written = block, writer.submit(write, block, answer)  # type: ignore[arg-type]
+            if i + 1 < len(blocks):
+                coming = reader.submit(read, blocks[i + 1])
+            answer = compute(block, noisy)
+            if writing is not None:
+                writing.result()
+                yield blocks[i - 1]
+            writing = writer.submit(write, block, answer)
             del noisy, answer  # else they would live on while the next is computed
-        if written is not None:
-            written[1].result()
-            yield written[0]  # type: ignore[misc]
+        if writing is not None:
+            writing.result()
+            yield blocks[-1]
