@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # for editors and type checkers; below, the same names for Py
     from distill.exporting.export import export as export
     from distill.images.sources import read as read
     from distill.images.stack import Stack as Stack
-    from distill.images.tiff import write as write
+    from distill.images.tiff_target import write as write
     from distill.prediction.cache import cache_draws as cache_draws
     from distill.prediction.predict import predict as predict
     from distill.reporting.page import report as report
@@ -35,7 +35,7 @@ _HOMES = {
     "calibrate": "evaluation.calibration", "psnr": "evaluation.metrics", "report": "reporting.page",
     "export": "exporting.export", "DirectDenoiser": "denoiser", "load_sampler": "runs.checkpoint",
     "load_denoiser": "runs.checkpoint", "specimen": "datasets", "read": "images.sources",
-    "write": "images.tiff", "Stack": "images.stack",
+    "write": "images.tiff_target", "Stack": "images.stack",
 }  # fmt: skip
 __all__ = ["UserError", *_HOMES]  # noqa: PLE0604  # pyright: ignore[reportUnsupportedDunderAll]
 

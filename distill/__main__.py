@@ -19,7 +19,7 @@ COMMANDS = {
     "info": "what is in a run or an image",
     "noise-model": "`noise-model fit`: a noise model from calibration frames, repeats or the data",
 }
-RESUMED = ("train", "evaluate", "table1", "cache")
+RESUMED = ("train", "predict", "evaluate", "table1", "cache")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -97,24 +97,13 @@ def _reserve(file: BinaryIO, size: int) -> None:
 
 
 @contextmanager
-def scratch_file(folder: Path, size: int) -> Iterator[BinaryIO]:
-    """A file of that many bytes without a name; it lives as long as it is open or mapped."""
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            _reserve(file, size)
-            yield file
-    except OSError as error:
-        raise _refused(folder, error) from error
-
-
-@contextmanager
-def whole_file(path: str | os.PathLike, sync: bool = True) -> Iterator[Path]:
+def whole_file(path: str | os.PathLike, synced: bool = True) -> Iterator[Path]:
     """Yields a temporary path beside `path` to write to; it takes that name when the block ends well.
 
     So `path` is at any moment the old file or the new one, also after a crash, and readable for those
     whom the umask allows. Raises UserError if the disk or the rights forbid it, and for a symbolic link.
 
-    sync: wait for the disk, so that a power failure does not tear it either.
+    synced: wait for the disk, so that a power failure does not tear it either.
     """
     path = Path(path)
     _refuse_link(path)
@@ -125,15 +114,30 @@ def whole_file(path: str | os.PathLike, sync: bool = True) -> Iterator[Path]:
         mode = part.stat().st_mode  # what the umask gives: some libraries make files for their owner alone
         yield part
         part.chmod(mode)
-        if sync:
-            with open(part, "rb+") as file:
-                os.fsync(file.fileno())
+        if synced:
+            sync(part)
         os.replace(part, path)
     except OSError as error:
         raise _refused(path, error) from error
     finally:
         with suppress(OSError):  # of a folder that cannot be written, nothing needs to be deleted
             part.unlink(missing_ok=True)
+
+
+def move_into_place(part: Path, path: Path) -> None:
+    """The file `part`, complete, becomes `path`; the disk has it then. UserError as of `whole_file`."""
+    _refuse_link(path)
+    try:
+        sync(part)
+        os.replace(part, path)
+    except OSError as error:
+        raise _refused(path, error) from error
+
+
+def sync(path: Path) -> None:
+    """Waits until the disk has what was written to the file."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
 
 
 def _refuse_link(path: Path) -> None:
@@ -169,8 +173,8 @@ def _is_running(pid: int) -> bool:
     return True
 
 
-def write_text(path: str | os.PathLike, text: str, sync: bool = True) -> None:
-    with whole_file(path, sync) as part:
+def write_text(path: str | os.PathLike, text: str, synced: bool = True) -> None:
+    with whole_file(path, synced) as part:
         part.write_text(text, encoding="utf-8")
 
 
@@ -210,7 +214,7 @@ class Unfinished:
     def save(self, done: Any) -> None:
         # Not synced: it may be written every few milliseconds, and torn by a power failure it counts as none.
         text = json.dumps({"work": self.work, "done": done})
-        write_text(self.path, json.dumps({"state": text, "crc32": crc32(text.encode())}), sync=False)
+        write_text(self.path, json.dumps({"state": text, "crc32": crc32(text.encode())}), synced=False)
 
     def delete(self) -> None:
         self.path.unlink(missing_ok=True)

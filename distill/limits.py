@@ -34,7 +34,9 @@ COUNT, SIZE = Range(least=1), Range(least=0)
 RATE, SHARE, PART = Range(Real, least=0), Range(Real, least=0, below=1), Range(Real, above=0, below=1)
 LIMITS = {
     **dict.fromkeys(("batch_size", "micro_batch", "patch_size", "validate_every", "patience"), COUNT),
-    **dict.fromkeys(("frames", "keep", "repeats", "n_gaussian", "n_coeff", "tile"), COUNT),
+    **dict.fromkeys(
+        ("frames", "keep", "repeats", "n_gaussian", "n_coeff", "tile", "chunks", "shards"), COUNT
+    ),
     **dict.fromkeys(("steps", "refine_steps", "halo", "draws"), SIZE),
     **dict.fromkeys(("lr", "student_lr"), RATE),
     **dict.fromkeys(("ema", "val_fraction"), SHARE),

@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 from distill.errors import UserError
 
 LIMITED = {"": ("memory.max", "memory.current"), "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes")}
@@ -16,6 +18,25 @@ def free_memory(root: Path = Path("/")) -> float:
     found = re.search(r"MemAvailable: +(\d+) kB", _text(root / "proc/meminfo"))
     machine = 1024.0 * int(found[1]) if found else float("inf")
     return min([machine, *_left_in_groups(root)])
+
+
+def as_bytes(size: str | float) -> float:
+    """2e9, "2GB" or "500 MB" as a number of bytes."""
+    found = re.fullmatch(r"\s*([\d.]+)\s*([KMGT]?)i?B?\s*", str(size), re.IGNORECASE)
+    try:
+        power = " KMGT".index(found[2].upper() or " ") if found else 0
+        value = float(found[1] if found else size) * 1000.0**power
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise UserError(f"memory: got {size!r}; pass a size such as 2GB or 500MB")
+    return value
+
+
+def free_on(device: torch.device) -> float:
+    """Bytes free for what is computed there: of the machine, or of a CUDA device if it has less."""
+    on_device = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else float("inf")
+    return min(free_memory(), on_device)
 
 
 def check_memory(size: float, name: str, advice: str) -> None:

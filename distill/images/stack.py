@@ -1,6 +1,7 @@
 """Images as stacks with named axes, whatever they come from: a TIFF, an array, a tensor."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -128,16 +129,20 @@ class Stack:
         at = min(self.axes.index("Y"), self.axes.index("X"))
         return self.axes[:at] + "C" + self.axes[at:]
 
+    def check_frames(self, shape: Sequence[int]) -> None:
+        """A UserError where frames (N, C', Y, X) of this shape do not belong to it; C' may be any."""
+        n, _, *size = self.frames.shape
+        if len(shape) != 4 or [shape[0], *shape[2:]] != [n, *size]:
+            raise UserError(
+                f"{self.name}: frames of shape {tuple(shape)} do not belong to it; pass"
+                f" frames of shape ({n}, any C, {size[0]}, {size[1]})"
+            )
+
     def restore(self, frames: np.ndarray) -> np.ndarray:
         """(N, C', Y, X) -> the stack's axis order, see `restored_axes`. C' may differ from C."""
+        self.check_frames(frames.shape)
         sizes = dict(zip(self.axes, self.pixels.shape, strict=True))
         lead = [sizes[a] for a in self._lead]
-        want = (math.prod(lead), "C", sizes["Y"], sizes["X"])
-        if len(frames.shape) != 4 or (*frames.shape[:1], "C", *frames.shape[2:]) != want:
-            raise UserError(
-                f"{self.name}: frames of shape {tuple(frames.shape)} do not belong to it; pass"
-                f" frames of shape ({want[0]}, any C, {want[2]}, {want[3]})"
-            )
         axes = self.restored_axes(frames.shape[1])
         have = self._lead + "C" * ("C" in axes) + "YX"
         array = frames.reshape(*lead, *frames.shape[1 if "C" in axes else 2 :])

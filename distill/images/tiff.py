@@ -1,8 +1,7 @@
-"""TIFF, OME-TIFF and ImageJ hyperstacks in and out, through tifffile."""
+"""TIFF, OME-TIFF and ImageJ hyperstacks, read through tifffile."""
 
 import logging
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -11,7 +10,7 @@ import numpy as np
 import tifffile
 
 from distill.errors import UserError, out_of_memory, went_through
-from distill.files import check_file, check_readable, whole_file
+from distill.files import check_readable
 from distill.images.chunks import Chunked
 from distill.images.intact import check_complete, complaints_as_errors
 from distill.images.joined import Joined
@@ -22,11 +21,9 @@ from distill.images.units import in_one_unit, symbol
 
 log = logging.getLogger(__name__)
 
-BIG_BYTES = 3.9e9  # larger files are BigTIFF
 # tifffile's other letters: I, Q are unnamed page axes; R, P, M, V number positions.
 _SYNONYMS = str.maketrans("IQRPMV", "TTSSSS")
 _LOSSLESS = {"ADOBE_DEFLATE": "zlib", "DEFLATE": "zlib", "LZW": "lzw", "ZSTD": "zstd"}
-_NOT_OME = ("int64", "uint64", "float16")
 
 
 def read(path: str | os.PathLike, axes: str | None = None) -> Stack:
@@ -131,80 +128,3 @@ def _number(value: Any) -> float | None:
         return float(value)
     except (TypeError, ValueError):
         return None
-
-
-ENDINGS = (".tif", ".tiff")
-
-
-def write(
-    path: str | os.PathLike, frames, like: Stack, dtype: str = "float32", overwrite: bool = False
-) -> None:
-    """Writes frames (N, C', Y, X) in the axis order and with the pixel size of `like`.
-
-    dtype: "float32", or "input" for that of `like` (rounded and clipped where it is an integer).
-    .ome.tif gives OME-TIFF (S moves first, Y and X last; OME keeps no axes of size 1). Any other
-    .tif is an ImageJ hyperstack where ImageJ can hold it unchanged (TZCYX order, no axes of size 1,
-    uint8, uint16 or float32, < 3.9 GB), else tifffile's own layout with axes in its metadata.
-    The file appears under its name only when it is complete.
-    """
-    path = check_file(path, ENDINGS, overwrite)
-    if dtype not in ("float32", "input"):
-        raise UserError(f"{path}: dtype {dtype!r} is not known; pass 'float32' or 'input'")
-    frames = np.asarray(frames.detach().cpu() if hasattr(frames, "detach") else frames)
-    array, axes = like.restore(frames), like.restored_axes(frames.shape[1])
-    target = np.dtype("f4") if dtype == "float32" else like.pixels.dtype.newbyteorder("=")
-    ome = path.name.lower().endswith((".ome.tif", ".ome.tiff"))
-    if ome and target.name in _NOT_OME:
-        raise UserError(f"{path}: OME-TIFF cannot hold {target}; pass a .tif name, or float32")
-    with whole_file(path) as part:
-        _write_tiff(part, array, axes, target, like, ome)
-
-
-def _write_tiff(path: Path, array: np.ndarray, axes: str, dtype: np.dtype, like: Stack, ome: bool) -> None:
-    big = array.size * dtype.itemsize > BIG_BYTES
-    unit = "um" if like.unit == "µm" and not ome else like.unit
-    imagej = not (ome or big) and unit.isascii() and dtype.name in ("uint8", "uint16", "float32")
-    imagej = imagej and list(axes) == [a for a in "TZCYX" if a in axes] and 1 not in array.shape[:-2]
-    thin = array.shape[-1] == 1  # an X of 1 px, which tifffile leaves out
-    imagej = imagej and not thin
-    kind = "ome" if ome else "imagej" if imagej else "plain"
-    meta = dict(like.extra) if like.source == kind else {}
-    options: dict[str, Any] = {"photometric": "minisblack", "compression": like.compression}
-    series = [array]
-    if ome:
-        last = [a for a in axes if a not in "SYX"] + ["Y", "X"]
-        array = array.transpose([axes.index(a) for a in ["S"] * ("S" in axes) + last])
-        series, axes = (list(array) if "S" in axes else [array]), "".join(last)
-        for axis, size in like.pixel_size.items():
-            key = f"PhysicalSize{axis.upper()}"
-            meta |= {key: size, f"{key}Unit": {"inch": "in", "": "pixel"}.get(unit, unit)}
-        channels = series[0].shape[axes.index("C")] if "C" in axes else 1
-        if "Channel" in meta and len(meta["Channel"]["Name"]) != channels:
-            del meta["Channel"]
-    else:
-        x, y, z = (like.pixel_size.get(a) for a in "xyz")
-        meta |= {k: v for k, v in {"unit": unit, "spacing": z}.items() if v}
-        if sides := [side for side in (x, y) if side]:  # one of them stands for both
-            options["resolution"] = (1 / sides[0], 1 / sides[-1])
-    meta["axes"] = axes
-    with tifffile.TiffWriter(path, bigtiff=big, ome=ome, imagej=imagej) as tif:
-        for image in series:
-            # Plane by plane: the conversion never holds more than one plane.
-            planes = _planes(image, dtype)
-            planes = np.stack([*planes]).reshape(image.shape) if thin else planes
-            tif.write(planes, shape=image.shape, dtype=dtype, metadata=meta, **options)
-
-
-def _planes(array: np.ndarray, dtype: np.dtype) -> Iterator[np.ndarray]:
-    """The last two dimensions at a time, converted: rounded and clipped for an integer dtype."""
-    for index in np.ndindex(array.shape[:-2]):
-        plane = np.asarray(array[index])
-        if dtype.kind in "ui" and plane.dtype != dtype:
-            info = np.iinfo(dtype)
-            wide = plane.astype(np.float64)
-            high = float(info.max)
-            high = np.nextafter(high, 0) if high > info.max else high  # 2**63 - 1 is no float64
-            plane = np.clip(np.rint(wide), info.min, high)
-        elif dtype.kind == "b":
-            plane = plane >= 0.5
-        yield np.ascontiguousarray(plane, dtype=dtype)

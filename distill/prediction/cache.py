@@ -82,7 +82,7 @@ def cache_draws(
         drawn = torch.stack(list(sampler.draws(noisy, draws)))
         return (drawn if keep is None else _shares(drawn, keep)).transpose(0, 1).flatten(1, 2)
 
-    drawn_in_tiles = FittingTiles(answer, tile, halo)
+    drawn_in_tiles = FittingTiles(answer, tile, lambda: halo)
     with locked(out, "cache"):
         state = Unfinished(out / "unfinished.json", header)
         cache, checksums = _open(out, state, (n, keep or draws, channels, *size))

@@ -1,33 +1,34 @@
 """A trained run on new images: one pass of the student, or many draws of the sampler."""
 
+import logging
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from distill.denoiser import DirectDenoiser
-from distill.errors import UserError, checks_of
-from distill.files import check_file, scratch_file
-from distill.hardware import Hardware, Precision
-from distill.images import tiff
-from distill.images.sources import Images, as_stack, check_channels
-from distill.images.statistics import check_finite
+from distill.errors import UserError
+from distill.hardware import Precision
+from distill.images.sources import Images
+from distill.images.stack import Stack
+from distill.images.statistics import SCAN_BYTES, check_finite
+from distill.images.targets import Target, Writing, open_target, writing
 from distill.limits import check_limits
-from distill.memory import check_memory, free_memory
-from distill.prediction.pretrained import PRETRAINED, pretrained_denoiser, pretrained_sampler
+from distill.memory import as_bytes, check_memory, free_on
+from distill.prediction.blocks import STATISTICS, NotFinite, Prediction, Statistic
+from distill.prediction.plan import ALIGNMENT, Block, Plan, fitting
+from distill.prediction.stream import stream
 from distill.prediction.tiles import FittingTiles, check_tile
-from distill.runs import checkpoint
-from samplers import PosteriorSampler, posterior_mean, posterior_median, posterior_std
+from samplers import PosteriorSampler
 
-Statistic = Literal["mean", "median", "std"]
-STATISTICS = {"mean": posterior_mean, "median": posterior_median, "std": posterior_std}
+log = logging.getLogger(__name__)
+SMALL = 0.25  # of the memory: results up to this are returned as an array
 
 
 def predict(
@@ -37,102 +38,174 @@ def predict(
     *,
     draws: int = 0,
     statistic: Statistic = "mean",
+    seed: int = 0,
+    memory: str | float | None = None,
     tile: int | None = None,
-    halo: int = 64,
+    halo: int | None = None,
     dtype: Literal["float32", "input"] = "float32",
+    chunks: int | None = None,
+    shards: int | None = None,
+    pyramid: bool = False,
     overwrite: bool = False,
     device: str | None = None,
     precision: Precision = "auto",
     axes: str | None = None,
     trust: str | Sequence[str] = (),
-) -> np.ndarray:
-    """Denoises every frame, in raw counts, and keeps the images' axes -> the denoised array.
+) -> Any:
+    """Denoises every frame, in raw counts, and keeps the images' axes -> the denoised image.
 
-    A student with several output images, such as an uncertainty, writes the others beside `out`:
-    denoised_std.tif. What is returned is the central one.
+    Images of any size are read, denoised and written block by block; a run that was stopped goes on where it
+    was when it is called again with the same arguments, and ends with the same bytes. A student with several
+    output images, such as an uncertainty, writes the others beside `out`: denoised_std.tif.
+
+    What is returned is the central one: without `out` an array; with `out` what was written, as an array
+    where it is small, else as it is opened from there, unread.
 
     Args:
         run: a run or its folder, or a DirectDenoiser; with draws, a sampler; or "pretrained", the networks
             that ship with the package, for a first answer before any training.
-        out: TIFF to write, with the pixel size and axes of the input.
+        out: image to write, with the pixel size, axes, channel names and time step of the input: .tif,
+            .ome.tif, or .ome.zarr (v0.5; v0.4 where the input is).
         draws: number of draws of the sampler; 0 for the student's one pass.
         statistic: what the draws become: their mean, median or std, pixel by pixel.
-        tile: side in pixels of square tiles, for images too large to pass whole. Default: no tiles.
-        halo: pixels around each tile that the networks see and that are cut off.
+        seed: seed of the draws; each tile of each frame has its own from it.
+        memory: most that this may add to the memory of the process, such as 2GB; tiles follow from it.
+            Default: half of what is free, on the device too.
+        tile: side in pixels of square tiles, for images too large to pass whole. Default: as large as fits.
+        halo: pixels around each tile that the networks see and that are cut off. Default: what the student
+            can see, so that tiles make no difference. Draws take 64: most samplers see all of an image.
         dtype: type of the pixels written: "float32", or "input", rounded and clipped to the input's type.
+        chunks: side in pixels of the chunks of a .zarr. Default: the input's, or 512.
+        shards: side in pixels of the shards of a .zarr, each one file of many chunks. Default: no shards.
+        pyramid: smaller versions of the image in a .zarr, for viewers.
         overwrite: replace `out` if it exists.
         device: "cpu", "cuda", "cuda:1", "mps". Default: the best one of this machine.
         precision: "auto" (bf16 where the hardware has it), "bf16" or "fp32".
         axes: letters of the images' dimensions, of STCZYX. Default: what the file says.
         trust: your modules whose classes the run's files may name, and so have imported. Default: none.
     """
-    check_limits(locals())
+    chosen = {"draws": draws, "statistic": statistic, "seed": seed, "device": device,
+              "precision": precision, "axes": axes, "trust": trust}  # fmt: skip
+    options = {"chunks": chunks, "shards": shards, "pyramid": pyramid}
+    check_limits(chosen | options | {"out": out, "tile": tile, "halo": halo})
     _check_arguments(draws, statistic, tile)
-    hardware = Hardware(device, precision)
-    stack = as_stack(noisy, axes)
-    name = checkpoint.name_of(run)
-    if run == PRETRAINED and not Path(PRETRAINED).exists():
-        run = pretrained_sampler(stack) if draws else pretrained_denoiser(stack)
-    answer, names, trained_on = _answer(run, draws, statistic, hardware.device, trust)
-    files = [] if out is None else map_files(out, names)
-    for file in files:
-        check_file(file, tiff.ENDINGS, overwrite, 4.0 * len(files) * stack.pixels.size)
-    check_channels(stack, name, trained_on)
-    check_finite(stack)
-    frames, channels, *size = stack.frames.shape
-    maps = _room((frames, len(names) * channels, *size), None if out is None else Path(out).parent)
-    in_tiles = FittingTiles(answer, tile, halo)
-    for i in tqdm(range(len(stack.frames)), desc="predict", unit="frame"):
-        noisy_frame = torch.from_numpy(np.array(stack.frames[i], dtype=np.float32))[None].to(hardware.device)
-        with checks_of(name), torch.inference_mode(), hardware.autocast():
-            maps[i] = in_tiles(noisy_frame)[0].float().cpu().numpy()
-        if bad := int((~np.isfinite(maps[i])).sum()):
-            raise UserError(
-                f"{name}: its answer to frame {i} of {stack.name} has {bad} pixels that are NaN or infinite; "
-                "nothing was written; train it again, or pass --precision fp32"
-            )
-    images = np.split(maps, len(names), axis=1)
-    for file, map_name, image in zip(files, names, images, strict=False):
-        kind = "float32" if map_name == "std" else dtype  # whole counts would be too coarse for a spread
-        tiff.write(file, image, stack, dtype=kind, overwrite=overwrite)
-    return stack.restore(images[0])
+    ceiling = None if memory is None else as_bytes(memory)
+    job = Prediction(run, noisy, **chosen)
+    stack, room = job.stack, ceiling or free_on(job.hardware.device) / 2
+    targets = [] if out is None else _targets(out, job, dtype, options)
+    if math.prod(stack.frames.shape) * stack.pixels.dtype.itemsize <= min(SCAN_BYTES, room):
+        check_finite(stack)  # larger ones as they are read
+    if out is None:
+        return _in_memory(job, lambda: _plan(job, (1, 1, 1), room, tile, halo))
+    settings = {"tile": tile, "halo": halo, "memory": ceiling, "dtype": dtype} | options
+    with writing(targets, job.identity() | settings, overwrite) as written:
+        if written.plan is None:
+            plan = _plan(job, targets[0].grain, room, tile, halo)
+        else:
+            plan = Plan(**written.plan)
+        blocks = _blocks(plan, stack, targets[0].grain[0])
+        left = written.begin(asdict(plan), len(blocks))
+        numbers = {blocks[i]: i for i in left}
+        done = _here(job, plan, list(numbers), written)
+        try:
+            for block in _shown(done, blocks, list(numbers)):
+                written.mark(numbers[block])
+        except NotFinite:
+            written.discard()
+            raise
+    return _written(targets[0], room)
 
 
-def _answer(
-    run: str | os.PathLike[str] | DirectDenoiser | PosteriorSampler,
-    draws: int, statistic: Statistic, device: torch.device, trust: str | Sequence[str],
-) -> tuple[Callable[[Tensor], Tensor], Sequence[str], int | None]:  # fmt: skip
-    """((B, C, H, W) -> (B, len(names) * C, H, W), names, the C that it was trained on if that is known)."""
-    if isinstance(run, PosteriorSampler) and draws:
-        return partial(STATISTICS[statistic], run.eval().to(device), n=draws), [statistic], None
-    denoiser = checkpoint.load_denoiser(run, trust=trust).to(device)
-    if draws:
-        sampler = checkpoint.load_sampler(run, trust=trust).to(device)
-        return partial(STATISTICS[statistic], sampler, n=draws), [statistic], denoiser.channels
+def _here(job: Prediction, plan: Plan, blocks: list[Block], written: Writing) -> Iterator[Block]:
+    def write(block: Block, images: list[np.ndarray]) -> None:
+        written.write(block.first, block.rows[0], block.columns[0], images)
 
-    def one_pass(noisy: Tensor) -> Tensor:
-        return torch.cat(list(denoiser.maps(noisy).values()), dim=1)
-
-    return one_pass, denoiser.loss.outputs, denoiser.channels
+    return _streamed(job, plan, blocks, write)
 
 
-def _room(shape: tuple[int, ...], folder: Path | None) -> np.ndarray:
-    """float32 of this shape: in memory, or, where that would take more than half of what is free, in a file
-    without a name in the folder."""
-    size = 4 * math.prod(shape)
-    if 2 * size <= free_memory():
-        return np.empty(shape, np.float32)
-    if folder is None:
-        check_memory(size, "result", "pass out, which lets it lie on the disk, or fewer frames")
-        return np.empty(shape, np.float32)
-    with scratch_file(folder, size) as file:
-        return np.memmap(file, np.float32, "r+", shape=shape)
+def _streamed(
+    job: Prediction, plan: Plan, blocks: list[Block], write: Callable[[Block, list[np.ndarray]], None]
+) -> Iterator[Block]:
+    in_tiles = FittingTiles(job.answer, None, lambda: job.halo if plan.halo is None else plan.halo)
+    return stream(blocks, job.read, partial(job.compute, in_tiles, plan.batch), write)
+
+
+def _shown(done: Iterator[Block], blocks: list[Block], left: list[Block]) -> Iterator[Block]:
+    """The blocks as they come, with a bar in megapixels of all blocks."""
+    total, ahead = (sum(each.pixels for each in some) for some in (blocks, left))
+    with tqdm(desc="predict", total=total, initial=total - ahead, unit="Mpx", unit_scale=1e-6) as bar:
+        for block in done:
+            yield block
+            bar.update(block.pixels)
+
+
+def _targets(out: str | Path, job: Prediction, dtype: str, options: dict[str, Any]) -> list[Target]:
+    channels = job.stack.frames.shape[1]
+    kinds = ["float32" if name == "std" else dtype for name in job.names]  # whole counts would be too coarse
+    return [
+        open_target(file, job.stack, channels, kind, **options)
+        for file, kind in zip(map_files(out, job.names), kinds, strict=True)
+    ]
+
+
+def _plan(
+    job: Prediction, grain: tuple[int, int, int], ceiling: float, tile: int | None, halo: int | None
+) -> Plan:
+    shape, halo_of = job.stack.frames.shape, lambda: job.halo if halo is None else halo
+    if tile is None:
+        plan = fitting(shape, grain, halo_of, job.cost(), ceiling)
+        plan = plan if halo is None else replace(plan, halo=halo)
+    else:
+        sides = [max(ALIGNMENT, tile // ALIGNMENT * ALIGNMENT)] * 2
+        sides = [-(-side // each) * each for side, each in zip(sides, grain[1:], strict=True)]
+        plan = Plan(*sides, frames=grain[0], batch=1, halo=halo_of())
+    if (plan.height < shape[2] or plan.width < shape[3]) and not job.has_limited_field:
+        log.warning(
+            "in tiles of %d x %d px with a halo of %d px: this network looks farther than that, so the "
+            "answer differs a little from that to the whole image", plan.height, plan.width, plan.halo
+        )  # fmt: skip
+    return plan
+
+
+def _blocks(plan: Plan, stack: Stack, depth: int) -> list[Block]:
+    """depth: of chunks along the last axis of frames, beyond which no block may then go."""
+    sizes = zip(stack.axes[::-1], stack.pixels.shape[::-1], strict=True)
+    last = next((n for a, n in sizes if a in "STZ"), 1)
+    return plan.blocks(stack.frames.shape, last if depth > 1 else len(stack.frames))
+
+
+def _in_memory(job: Prediction, plan_of: Callable[[], Plan]) -> np.ndarray:
+    stack = job.stack
+    check_memory(4.0 * math.prod(stack.frames.shape), "result", "pass out, or fewer frames")
+    frames = np.empty(stack.frames.shape, np.float32)
+    plan = plan_of()
+    blocks = _blocks(plan, stack, 1)
+
+    def write(block: Block, images: list[np.ndarray]) -> None:
+        chosen = slice(block.first, block.first + block.count)
+        frames[chosen, :, slice(*block.rows), slice(*block.columns)] = images[0]
+
+    for _ in _shown(_streamed(job, plan, blocks, write), blocks, blocks):
+        pass
+    return stack.restore(frames)
+
+
+def _written(target: Target, ceiling: float) -> Any:
+    pixels = target.opened()
+    small = math.prod(pixels.shape) * pixels.dtype.itemsize <= SMALL * ceiling
+    return np.array(pixels[...]) if small else pixels
 
 
 def map_files(out: str | Path, names: Sequence[str]) -> list[Path]:
-    """The file of each output image: `out` for the first, out_NAME for the others."""
+    """The file of each output image: `out` for the first, out_NAME for the others.
+
+    Of Zarr, too, each has a store of its own: viewers show one image of a store, and each has its own type.
+    """
     out = Path(out)
-    return [out, *(out.with_name(f"{out.stem}_{name}{out.suffix}") for name in names[1:])]
+    stem, suffixes = out.stem, out.suffix
+    if stem.lower().endswith(".ome"):
+        stem, suffixes = stem[:-4], stem[-4:] + suffixes
+    return [out, *(out.with_name(f"{stem}_{name}{suffixes}") for name in names[1:])]
 
 
 def _check_arguments(draws: int, statistic: str, tile: int | None) -> None:

@@ -2,14 +2,16 @@
 
 import logging
 from collections.abc import Callable, Iterator
+from functools import cached_property
+from itertools import product
 
 import torch
 from torch import Tensor
 
 from distill.errors import UserError, out_of_memory
+from distill.prediction.plan import ALIGNMENT, spans
 
 log = logging.getLogger(__name__)
-ALIGNMENT = 64  # tiles start at multiples of this, so that every tile is downsampled on one grid
 
 
 def in_tiles(
@@ -35,8 +37,13 @@ def in_tiles(
 class FittingTiles:
     """`in_tiles`, and with tiles of half the side, as often as the memory is not enough."""
 
-    def __init__(self, answer: Callable[[Tensor], Tensor], tile: int | None, halo: int) -> None:
-        self.answer, self.tile, self.halo = answer, tile, halo
+    def __init__(self, answer: Callable[[Tensor], Tensor], tile: int | None, halo_of: Callable[[], int]):
+        self.answer, self.tile, self._halo_of = answer, tile, halo_of
+
+    @cached_property
+    def halo(self) -> int:
+        """Asked for where there are tiles: to find it takes time."""
+        return self._halo_of()
 
     def __call__(self, noisy: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, K, H, W). Errors: not even tiles of ALIGNMENT pixels fit."""
@@ -56,7 +63,7 @@ class FittingTiles:
     def _try(self, noisy: Tensor) -> Tensor | None:
         """None where memory ran out; a function of its own, so that what it held is free before the next."""
         try:
-            return in_tiles(self.answer, noisy, self.tile, self.halo)
+            return in_tiles(self.answer, noisy, self.tile, self.halo if self.tile else 0)
         except Exception as error:
             if not out_of_memory(error):
                 raise
@@ -70,18 +77,8 @@ def check_tile(tile: int | None) -> None:
 
 def _tiles(height: int, width: int, tile: int, halo: int) -> Iterator[tuple[tuple[int, ...], ...]]:
     """For each tile and axis: start and end of what is kept, start and end of what is seen."""
-
-    def spans(length: int) -> list[tuple[int, int, int, int]]:
-        step = max(ALIGNMENT, tile // ALIGNMENT * ALIGNMENT)
-        margin = -(-halo // ALIGNMENT) * ALIGNMENT
-        return [
-            (
-                start,
-                min(start + step, length),
-                max(0, start - margin),
-                min(start + step + margin, length),
-            )
-            for start in range(0, length, step)
-        ]
-
-    return ((rows, columns) for rows in spans(height) for columns in spans(width))
+    step = max(ALIGNMENT, tile // ALIGNMENT * ALIGNMENT)
+    for (rows, seen_rows), (columns, seen_columns) in product(
+        spans(height, step, halo), spans(width, step, halo)
+    ):
+        yield (*rows, *seen_rows), (*columns, *seen_columns)

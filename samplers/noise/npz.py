@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from io import BytesIO
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 
@@ -52,9 +52,9 @@ def _check_archive(path: NoiseFile, most_bytes: int) -> None:
     """Sizes, before anything is decompressed; checksums, which numpy stops before in a damaged array; and the
     number of arrays: zipfile passes over those that follow a damaged entry of its directory."""
     with zipfile.ZipFile(path) as archive:
-        with open(path, "rb") as file:
-            file.seek(-len(archive.comment) - 12, os.SEEK_END)  # in the record of 22 bytes at the end
-            promised = int.from_bytes(file.read(2), "little")
+        file = cast(IO[bytes], archive.fp)
+        file.seek(-len(archive.comment) - 12, os.SEEK_END)  # in the record of 22 bytes at the end
+        promised = int.from_bytes(file.read(2), "little")
         if promised != len(archive.infolist()):
             raise ValueError(f"{len(archive.infolist())} arrays are left of {promised}")
         size = sum(entry.file_size for entry in archive.infolist())

@@ -2,7 +2,6 @@
 
 import subprocess
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -122,12 +121,3 @@ def test_out_of_memory_means_smaller_tiles_and_in_the_end_one_line(error, tmp_pa
     with pytest.raises(UserError, match="out of memory with tiles of 64 pixels"):
         predict(FunctionSampler(sample), noisy, tmp_path / "new.tif", **options)
     assert not [*tmp_path.iterdir()]
-
-
-def test_a_result_larger_than_memory_lies_on_the_disk(tmp_path, noisy, monkeypatch):
-    sampler = FunctionSampler(lambda noisy: noisy + 1)
-    in_memory = predict(sampler, noisy, draws=1, device="cpu")
-    monkeypatch.setattr("distill.prediction.predict.free_memory", lambda: 1.0)
-    on_disk = predict(sampler, noisy, tmp_path / "new.tif", draws=1, device="cpu")
-    np.testing.assert_array_equal(on_disk, in_memory)
-    assert [path.name for path in Path(tmp_path).iterdir()] == ["new.tif"]

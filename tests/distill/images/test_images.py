@@ -13,7 +13,8 @@ from distill.errors import UserError
 from distill.images.sources import as_stack
 from distill.images.stack import LazyFrames, Stack
 from distill.images.statistics import statistics
-from distill.images.tiff import read, write
+from distill.images.tiff import read
+from distill.images.tiff_target import write
 
 torch.set_num_threads(1)
 SIZES = {"S": 2, "T": 3, "C": 4, "Z": 5, "Y": 6, "X": 7}
@@ -312,7 +313,7 @@ def test_big_files_lazy_frames_and_odd_units(tmp_path, name, monkeypatch):
     like.pixel_size, like.unit = {"x": 2.0, "y": 2.0}, "Å"
     assert isinstance(like.frames, LazyFrames)
     for limit in (1e9, 100):
-        monkeypatch.setattr("distill.images.tiff.BIG_BYTES", limit)
+        monkeypatch.setattr("distill.images.tiff_target.BIG_BYTES", limit)
         write(path, like.frames, like, overwrite=True)
         back = read(path)
         with tifffile.TiffFile(path) as tif:

@@ -1,0 +1,162 @@
+"""What is computed of each block of an image: one pass of a student, or many draws of a sampler."""
+
+import hashlib
+import mmap
+import os
+from collections.abc import Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distill.denoiser import DirectDenoiser
+from distill.errors import UserError, checks_of
+from distill.hardware import Hardware, Precision, seeded
+from distill.images.sources import Images, as_stack, check_channels
+from distill.images.stack import Stack
+from distill.images.statistics import MAX_COUNT, check_finite
+from distill.prediction.plan import Block, Cost
+from distill.prediction.pretrained import PRETRAINED, pretrained_denoiser, pretrained_sampler
+from distill.prediction.receptive_field import receptive_field
+from distill.prediction.tiles import FittingTiles
+from distill.runs import checkpoint
+from distill.runs.rebuild import describe
+from distill.runs.tensors import digest
+from samplers import PosteriorSampler, posterior_mean, posterior_median, posterior_std
+
+Statistic = Literal["mean", "median", "std"]
+STATISTICS = {"mean": posterior_mean, "median": posterior_median, "std": posterior_std}
+AnyRun = str | os.PathLike[str] | DirectDenoiser | PosteriorSampler
+UNLIMITED_HALO = 64  # of networks whose receptive field no halo covers
+SAMPLE = 128  # side in pixels of the image on which memory is measured
+
+
+class NotFinite(UserError):
+    """The networks' answer has NaN or infinity: to go on would only give more."""
+
+
+class Prediction:
+    """The networks, the image, and how one becomes the other. The arguments are those of `predict`."""
+
+    def __init__(
+        self,
+        run: AnyRun,
+        noisy: Images,
+        *,
+        draws: int = 0,
+        statistic: Statistic = "mean",
+        seed: int = 0,
+        device: str | None = None,
+        precision: Precision = "auto",
+        axes: str | None = None,
+        trust: str | Sequence[str] = (),
+    ) -> None:
+        self.draws, self.statistic, self.seed = draws, statistic, seed
+        self.hardware = Hardware(device, precision)
+        self.stack, self.name = as_stack(noisy, axes), checkpoint.name_of(run)
+        if run == PRETRAINED and not Path(PRETRAINED).exists():
+            run = pretrained_sampler(self.stack) if draws else pretrained_denoiser(self.stack)
+        self.network, trained_on = _network(run, draws, trust)
+        self.names = [statistic] if draws else list(self.network.loss.outputs)
+        check_channels(self.stack, self.name, trained_on)
+        self.network.eval().to(self.hardware.device)
+
+    @cached_property
+    def halo(self) -> int:
+        """The student's receptive field. That of samplers such as HDN is larger than any halo."""
+        found = None if self.draws else receptive_field(self.network)
+        return UNLIMITED_HALO if found is None else found
+
+    @cached_property
+    def has_limited_field(self) -> bool:
+        return not self.draws and receptive_field(self.network) is not None
+
+    def answer(self, noisy: Tensor, draws: int | None = None) -> Tensor:
+        """(B, C, H, W) -> (B, len(names) * C, H, W)."""
+        if self.draws:
+            return STATISTICS[self.statistic](self.network, noisy, n=draws or self.draws)
+        return torch.cat(list(self.network.maps(noisy).values()), dim=1)
+
+    def cost(self) -> Cost:
+        frames, few = self.stack.frames, self.draws if self.statistic == "median" else min(self.draws, 2)
+        sample = torch.from_numpy(np.array(frames[0, :, :SAMPLE, :SAMPLE], np.float32))[None]
+        channels, outputs = frames.shape[1], frames.shape[1] * len(self.names)
+        sample = sample.to(self.hardware.device)
+        with checks_of(self.name), torch.inference_mode(), self.hardware.autocast():
+            answer = FittingTiles(partial(self.answer, draws=few), None, lambda: self.halo)
+            return Cost.of(answer, channels, outputs, sample)
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this work from other work, in the terms of JSON."""
+        weights = {key: value.detach().cpu().contiguous() for key, value in self.network.state_dict().items()}
+        made = describe(self.network) or type(self.network).__name__
+        return {
+            "network": digest(weights, {"made": repr(made)}),
+            "images": fingerprint(self.stack),
+            "computed": [self.draws, self.statistic, self.seed, self.hardware.device.type,
+                         self.hardware.precision],
+        }  # fmt: skip
+
+    def read(self, block: Block) -> Tensor:
+        """What is seen of it: (F, C, h, w) float32. Errors: NaN, infinity."""
+        rows, columns = slice(*block.seen_rows), slice(*block.seen_columns)
+        chosen = slice(block.first, block.first + block.count)
+        counts = self.stack.frames[chosen, :, rows, columns]
+        with np.errstate(over="ignore"):
+            noisy = np.array(counts, np.float32)
+        if not (abs(noisy) <= MAX_COUNT).all():
+            check_finite(self.stack, range(block.first, block.first + block.count))
+        _give_back(self.stack.pixels)
+        return torch.from_numpy(noisy)
+
+    def compute(self, in_tiles: FittingTiles, batch: int, block: Block, noisy: Tensor) -> list[np.ndarray]:
+        """Each of the output images of it (F, C, h, w)."""
+        parts = [self._batch(in_tiles, block, i, noisy[i : i + batch]) for i in range(0, len(noisy), batch)]
+        answer = np.concatenate(parts) if len(parts) > 1 else parts[0]
+        finite = np.isfinite(answer).all(axis=(1, 2, 3))
+        if not finite.all():
+            raise self._not_finite(answer[first := int(finite.argmin())], block.first + first)
+        return np.split(answer, len(self.names), axis=1)
+
+    def _not_finite(self, answer: np.ndarray, frame: int) -> "NotFinite":
+        bad = int((~np.isfinite(answer)).sum())
+        return NotFinite(
+            f"{self.name}: its answer to frame {frame} of {self.stack.name} has {bad} pixels that are NaN or "
+            "infinite; nothing was written; train it again, or pass --precision fp32"
+        )
+
+    def _batch(self, in_tiles: FittingTiles, block: Block, i: int, noisy: Tensor) -> np.ndarray:
+        device, seeds = self.hardware.device, (self.seed, block.first + i, block.rows[0], block.columns[0])
+        with checks_of(self.name), torch.inference_mode(), self.hardware.autocast(), seeded(device, *seeds):
+            seen = in_tiles(noisy.to(device))
+        top, left = block.rows[0] - block.seen_rows[0], block.columns[0] - block.seen_columns[0]
+        height, width = block.rows[1] - block.rows[0], block.columns[1] - block.columns[0]
+        return seen[..., top : top + height, left : left + width].float().cpu().numpy()
+
+
+def _network(run: AnyRun, draws: int, trust: str | Sequence[str]) -> tuple[Any, int | None]:
+    """It, and the number of channels that it was trained on if that is known."""
+    if isinstance(run, PosteriorSampler) and draws:
+        return run, None
+    denoiser = checkpoint.load_denoiser(run, trust=trust)
+    return (checkpoint.load_sampler(run, trust=trust) if draws else denoiser), denoiser.channels
+
+
+def fingerprint(stack: Stack) -> str:
+    """Of its shape, type and the middle of its first, middle and last frame: however large it is."""
+    n, _, height, width = stack.frames.shape
+    sha256 = hashlib.sha256(repr((stack.axes, stack.pixels.shape, str(stack.pixels.dtype))).encode())
+    y, x = max(0, height // 2 - SAMPLE), max(0, width // 2 - SAMPLE)
+    for i in sorted({0, n // 2, n - 1}):
+        sha256.update(np.ascontiguousarray(stack.frames[i, :, y : y + 2 * SAMPLE, x : x + 2 * SAMPLE]).data)
+    return sha256.hexdigest()
+
+
+def _give_back(pixels: Any) -> None:
+    """Pages of a memory map that were read: they would count as memory of the process."""
+    mapped = getattr(pixels, "_mmap", None)
+    if isinstance(mapped, mmap.mmap) and pixels.mode == "r" and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
