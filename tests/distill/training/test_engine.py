@@ -287,8 +287,8 @@ def test_bf16_keeps_likelihoods_and_losses_in_float32(noisy, tiny_hdn, tiny_unet
 def test_patches_are_turned_only_where_the_noise_looks_the_same(noisy, tiny_unet, tmp_path, monkeypatch):
     asked = []
     sample = Patches.sample
-    monkeypatch.setattr(Patches, "sample", lambda self, n, g, allowed=range(8):
-                        asked.append(list(allowed)) or sample(self, n, g, allowed))  # fmt: skip
+    monkeypatch.setattr(Patches, "sample", lambda self, n, g, allowed=range(8), *part:
+                        asked.append(list(allowed)) or sample(self, n, g, allowed, *part))  # fmt: skip
     row, column = (AutoregressiveNoise(way, filters=4, dilations=(1,)) for way in ("row", "column"))
     tiny = dict(levels=2, latents=2, filters=4, blocks=1, patch_size=16)
     skewed = FunctionSampler(lambda x: x)
