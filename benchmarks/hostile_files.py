@@ -36,6 +36,7 @@ FORBIDDEN = ("socket.", "urllib.", "http.", "subprocess.", "os.system", "os.exec
              "os.fork", "ftplib.", "smtplib.", "webbrowser.")  # fmt: skip
 WRITES = ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.truncate", "os.chmod", "os.link",
           "os.symlink", "shutil.")  # fmt: skip
+Change = Callable[[], object]  # of one file of the case
 seen: list[tuple[str, str]] = []  # (what, of which file or name)
 place: Path | None = None  # the folder of the case; None while nothing is judged
 
@@ -77,15 +78,15 @@ def of(name: str, **arguments: Any) -> dict[str, Any]:
     return {"class": name, "arguments": arguments}
 
 
-def student(name: str, **arguments: Any) -> Callable[[], object]:
+def student(name: str, **arguments: Any) -> Change:
     return lambda: edit("run/student.safetensors", backbone=of(name, **arguments))
 
 
-def sampler(name: str, **arguments: Any) -> Callable[[], object]:
+def sampler(name: str, **arguments: Any) -> Change:
     return lambda: edit("run/sampler.safetensors", sampler=of(name, **arguments))
 
 
-def loss(name: str, **arguments: Any) -> Callable[[], object]:
+def loss(name: str, **arguments: Any) -> Change:
     def change() -> None:
         tensors, header = load(Path("run/student.safetensors"))
         window = {"loss.window": torch.zeros(2, 1, 1, 1)} if name.startswith("losses.perceptual") else {}
@@ -94,7 +95,7 @@ def loss(name: str, **arguments: Any) -> Callable[[], object]:
     return change
 
 
-def sampler_with(**arguments: Any) -> Callable[[], object]:
+def sampler_with(**arguments: Any) -> Change:
     """The run's own, but for these arguments."""
 
     def change() -> None:
@@ -133,7 +134,7 @@ def climbing(path: str) -> None:
         archive.writestr("../../owned.npy", b"x")
 
 
-def ome(name: str, start: str = "", text: str = "") -> Callable[[], object]:
+def ome(name: str, start: str = "", text: str = "") -> Change:
     """An OME-TIFF whose second plane is in another file."""
     part = '<TiffData FirstT="{0}" PlaneCount="1"><UUID FileName="{1}">urn:uuid:{0}</UUID></TiffData>'
     xml = (
@@ -154,7 +155,7 @@ def absolute_ome() -> None:
     ome(os.path.abspath("../outside/secret.tif"))()
 
 
-def with_link(link: str, target: str) -> Callable[[], object]:
+def with_link(link: str, target: str) -> Change:
     def change() -> None:
         Path(link).unlink(missing_ok=True)
         Path(link).symlink_to(Path(target).resolve())
@@ -168,7 +169,7 @@ def cache_of_objects() -> None:
     np.save("draws/draws.npy", np.array([Owned()], dtype=object), allow_pickle=True)
 
 
-def text(path: str, content: str) -> Callable[[], object]:
+def text(path: str, content: str) -> Change:
     def change() -> None:
         Path(path).write_text(content)
 
@@ -184,7 +185,7 @@ LAUGHS = "<!DOCTYPE x [<!ENTITY a0 'ha'>" + "".join(
 ) + "]>"  # fmt: skip
 ENTITY = "<!DOCTYPE x [<!ENTITY f SYSTEM '../outside/secret.txt'>]>"
 ENCODER = "students.encoder_decoder.EncoderDecoder"
-CASES: dict[str, tuple[Callable[[], object], str]] = {
+CASES: dict[str, tuple[Change, str]] = {
     "a command as student": (student("os.system", command="touch owned"), PREDICT),
     "a process as student": (student("subprocess.Popen", args=["touch", "owned"]), PREDICT),
     "eval as student": (student("builtins.eval", source="open('owned', 'w')"), PREDICT),
@@ -227,7 +228,7 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
         foreign_optimizer, "report run"),
     "a bomb as noise": (lambda: bomb("noise.npz", "std.npy"), NOISE),
     "a pickle in noise": (lambda: np.savez("noise.npz", std=np.array([Owned()], dtype=object)), NOISE),
-    "a pickle as noise": (lambda: Path("noise.npz").write_bytes(pickle.dumps(Owned())) and None, NOISE),
+    "a pickle as noise": (lambda: Path("noise.npz").write_bytes(pickle.dumps(Owned())), NOISE),
     "a lie as noise": (lambda: liar("noise.npz"), NOISE),
     "a climbing archive as noise": (lambda: climbing("noise.npz"), NOISE),
     "pixels of the folder above": (ome("../outside/secret.tif"), PREDICT),

@@ -53,6 +53,8 @@ COMMANDS: dict[str, Callable[[Path, Path], Any]] = {
     "predict": lambda run, out: predict(run, NOISY, out / "a.tif", draws=20, overwrite=True, device="cpu"),
 }
 
+WRITES = {"train": 14, "cache": 6, "evaluate": 30, "predict": 1}  # files, about
+
 
 def in_fork(work: Callable[[], Any], kill_after: float = 1e9, kill_at_write: int = 0) -> bool:
     """Whether the work ended; it is killed after some seconds, or inside its n-th writing of a file."""
@@ -133,7 +135,7 @@ def trials(name: str, kills: int, inside: float, seed: int = 0) -> tuple[int, in
             out.mkdir()
             ended = False
             for _ in range(min(chance.randint(1, 3), kills - done)):
-                at_write = chance.randint(1, 20) if chance.random() < inside else 0
+                at_write = chance.randint(1, WRITES[name]) if chance.random() < inside else 0
                 after = 1e9 if at_write else chance.uniform(0, seconds)
                 ended = in_fork(lambda: COMMANDS[name](run, out), after, at_write)  # noqa: B023
                 done, written = done + (not ended), written + (not ended and at_write > 0)

@@ -15,8 +15,8 @@ if TYPE_CHECKING:  # for editors and type checkers; below, the same names for Py
     from distill.evaluation.evaluate import evaluate_all as evaluate_all
     from distill.evaluation.metrics import psnr as psnr
     from distill.exporting.export import export as export
+    from distill.images.sources import read as read
     from distill.images.stack import Stack as Stack
-    from distill.images.tiff import read as read
     from distill.images.tiff import write as write
     from distill.prediction.cache import cache_draws as cache_draws
     from distill.prediction.predict import predict as predict
@@ -34,7 +34,7 @@ _HOMES = {
     "evaluate": "evaluation.evaluate", "evaluate_all": "evaluation.evaluate",
     "calibrate": "evaluation.calibration", "psnr": "evaluation.metrics", "report": "reporting.page",
     "export": "exporting.export", "DirectDenoiser": "denoiser", "load_sampler": "runs.checkpoint",
-    "load_denoiser": "runs.checkpoint", "specimen": "datasets", "read": "images.tiff",
+    "load_denoiser": "runs.checkpoint", "specimen": "datasets", "read": "images.sources",
     "write": "images.tiff", "Stack": "images.stack",
 }  # fmt: skip
 __all__ = ["UserError", *_HOMES]  # noqa: PLE0604  # pyright: ignore[reportUnsupportedDunderAll]

@@ -7,6 +7,7 @@ be narrowed in a second signature of every function, and those would be longer t
 
 import inspect
 import json
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -24,14 +25,14 @@ from distill.errors import UserError, checks_of
 from distill.evaluation import calibration, evaluate, tables
 from distill.exporting import export
 from distill.images.describe import describe_image
-from distill.images.sources import as_stack
+from distill.images.sources import as_stack, holds_images
 from distill.limits import check_limits
 from distill.noise_fitting import fit
 from distill.options import Parser, values
 from distill.prediction import cache, predict
 from distill.reporting import page
 from distill.runs import rebuild, tensors
-from distill.runs.describe import describe_run
+from distill.runs.describe import describe_run, is_finished
 from distill.training import cost, engine
 from distill.training.processes import is_main, joined
 
@@ -43,6 +44,8 @@ ROLES = {
 
 
 DRAWS = "numbers of draws to average"
+ONE = "TIFF, OME-Zarr or .npy, or a folder or 'glob' of such"
+NOISY = "noisy images in raw counts: TIFF, OME-Zarr, .npy"
 
 
 def run(command: str, arguments: list[str]) -> None:
@@ -79,7 +82,7 @@ def _add_options(parser: Parser, function: Callable[..., Any], skip: tuple[str, 
 @joined()
 def _train(arguments: list[str]) -> None:
     parser = _parser("train", "Co-train a posterior sampler and its one-pass student on noisy images.")
-    parser.add_argument("images", type=str, help="noisy TIFF, in raw counts")
+    parser.add_argument("images", type=str, nargs="+", help=NOISY)
     for role, (package, base, default) in ROLES.items():
         names = ", ".join(_public_classes(package, base))
         parser.add_argument(
@@ -109,7 +112,8 @@ def _train(arguments: list[str]) -> None:
     del options["trust"]  # `_default` has used it
     finished = engine.train(**options)
     if is_main():
-        print(f"{finished.path}: done. Now: distill predict {finished.path} {config.images} --out clean.tif")
+        images = _words(config.images)
+        print(f"{finished.path}: done. Now: distill predict {finished.path} {images} --out clean.tif")
 
 
 def _default(role: str, arguments: list[str]) -> dict[str, Any] | None:
@@ -166,7 +170,7 @@ def _predict(arguments: list[str]) -> None:
     parser = _parser("predict", "Denoise images with a run's student, or average its sampler's draws.")
     parser.add_argument("run", type=str, help="folder of a run, or pretrained: the weights in the package, "
                         "for a first answer before any training; --with RUN says the same")  # fmt: skip
-    parser.add_argument("noisy", type=str, help="noisy TIFF, in raw counts")
+    parser.add_argument("noisy", type=str, nargs="+", help=NOISY)
     parser.add_argument("--out", type=str, required=True, help="TIFF to write")
     _add_options(parser, predict.predict)
     arguments = [each for word in arguments for each in _split_with(word)]
@@ -186,10 +190,10 @@ def _evaluate(arguments: list[str]) -> None:
     parser = _parser("evaluate", "Compare draws and student: PSNR, SSIM, time, memory; or, without ground "
                      "truth, what the residuals tell.")  # fmt: skip
     parser.add_argument("run", type=str, help="folder of a run")
-    parser.add_argument("noisy", type=str, help="noisy TIFF, in raw counts")
-    parser.add_argument("clean", type=str, nargs="?", help="TIFF with the ground truth, one frame or as many")
+    parser.add_argument("noisy", type=str, help=f"noisy {ONE}, in raw counts")
+    parser.add_argument("clean", type=str, nargs="?", help="the ground truth likewise, one frame or as many")
     parser.add_argument("--out", type=str, help="folder to write to (default: that of the run)")
-    parser.add_argument("--draws", type=int, nargs="+", default=[1, 10, 100], help=DRAWS)
+    parser.add_argument("--draws", type=int, nargs="*", default=[1, 10, 100], help=f"{DRAWS}, or none")
     parser.add_argument("--cost", type=bool, default=False,
                         help="measure what the student adds to training too: cost.txt")  # fmt: skip
     _add_options(parser, evaluate.evaluate)
@@ -209,7 +213,7 @@ def _table1(arguments: list[str]) -> None:
                         help="folder of a run; once for each")  # fmt: skip
     parser.add_argument("--data", type=str, nargs=2, action="append", required=True,
                         metavar=("NOISY", "CLEAN"),
-                        help="noisy TIFF and its ground truth; once for each pair")  # fmt: skip
+                        help=f"noisy {ONE} and its ground truth; once for each pair")  # fmt: skip
     parser.add_argument("--out", type=str, default="runs/table1", help="folder to write to")
     parser.add_argument("--draws", type=int, nargs="+", default=[1, 10, 100], help=DRAWS)
     _add_options(parser, evaluate.evaluate, skip=("run", "noisy", "clean"))
@@ -228,9 +232,9 @@ def _report(arguments: list[str]) -> None:
 def _calibrate(arguments: list[str]) -> None:
     parser = _parser("calibrate", "Scale a student's intervals to the ground truth of images like yours.")
     parser.add_argument("run", type=str, help="folder of a run whose loss is Quantiles or MeanVariance")
-    parser.add_argument("noisy", type=str, help="noisy TIFF, not trained on")
-    parser.add_argument("clean", type=str, help="TIFF with the ground truth, one frame or as many")
-    for name, kind in {"test_noisy": "noisy TIFF", "test_clean": "its ground truth"}.items():
+    parser.add_argument("noisy", type=str, help=f"noisy {ONE}, not trained on")
+    parser.add_argument("clean", type=str, help="the ground truth likewise, one frame or as many")
+    for name, kind in {"test_noisy": "noisy images", "test_clean": "its ground truth"}.items():
         parser.add_argument(
             f"--{name}", type=str, help=f"{kind}, to report the coverage of (default: the same)"
         )
@@ -253,12 +257,12 @@ def _export(arguments: list[str]) -> None:
 def _cache(arguments: list[str]) -> None:
     parser = _parser("cache", "Write a sampler's draws to disk, for training students without running it.")
     parser.add_argument("run", type=str, help="folder of a run")
-    parser.add_argument("images", type=str, help="noisy TIFF, the one to train on")
+    parser.add_argument("images", type=str, nargs="+", help=f"{NOISY}; those to train on")
     parser.add_argument("--out", type=str, required=True, help="folder to write")
     _add_options(parser, cache.cache_draws)
     chosen = parser.parse_args(arguments)
     cache.cache_draws(**_without_config(chosen))
-    print(f"{chosen.out}: done. Now: distill train {chosen.images} --sampler CachedDraws "
+    print(f"{chosen.out}: done. Now: distill train {_words(chosen.images)} --sampler CachedDraws "
           f"--sampler.path {chosen.out} --out runs/student")  # fmt: skip
 
 
@@ -266,11 +270,12 @@ def _noise_model(arguments: list[str]) -> None:
     if arguments[:1] not in (["fit"], ["-h"], ["--help"]):
         raise UserError("noise-model: allowed is `distill noise-model fit`; try it with --help")
     parser = _parser("noise-model fit", "Fit p(noisy | signal) to frames, and judge it on held-out pixels.")
-    parser.add_argument("images", type=str, help="TIFF: frames of a static scene, or any noisy stack")
+    parser.add_argument("images", type=str, nargs="+",
+                        help="TIFF, OME-Zarr, .npy: of a static scene, or any noisy stack")  # fmt: skip
     parser.add_argument("--out", type=str, required=True, help="noise model to write (.npz), plot beside it")
-    parser.add_argument("--signal", type=str, help="TIFF: a denoised version of the images, for bootstrap")
+    parser.add_argument("--signal", type=str, help="a denoised version of the images, for bootstrap")
     parser.add_argument(
-        "--data", type=str, help="noisy TIFF that the model is meant for, to compare its range"
+        "--data", type=str, help="noisy images that the model is meant for, to compare their range"
     )
     _add_options(parser, fit.fit_noise_model)
     chosen = parser.parse_args([a for a in arguments if a != "fit"])
@@ -279,9 +284,16 @@ def _noise_model(arguments: list[str]) -> None:
 
 def _info(arguments: list[str]) -> None:
     parser = _parser("info", "What is in a run or an image.")
-    parser.add_argument("path", type=str, help="folder of a run, or a TIFF")
-    path = Path(parser.parse_args(arguments).path)
-    print(describe_run(path) if path.is_dir() else describe_image(path))
+    parser.add_argument("path", type=str, nargs="+", help=f"folder of a run, or {ONE}")
+    paths = parser.parse_args(arguments).path
+    folder = Path(paths[0]) if len(paths) == 1 else None
+    is_run = folder and folder.is_dir() and (is_finished(folder) or not holds_images(paths[0]))
+    print(describe_run(folder) if folder and is_run else describe_image(paths))
+
+
+def _words(paths: list[str]) -> str:
+    """As they are typed in a shell."""
+    return " ".join(shlex.quote(path) for path in paths)
 
 
 def _without_config(chosen: jsonargparse.Namespace) -> dict[str, Any]:

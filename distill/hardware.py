@@ -1,6 +1,7 @@
 """What this machine can do: its devices, and where bfloat16 is faster than float32."""
 
 import ctypes
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -68,6 +69,11 @@ def seeded(device: torch.device, *numbers: int) -> Iterator[None]:
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         seed_all(*numbers)
         yield
+
+
+def cores() -> int:
+    """Of the CPU, those that this process may use: a cluster may grant fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def seed_all(*numbers: int) -> None:

@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 import jsonargparse
@@ -14,11 +15,11 @@ import yaml
 from distill.errors import UserError
 from distill.files import check_readable
 
-MAX_VALUES = 10_000  # of a file of options
+MAX_VALUES, MAX_BYTES = 10_000, 1_000_000  # of a file of options
 
 _OWN = {  # jsonargparse's own options: their value, and their text
     "_ActionHelpClassPath": (" NAME", "the options of that class"),
-    "_ActionPrintConfig": ("", "print these settings as YAML, for --config, and run nothing"),
+    "_ActionPrintConfig": ("", "print these settings as YAML, and run nothing"),
 }
 
 
@@ -96,18 +97,18 @@ def _check_no_pipe(word: str) -> None:
 
 
 def check_config(path: str) -> None:
-    """A UserError for a file that is no YAML mapping of options, or that would grow without end."""
+    """A UserError for a file that is no YAML mapping of options, or that would take time without end."""
     check_readable(path, "pass a YAML file with options")
+    advice = "pass a file with lines such as steps: 600"
     try:
-        with open(path, encoding="utf-8") as file:
-            root = yaml.compose(file, yaml.SafeLoader)
+        text = Path(path).read_text(encoding="utf-8") if os.path.getsize(path) < MAX_BYTES else ""
+        opened = text.count("[") + text.count("{")  # of which PyYAML's time is the square
+        root = yaml.compose(text, yaml.SafeLoader) if opened < MAX_VALUES else None
         count = _count_values(root, {})
     except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise UserError(
-            f"{path}: not YAML that can be read ({error}); pass a file with lines such as steps: 600"
-        ) from None
+        raise UserError(f"{path}: not YAML that can be read ({error}); {advice}") from None
     if not isinstance(root, yaml.MappingNode):
-        raise UserError(f"{path}: holds no options; pass a file with lines such as steps: 600")
+        raise UserError(f"{path}: holds no options, or too many; {advice}")
     if count > MAX_VALUES:
         raise UserError(
             f"{path}: has {count:.3g} values with its aliases written out, allowed are {MAX_VALUES}"

@@ -20,18 +20,18 @@ class CachedDraws(PosteriorSampler):
     Training gives it patches of the images with their draws as further channels, so the sampler
     itself is never run: a student learns from all of them at the cost of one. It knows no other
     images.
+
+    A run may not say which cache to open, so the sampler of a run that is loaded from its files has no path,
+    and no draws.
     """
 
     files = ("path",)
 
     def __init__(self, path: str) -> None:
         super().__init__()
+        self.path = str(path or "")
         if not path:
-            raise ValueError(
-                "CachedDraws: got no path, and a run may not say which cache to open; for other images use "
-                "the sampler itself, for the same ones pass CachedDraws(path)"
-            )
-        self.path = str(path)
+            return
         try:
             self._header = _header(Path(path) / "draws.json")
             self._draws = _mapped(Path(path) / "draws.npy", self._header["layout"])  # (N, K, C, Y, X)
@@ -40,10 +40,11 @@ class CachedDraws(PosteriorSampler):
                 f"CachedDraws: {path}: not a finished cache ({error}); write one with distill cache"
             ) from None
         self.free_draws = self._draws.shape[1]
-        self.isotropic = self._header["isotropic"]
+        self.isotropic, self.mirrors = self._header["isotropic"], self._header["mirrors"]
 
     def training_images(self, frames: Any) -> "FramesAndDraws":
         """Frames (N, C, Y, X) -> (N, C + K * C, Y, X). ValueError for other images."""
+        self._check_path()
         if fingerprint(frames) != self._header["images"]:
             raise ValueError(
                 f"CachedDraws: {self.path}: its draws are of {self._header['name']}, not of these "
@@ -53,6 +54,7 @@ class CachedDraws(PosteriorSampler):
 
     def sample(self, noisy: Tensor, n: int = 1) -> Tensor:
         """(B, C + K * C, *S), cut from what `training_images` gives -> n <= K different draws."""
+        self._check_path()
         k, channels = self._draws.shape[1:3]
         if noisy.shape[1] != channels * (1 + k) or n > k:
             raise ValueError(
@@ -64,6 +66,13 @@ class CachedDraws(PosteriorSampler):
 
     def draws(self, noisy: Tensor, n: int) -> Iterator[Tensor]:
         yield from self.sample(noisy, n)
+
+    def _check_path(self) -> None:
+        if not self.path:
+            raise ValueError(
+                "CachedDraws: has no path, and a run may not say which cache to open; use the sampler itself "
+                "for draws, or none (evaluate: an empty --draws)"
+            )
 
 
 class FramesAndDraws:
@@ -94,7 +103,8 @@ class FramesAndDraws:
         return np.concatenate([noisy, draws.reshape(-1, *noisy.shape[1:])])
 
     def _check(self, frame: int) -> None:
-        if checksum(self._draws[frame]) != self._unchecked.pop(frame):
+        expected = self._unchecked.pop(frame, None)  # None: another thread is at it
+        if expected is not None and checksum(self._draws[frame]) != expected:
             raise ValueError(
                 f"CachedDraws: {self._path}: the draws of frame {frame} are damaged (their checksum does not "
                 "fit); delete that cache and write it again"

@@ -14,6 +14,8 @@ from hypothesis import HealthCheck, settings
 from samplers import HDN, GaussianNoise
 from students import UNet
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # read at import: its client would try for a minute to reach the internet
+
 # The same examples on every run; `--hypothesis-profile=search` looks for new ones.
 _ANY = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 settings.register_profile("repeatable", _ANY, max_examples=100, derandomize=True)
@@ -63,7 +65,6 @@ def network() -> Iterator[Network]:
     network = Network()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NO_PROXY", "*")  # a proxy on this machine would lead out of it
-        patch.setenv("HF_HUB_OFFLINE", "1")  # for the processes that tests start
         yield network
     network.active = False
 

@@ -20,6 +20,7 @@ FORBIDDEN = {
 }
 EXTRAS = {"scipy", "skimage", "matplotlib", "jsonargparse", "imagecodecs", "timm", "lpips", "torchvision"}
 EXTRAS |= {"segmentation_models_pytorch", "pooch", "onnx", "onnxscript", "onnxruntime", "bioimageio"}
+EXTRAS |= {"zarr", "yaozarrs", "nd2", "czifile", "liffile", "dask", "fsspec"}
 
 
 def imported(path: Path) -> set[str]:

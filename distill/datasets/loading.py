@@ -59,7 +59,7 @@ def _stacks(record: Record, noisy: Path, calibration: Path | None = None) -> tup
 
 
 def _stack(path: Path) -> np.ndarray:
-    pixels = read(path).pixels  # (N, Y, X), whatever letter its metadata give the first axis
+    pixels = np.asarray(read(path).pixels)  # (N, Y, X), whatever letter its metadata give the first axis
     return pixels.reshape(-1, *pixels.shape[-2:])
 
 

@@ -1,28 +1,40 @@
 """What is in an image, in a few lines."""
 
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-from distill.images.sources import as_stack
+from distill.images.sources import ImagePath, read
 from distill.images.stack import Stack
 from distill.images.statistics import statistics
 from samplers import GaussianNoise, neighbour_correlation
 from samplers.noise.neighbours import STRONG
 
 
-def describe_image(path: Path) -> str:
-    stack = as_stack(path)
+def describe_image(path: ImagePath | Sequence[ImagePath]) -> str:
+    stack = read(path)
     mean, std = statistics(stack)
     size = ", ".join(f"{axis} {value:g} {stack.unit}" for axis, value in stack.pixel_size.items())
     return "\n".join(
         [
-            f"{path}: {stack.pixels.dtype} image, axes {stack.axes}, shape {stack.pixels.shape}",
+            f"{stack.name}: {stack.pixels.dtype} image, axes {stack.axes}, shape {stack.pixels.shape}",
             f"frames    {stack.frames.shape} (N, C, Y, X)",
+            *_chunks(stack),
             f"pixel     {size or 'size unknown'}",
+            *_channels(stack),
             f"counts    mean {mean.flatten().tolist()}, std {std.flatten().tolist()}",
             f"noise     {_noise(stack)}",
         ]
     )
+
+
+def _chunks(stack: Stack) -> list[str]:
+    chunks = getattr(stack.pixels, "chunks", None)
+    return [f"chunks    {chunks} {stack.axes}, read when they are looked at"] if chunks else []
+
+
+def _channels(stack: Stack) -> list[str]:
+    names = stack.extra.get("Channel", {}).get("Name", [])
+    return [f"channels  {', '.join(names)}"] if names else []
 
 
 def _noise(stack: Stack) -> str:

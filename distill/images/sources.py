@@ -1,31 +1,130 @@
-"""Whatever holds images as a Stack: a path, an array, a tensor."""
+"""Whatever holds images as a Stack: paths, globs and folders of many formats, an array, a tensor."""
 
+import glob
 import os
+import re
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from distill.errors import UserError
+from distill.files import check_readable
+from distill.images import formats, tiff, zarr
+from distill.images.chunks import Chunked, span
+from distill.images.joined import join, with_axes
 from distill.images.stack import Stack, checked
-from distill.images.tiff import read
 
-Images = str | os.PathLike | np.ndarray | Tensor | Stack
+ImagePath = str | os.PathLike[str]
+Images = (
+    ImagePath | np.ndarray | Tensor | Stack | Sequence[ImagePath] | Any
+)  # or a Dask array, known by its methods
+
+ENDINGS = (".tif", ".tiff", ".zarr", ".npy", *formats.READERS)  # of what a folder may hold
 
 
 def as_stack(images: Images, axes: str | None = None) -> Stack:
-    """A path, an array, a tensor or a Stack as a Stack. Arrays are YX, TYX or TCYX by default."""
-    if isinstance(images, (str, os.PathLike)):
-        return read(images, axes)
+    """What `read` takes, an array (of NumPy or Dask), a tensor or a Stack as a Stack.
+
+    Arrays are YX, TYX or TCYX by default.
+    """
     if isinstance(images, Stack):
-        return checked(replace(images, axes=axes.upper() if axes else images.axes))
+        return checked(with_axes(images, axes) if axes else replace(images))
+    if isinstance(images, str | os.PathLike):
+        return read(images, axes)
+    if isinstance(images, list | tuple) and all(isinstance(each, str | os.PathLike) for each in images):
+        return read(images, axes)
+    if hasattr(images, "__dask_graph__"):
+        return checked(Stack(_of_dask(images), axes.upper() if axes else _guess(images)))
     if isinstance(images, Tensor):
         images = images.detach().cpu()
         images = (images.float() if images.dtype == torch.bfloat16 else images).numpy()
     pixels = images if isinstance(images, np.ndarray) else np.asarray(images)
-    guess = {2: "YX", 3: "TYX", 4: "TCYX"}.get(pixels.ndim, "")
-    return checked(Stack(pixels, axes.upper() if axes else guess))
+    return checked(Stack(pixels, axes.upper() if axes else _guess(pixels)))
+
+
+def read(images: ImagePath | Sequence[ImagePath], axes: str | None = None) -> Stack:
+    """A file, an OME-Zarr, a folder or a glob of files, or a list of them; read is only what is looked at.
+
+    TIFF, OME-TIFF, OME-Zarr (and a URL of one), Zarr arrays, .npy, ND2, CZI and LIF.
+
+    Several files must be equal in shape, axes and type. They are one stack, in the order of their names with
+    their numbers counted, or of the list: a new T, or S where they have times. axes: those of each file.
+
+    Raises UserError for what cannot be read, and for files that are unlike.
+    """
+    paths = [images] if isinstance(images, str | os.PathLike) else list(images)
+    found = [path for each in paths for path in _files(os.fspath(each))]
+    if not found:
+        raise UserError("images: got an empty list; pass at least one path")
+    name = ", ".join(os.fspath(each) for each in paths[:2]) + ", ..." * (len(paths) > 2)
+    return join([_read_file(path, axes) for path in found], name)
+
+
+def _files(path: str) -> list[str]:
+    """All that a path stands for: itself, the files of a folder, or those of a glob."""
+    if "://" in path or os.path.exists(path) or not glob.has_magic(path):
+        is_folder = os.path.isdir(path) and not zarr.is_zarr(path)
+        return _in_folder(path) if is_folder else [path]
+    if not (found := glob.glob(path, recursive=True)):
+        raise UserError(f"{path}: no file fits; pass a glob of files that exist, within quotation marks")
+    return sorted(found, key=_in_order)
+
+
+def _in_folder(path: str) -> list[str]:
+    names = [name for name in os.listdir(path) if name.lower().endswith(ENDINGS) and not name.startswith(".")]
+    if not names:
+        raise UserError(
+            f"{path}: is a folder without images ({', '.join(ENDINGS)}); pass files or another folder"
+        )
+    return [os.path.join(path, name) for name in sorted(names, key=_in_order)]
+
+
+def holds_images(folder: str) -> bool:
+    return zarr.is_zarr(folder) or any(name.lower().endswith(ENDINGS) for name in os.listdir(folder))
+
+
+def _in_order(name: str) -> list[tuple[int, str]]:
+    """frame_9 before frame_10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _read_file(path: str, axes: str | None) -> Stack:
+    ending = Path(path).suffix.lower()
+    if "://" in path or zarr.is_zarr(path):
+        return zarr.read(path, axes)
+    if ending == ".npy":
+        return _read_npy(path, axes)
+    if ending in formats.READERS:
+        return formats.read(path, axes)
+    return tiff.read(path, axes)
+
+
+def _read_npy(path: str, axes: str | None) -> Stack:
+    check_readable(path, "pass the path of an array that numpy.save wrote")
+    try:
+        pixels = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError, SyntaxError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: cannot be read ({reason}); pass an array that numpy.save wrote") from error
+    return checked(Stack(pixels, axes.upper() if axes else _guess(pixels), Path(path).name))
+
+
+def _of_dask(array: Any) -> Chunked:
+    chunks = tuple(max(each) for each in array.chunks)
+
+    def read_chunk(index: tuple[int, ...]) -> np.ndarray:
+        return np.asarray(array[span(index, array.shape, chunks)].compute())
+
+    return Chunked(array.shape, array.dtype, chunks, read_chunk, lambda index: f"array: chunk {index}")
+
+
+def _guess(pixels: Any) -> str:
+    return {2: "YX", 3: "TYX", 4: "TCYX"}.get(pixels.ndim, "")
 
 
 def check_channels(stack: Stack, name: str, trained_on: int | None) -> None:

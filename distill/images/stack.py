@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -13,34 +14,77 @@ LETTERS = "STCZYX"
 
 
 class LazyFrames:
-    """(N, C, Y, X) over an array (*lead, C, Y, X) whose lead axes cannot be merged without a copy.
+    """(N, C, Y, X) over pixels that cannot be reshaped to that without a copy, or without reading them.
 
-    Index the first axis with an int, a slice or an index array; only what is indexed is read.
+    Index the first axis with a whole number, a slice or an index array, the others with whole numbers or
+    slices; only what is indexed is read.
+
+    only: the one channel that they have, of several. Default: all.
     """
 
     ndim = 4
 
-    def __init__(self, array: np.ndarray):
-        self._array, self._lead, self.dtype = array, array.shape[:-3], array.dtype
-        self.shape = (math.prod(self._lead), *array.shape[-3:])
+    def __init__(self, pixels: Any, axes: str, only: int | None = None) -> None:
+        self._pixels, self._axes, self._only, self.dtype = pixels, axes, only, pixels.dtype
+        sizes = dict(zip(axes, pixels.shape, strict=True))
+        self._lead = {a: n for a, n in sizes.items() if a in "STZ"}
+        channels = sizes.get("C", 1) if only is None else 1
+        self.shape = (math.prod(self._lead.values()), channels, sizes["Y"], sizes["X"])
 
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, key) -> np.ndarray:
+    def __getitem__(self, key: Any) -> np.ndarray:
         first, *rest = key if isinstance(key, tuple) else (key,)
+        rest = (*rest, *[slice(None)] * 3)[:3]
         index = np.arange(len(self))[first]
-        return self._array[(*np.unravel_index(index, self._lead), *rest)]
+        if not index.ndim:
+            return self._block(int(index), rest)
+        if not index.size:
+            return np.empty((0, *self.shape[1:]), self.dtype)[(slice(None), *rest)]
+        return np.stack([self._block(int(i), rest) for i in index])
 
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        return np.asarray(self._array.reshape(self.shape), dtype=dtype)
+    def _block(self, frame: int, rest: tuple[Any, ...]) -> np.ndarray:
+        at = dict(zip(self._lead, np.unravel_index(frame, tuple(self._lead.values())), strict=True))
+        c, y, x = (_as_slice(k, n) for k, n in zip(rest, self.shape[1:], strict=True))
+        channels = c if self._only is None else slice(self._only, self._only + 1)
+        where = at | {"C": channels, "Y": y, "X": x}
+        block = np.asarray(self._pixels[tuple(where[a] for a in self._axes)])
+        kept = [a for a in self._axes if a in "CYX"]
+        block = block.transpose([kept.index(a) for a in "CYX" if a in kept])
+        block = block if "C" in kept else block[None]
+        if channels is not c or "C" not in kept:
+            block = block[c]
+        return block[tuple(slice(None) if isinstance(k, slice) else 0 for k in rest)]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[:], dtype=dtype)
+
+    def groups(self) -> list[np.ndarray]:
+        """Frames that lie in the same chunks, which are best read together."""
+        chunks = dict(zip(self._axes, getattr(self._pixels, "chunks", [1] * len(self._axes)), strict=True))
+        at = np.unravel_index(np.arange(len(self)), tuple(self._lead.values()))
+        group = np.zeros(len(self), np.int64)
+        for (axis, size), index in zip(self._lead.items(), at, strict=True):
+            group = group * size + index // chunks[axis]
+        order = np.argsort(group, kind="stable")
+        return np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
+
+    def chunk_sides(self) -> tuple[int, int]:
+        """Of its chunks along Y and X; of pixels in one piece, a row."""
+        chunks = dict(zip(self._axes, getattr(self._pixels, "chunks", self._pixels.shape), strict=True))
+        return (chunks["Y"] if hasattr(self._pixels, "chunks") else 1), chunks["X"]
+
+
+def _as_slice(key: Any, n: int) -> slice:
+    return key if isinstance(key, slice) else slice(range(n)[key], range(n)[key] + 1)
 
 
 @dataclass(eq=False)
 class Stack:
     """An image of any axis order. `axes` has one letter of STCZYX per dimension of `pixels`."""
 
-    pixels: np.ndarray
+    pixels: Any  # an array, or what is indexed like one: memory maps, chunks, files, all of them unread
     axes: str
     name: str = "array"
     pixel_size: dict[str, float] = field(default_factory=dict)  # of "x", "y", "z", in `unit`
@@ -48,25 +92,30 @@ class Stack:
     source: str = "plain"  # where `extra` comes from: "ome", "imagej" or "plain"
     extra: dict = field(default_factory=dict)  # that format's metadata in tifffile's terms
     compression: str | None = None
+    only: int | None = None  # the one channel that `frames` have; default: all
 
     @cached_property
     def frames(self) -> "np.ndarray | LazyFrames":
-        """(N, C, Y, X), N over S, T, Z in the file's order. A view where one exists (memory maps
-        are never read: LazyFrames where they have no such view), else a copy."""
+        """(N, C, Y, X), N over S, T, Z in the file's order. A view of an array where one exists, else a copy;
+        what lies in memory maps or chunks is never read for that: LazyFrames where they have no such view."""
+        if not isinstance(self.pixels, np.ndarray):
+            return LazyFrames(self.pixels, self.axes, self.only)
+        pixels = self.pixels
+        if self.only is not None:
+            pixels = pixels[(*[slice(None)] * self.axes.index("C"), slice(self.only, self.only + 1))]
         order = self._lead + "C" * ("C" in self.axes) + "YX"
-        moved = self.pixels.transpose([self.axes.index(a) for a in order])
+        moved = pixels.transpose([self.axes.index(a) for a in order])
         if "C" not in self.axes:
             moved = moved[..., None, :, :]
         dims = [d for d in zip(moved.shape[:-3], moved.strides[:-3], strict=True) if d[0] > 1]
         mergeable = all(stride == n * inner for (_, stride), (n, inner) in pairwise(dims))
         if isinstance(self.pixels, np.memmap) and not mergeable:
-            return LazyFrames(moved)
+            return LazyFrames(pixels, self.axes)
         return moved.reshape(-1, *moved.shape[-3:])
 
     def channel(self, c: int) -> "Stack":
-        """One channel of an image that has several: a view."""
-        before = (slice(None),) * self.axes.index("C")
-        return replace(self, pixels=self.pixels[(*before, slice(c, c + 1))], name=f"{self.name}, channel {c}")
+        """One channel of an image that has several: its `frames` are those of that channel."""
+        return replace(self, only=c, name=f"{self.name}, channel {c}")
 
     @property
     def _lead(self) -> str:

@@ -1,13 +1,15 @@
 """Mean and standard deviation of stacks of any size."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from distill.errors import UserError
-from distill.images.stack import Stack
+from distill.images.stack import LazyFrames, Stack
 
 MAX_COUNT = 1e18  # its square is still a float32, as a variance has to be
+SIDE = 2048  # pixels, of a frame that noise is estimated from
 SCAN_BYTES = 2e9  # statistics read all of a smaller stack, a sample of a larger one
 
 
@@ -17,9 +19,18 @@ def spread(n: int, count: int) -> np.ndarray:
     return ((np.arange(count) + 0.5) * n / count).astype(int)
 
 
-def some_frames(stack: Stack, count: int) -> np.ndarray:
-    """`count` of its frames (or all, if fewer), spread evenly: (count, C, Y, X) float32, in raw counts."""
-    return as_float32(stack.frames[spread(len(stack.frames), count)], stack.name)
+def some_frames(stack: Stack, count: int, side: int | None = None) -> np.ndarray:
+    """`count` of its frames (or all, if fewer), spread evenly: (count, C, Y, X) float32, in raw counts.
+
+    side: of larger frames, only as many rows and columns, from the middle. Default: all of each frame.
+    """
+    rows, columns = (_middle(n, side or n) for n in stack.frames.shape[2:])
+    return as_float32(stack.frames[spread(len(stack.frames), count), :, rows, columns], stack.name)
+
+
+def _middle(n: int, side: int) -> slice:
+    side = min(n, side)
+    return slice((n - side) // 2, (n - side) // 2 + side)
 
 
 def as_float32(counts, name: str) -> np.ndarray:
@@ -54,29 +65,26 @@ def _may_be_unusable(dtype: np.dtype) -> bool:
 
 
 def _unusable(pixels: np.ndarray) -> int:
-    return int((~(abs(pixels) <= MAX_COUNT)).sum()) if _may_be_unusable(pixels.dtype) else 0
+    if not _may_be_unusable(pixels.dtype):
+        return 0
+    most = min(MAX_COUNT, float(np.finfo(pixels.dtype).max)) if pixels.dtype.kind == "f" else MAX_COUNT
+    return int((~(abs(pixels) <= most)).sum())
 
 
 def statistics(stack: Stack, frames_index=None) -> tuple[np.ndarray, np.ndarray]:
     """Per-channel (mean, std), each (C, 1, 1) float32, of all frames or those in `frames_index`.
 
-    One pass in float64, a block of rows at a time (Chan's parallel form of Welford's update).
+    One pass in float64, block by block (Chan's parallel form of Welford's update); of an image of more than
+    SCAN_BYTES, a sample of them.
     Errors: NaN or infinity (`check_finite`), a constant channel.
     """
     frames = stack.frames
-    n_channels, height, width = frames.shape[1:]
+    n_channels = frames.shape[1]
     which = np.arange(len(frames)) if frames_index is None else np.asarray(frames_index)
-    rows = min(height, max(1, 2**20 // (n_channels * width)))
-    per_frame = -(-height // rows)
-    n_blocks = len(which) * per_frame
-    # All of it up to SCAN_BYTES; beyond, evenly spaced blocks: a terabyte's mean needs no terabyte.
-    # A NaN in a block left out is caught later, by the training loop's check of the loss.
-    limit = max(1, int(SCAN_BYTES) // (rows * n_channels * width * frames.dtype.itemsize))
-    blocks = np.arange(n_blocks) if n_blocks <= limit else np.arange(limit) * n_blocks // limit
     count, mean, m2 = 0, np.zeros(n_channels), np.zeros(n_channels)
     low, high = np.full(n_channels, np.inf), np.full(n_channels, -np.inf)
-    for i, row in zip(which[blocks // per_frame], blocks % per_frame * rows, strict=True):
-        block = np.asarray(frames[int(i), :, row : row + rows]).reshape(n_channels, -1)
+    for i, rows, columns in _blocks(frames, which):
+        block = np.asarray(frames[i, :, rows, columns]).reshape(n_channels, -1)
         if _unusable(block):
             check_finite(stack, which)
         block = block.astype(np.float64)
@@ -92,3 +100,27 @@ def statistics(stack: Stack, frames_index=None) -> tuple[np.ndarray, np.ndarray]
         )
     mean, std = (v.astype(np.float32).reshape(-1, 1, 1) for v in (mean, np.sqrt(m2 / count)))
     return mean, std
+
+
+def _blocks(frames: Any, which: np.ndarray) -> Iterator[tuple[int, slice, slice]]:
+    """(frame, rows, columns) of all blocks, those in the same chunks in a row. Of more than SCAN_BYTES, one
+    group of chunks of each stretch of them: a terabyte's mean needs no terabyte.
+
+    A NaN in a block left out is caught later, by the training loop's check of the loss."""
+    _, channels, height, width = frames.shape
+    is_lazy = isinstance(frames, LazyFrames)
+    chosen = set(which.tolist())
+    groups = frames.groups() if is_lazy else which[:, None]
+    groups = [own for group in groups if (own := [i for i in group.tolist() if i in chosen])]
+    rows, columns = frames.chunk_sides() if is_lazy else (1, width)
+    together = channels * max(map(len, groups))
+    rows *= max(1, 2**20 // (together * columns * rows))
+    down, across = -(-height // rows), -(-width // columns)
+    n_bytes = together * min(rows, height) * min(columns, width) * frames.dtype.itemsize
+    total = len(groups) * down * across
+    count = min(total, max(1, int(SCAN_BYTES / n_bytes)))
+    edges = np.arange(count + 1) * total // count
+    for at in np.random.default_rng(0).integers(edges[:-1], edges[1:]).tolist():
+        group, row, column = at // (down * across), at // across % down * rows, at % across * columns
+        for i in groups[group]:
+            yield i, slice(row, row + rows), slice(column, column + columns)

@@ -12,25 +12,26 @@ import tifffile
 
 from distill.errors import UserError, out_of_memory, went_through
 from distill.files import check_file, check_readable, whole_file
+from distill.images.chunks import Chunked
 from distill.images.intact import check_complete, complaints_as_errors
+from distill.images.joined import Joined
 from distill.images.linked import check_linked
+from distill.images.pages import pages
 from distill.images.stack import Stack, checked
-from distill.memory import check_memory
+from distill.images.units import in_one_unit, symbol
 
 log = logging.getLogger(__name__)
 
 BIG_BYTES = 3.9e9  # larger files are BigTIFF
 # tifffile's other letters: I, Q are unnamed page axes; R, P, M, V number positions.
 _SYNONYMS = str.maketrans("IQRPMV", "TTSSSS")
-_MICRONS = {"Å": 1e-4, "nm": 1e-3, "µm": 1.0, "mm": 1e3, "cm": 1e4, "inch": 25400, "m": 1e6}
-_UNITS = dict.fromkeys(("um", "micron", "microns", "μm", r"\u00b5m"), "µm") | {"in": "inch"}
 _LOSSLESS = {"ADOBE_DEFLATE": "zlib", "DEFLATE": "zlib", "LZW": "lzw", "ZSTD": "zstd"}
 _NOT_OME = ("int64", "uint64", "float16")
 
 
 def read(path: str | os.PathLike, axes: str | None = None) -> Stack:
-    """One TIFF file as a Stack: a read-only memory map where its pixels lie in one uncompressed
-    piece, otherwise read into memory (as files with several equal series are: these become S).
+    """One TIFF file as a Stack, unread: a memory map where its pixels lie in one uncompressed piece,
+    otherwise pages that are decoded when they are looked at. Several equal series become S.
 
     Axes come from OME-XML, ImageJ or tifffile metadata; else YX or TYX; `axes` overrides them all.
     """
@@ -70,19 +71,19 @@ def _equal_series(tif: tifffile.TiffFile, path: Path) -> list[tifffile.TiffPageS
     return [s for s, kind in zip(tif.series, kinds, strict=True) if kind == kinds[0]]
 
 
-def _pixels(
-    tif: tifffile.TiffFile, series: list[tifffile.TiffPageSeries], path: Path
-) -> tuple[np.ndarray, str]:
-    first = series[0]
-    axes = first.axes.translate(_SYNONYMS)
-    if len(series) > 1:
-        return np.stack([s.asarray() for s in series]), "S" + axes
+def _pixels(tif: tifffile.TiffFile, series: list[tifffile.TiffPageSeries], path: Path) -> tuple[Any, str]:
+    axes = series[0].axes.translate(_SYNONYMS)
+    parts = [_unread(tif, each, path) for each in series]
+    return (parts[0], axes) if len(parts) == 1 else (Joined(parts), "S" + axes)
+
+
+def _unread(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, path: Path) -> "np.memmap | Chunked":
     # A multi-file OME-TIFF may hold its pixels elsewhere, hence the look at each page's parent.
-    if first.dataoffset is not None and all(page is not None and page.parent is tif for page in first.pages):
-        dtype = np.dtype(tif.byteorder + first.dtype.char)
-        return np.memmap(path, dtype, "r", first.dataoffset, first.shape), axes
-    check_memory(first.nbytes, str(path), "save it uncompressed, which needs none, or end other programs")
-    return first.asarray(), axes
+    here = all(page is not None and page.parent is tif for page in series.pages)
+    if series.dataoffset is None or not here:
+        return pages(series, path)
+    dtype = np.dtype(tif.byteorder + series.dtype.char)
+    return np.memmap(path, dtype, "r", series.dataoffset, series.shape)
 
 
 def _calibrate(stack: Stack, tif: tifffile.TiffFile) -> None:
@@ -98,7 +99,7 @@ def _calibrate(stack: Stack, tif: tifffile.TiffFile) -> None:
     tags = tif.pages.first.tags
     inherent = {2: "inch", 3: "cm"}.get(int(tags.valueof("ResolutionUnit", 1)), "")
     unit = str(meta.get("unit") or inherent)
-    stack.unit = _UNITS.get(unit.lower(), unit)
+    stack.unit = symbol(unit)
     for axis in "xy":
         pixels, length = tags.valueof(f"{axis.upper()}Resolution", (1, 1))
         if pixels and length and (stack.unit or pixels != length):  # 1/1, no unit: uncalibrated
@@ -111,14 +112,11 @@ def _calibrate_ome(stack: Stack, xml: str) -> None:
     pixels = ElementTree.fromstring(xml).find("{*}Image/{*}Pixels")
     if pixels is None:
         return
-    units: dict[str, str] = {}
+    sizes = {}
     for axis in "xyz":
         if size := _number(pixels.get(f"PhysicalSize{axis.upper()}")):
-            unit = pixels.get(f"PhysicalSize{axis.upper()}Unit", "µm")
-            stack.pixel_size[axis], units[axis] = size, _UNITS.get(unit.lower(), unit)
-    stack.unit = next(iter(units.values()), "")
-    for axis, unit in units.items():  # one unit for all: the first axis'
-        stack.pixel_size[axis] *= _MICRONS.get(unit, 1) / _MICRONS.get(stack.unit, 1)
+            sizes[axis] = size, symbol(pixels.get(f"PhysicalSize{axis.upper()}Unit", "µm"))
+    stack.pixel_size, stack.unit = in_one_unit(sizes)
     for key in ("TimeIncrement", "TimeIncrementUnit"):
         if value := pixels.get(key):
             stack.extra[key] = value

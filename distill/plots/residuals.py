@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from distill.files import whole_file
-from samplers import AutoregressiveNoise, NoiseModel
+from samplers import AutoregressiveNoise, ChannelNoise, NoiseModel
 from samplers.noise import autocorrelation
 
 LAGS, BINS = 12, 40
@@ -20,6 +20,8 @@ def residual_picture(
     against the signal with the noise model's std beside it. First channel."""
     from matplotlib.figure import Figure
 
+    if isinstance(noise_model, ChannelNoise):
+        noise_model = noise_model.of(len(noisy))[0]
     figure = Figure(figsize=(13, 4 * len(images)), layout="constrained")
     axes = figure.subplots(len(images), 3, squeeze=False)
     for (name, image), (whole, correlation, against) in zip(images.items(), axes, strict=True):

@@ -73,7 +73,8 @@ def cache_draws(
     check_channels(stack, checkpoint.name_of(run), getattr(sampler, "channels", None))
     header = {
         "name": stack.name, "images": fingerprint(stack.frames), "sampler": _identity(sampler),
-        "isotropic": sampler.isotropic, "draws": draws, "keep": keep, "tile": tile, "halo": halo,
+        "isotropic": sampler.isotropic, "mirrors": list(sampler.mirrors),
+        "draws": draws, "keep": keep, "tile": tile, "halo": halo,
         "seed": seed, "mean": mean.ravel().tolist(), "std": std.ravel().tolist(),
     }  # fmt: skip
 
@@ -124,8 +125,12 @@ def _open(out: Path, state: Unfinished, shape: tuple[int, ...]) -> tuple[np.memm
         return _reopened(path, shape), checksums
     check_folder(out, 2 * math.prod(shape))
     state.save([])
-    cache = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
-    reserve(path)
+    try:
+        cache = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
+        reserve(path)
+    except UserError:
+        state.delete()
+        raise
     return cache, []
 
 

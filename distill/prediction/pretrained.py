@@ -9,7 +9,7 @@ from torch import Tensor
 from distill.denoiser import DirectDenoiser
 from distill.errors import checks_of
 from distill.images.stack import Stack
-from distill.images.statistics import some_frames, statistics
+from distill.images.statistics import SIDE, some_frames, statistics
 from losses import L2
 from samplers import StabilizedSampler
 from samplers.noise.split import LightSplit
@@ -42,4 +42,4 @@ def pretrained_sampler(stack: Stack) -> StabilizedSampler:
 def _seen(stack: Stack) -> tuple[Tensor, Tensor, Tensor]:
     """Some frames, and the mean and std of all, (C, 1, 1)."""
     mean, std = (torch.from_numpy(v) for v in statistics(stack))
-    return torch.from_numpy(some_frames(stack, 8)), mean, std
+    return torch.from_numpy(some_frames(stack, 8, SIDE)), mean, std

@@ -34,6 +34,10 @@ def describe_run(path: Path) -> str:
     return "\n".join(lines)
 
 
+def is_finished(run: Path) -> bool:
+    return (run / "student.safetensors").exists()
+
+
 def check_links(run: Path) -> None:
     """UserError for a link in a run that leads out of it: what is shown, and may be sent to others, would be
     another file of the user."""

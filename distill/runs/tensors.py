@@ -47,7 +47,8 @@ def load(path: Path, fields: Fields | None = None) -> tuple[dict[str, Tensor], d
             f"{path}: damaged, or of an earlier version (its checksum does not fit); restore or retrain it"
         )
     for name, kind in (fields or {}).items():
-        if name not in header or not isinstance(header[name], kind):
+        value = header.get(name, ...)
+        if not isinstance(value, kind) or isinstance(value, bool):  # which Python takes for an int
             raise UserError(f"{path}: its header lacks a sound '{name}'; pass another file, or retrain it")
     return tensors, header
 

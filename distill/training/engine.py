@@ -24,6 +24,7 @@ from distill.runs.run import Run
 from distill.training.budget import Trial, planned_steps
 from distill.training.checks import check_arguments, check_networks, space
 from distill.training.defaults import default_length, default_rates
+from distill.training.loader import loaded
 from distill.training.logs import Log, Metrics, tensorboard_log
 from distill.training.optimizer import Optimizer, Schedule, update
 from distill.training.patches import Patches, orientations, split
@@ -211,6 +212,7 @@ def train(
     processes.seed(seed)
     with (
         resumed(out, state, settings, metrics),
+        loaded(patches, batch_size, generator, allowed, processes.part) as batches,
         tqdm(total=total, initial=state.step, unit="step", smoothing=0.1, disable=not processes.main) as bar,
         stop_signals() as stop,
     ):
@@ -219,7 +221,7 @@ def train(
             co_training = step <= co_steps
             sampler.train(co_training)
             loss.schedule((step - 1) / total)
-            batch = hardware.put(patches.sample(batch_size, generator, allowed, processes.part))
+            batch = hardware.put(next(batches))
             for noisy in batch.split(micro_batch):
                 share = len(noisy) / batch_size
                 # 1. Pass the noisy images to the sampler and draw possible clean images.

@@ -65,6 +65,10 @@ def _split_frame(height, width, val_fraction, patch_size, rng) -> tuple[np.ndarr
     return np.array([train], dtype=np.int64), np.array([val], dtype=np.int64)
 
 
+Places = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+"""Of patches, n each: the region, how far down and right in it, and the orientation."""
+
+
 class Patches:
     """Square patches of frames (N, C, Y, X) within regions (R, 5); reads only their pixels."""
 
@@ -94,12 +98,22 @@ class Patches:
         allowed: those of the 8 `orientations` that each patch comes in at random. part: which of the n
         patches are read and returned.
         """
+        return self.cut(self.places(n, generator, allowed, part))
+
+    def places(
+        self,
+        n: int,
+        generator: np.random.Generator,
+        allowed: Sequence[int] = range(8),
+        part: slice = slice(None),
+    ) -> Places:
+        """Where `sample` cuts its patches: all that is random, without reading a pixel."""
         flat = generator.integers(self._ends[-1], size=n)
         region = np.searchsorted(self._ends, flat, side="right")
         flat = flat - (self._ends - self._rows * self._columns)[region]
         down, right = np.divmod(flat, self._columns[region])
         turns = np.asarray(allowed)[generator.integers(len(allowed), size=n)]
-        return self._cut(region[part], down[part], right[part], turns[part])
+        return region[part], down[part], right[part], turns[part]
 
     def grid(self, limit: int = 64) -> torch.Tensor:
         """(at most limit, C, P, P) float32: the same non-overlapping patches on each call, evenly
@@ -116,15 +130,16 @@ class Patches:
         down, right = np.divmod(flat - (ends - rows * columns)[region], columns[region])
         margin_y, margin_x = ((y1 - y0) % size // 2)[region], ((x1 - x0) % size // 2)[region]
         plain = np.zeros(len(flat), dtype=np.int64)
-        return self._cut(region, margin_y + down * size, margin_x + right * size, plain)
+        return self.cut((region, margin_y + down * size, margin_x + right * size, plain))
 
-    def _cut(self, region, down, right, turns) -> torch.Tensor:
-        size = self.patch_size
+    def cut(self, places: Places) -> torch.Tensor:
+        """(n, C, P, P) float32 raw counts."""
+        (region, down, right, turns), size = places, self.patch_size
         out = np.empty((len(region), self.frames.shape[1], size, size), dtype=np.float32)
         frame, y, x = self.regions[region, 0], self.regions[region, 1] + down, right
         x = x + self.regions[region, 3]
-        places = zip(frame.tolist(), y.tolist(), x.tolist(), turns.tolist(), strict=True)
-        for patch, (i, top, left, turn) in zip(out, places, strict=True):
+        each = zip(frame.tolist(), y.tolist(), x.tolist(), turns.tolist(), strict=True)
+        for patch, (i, top, left, turn) in zip(out, each, strict=True):
             with checks_of():  # a cache of draws verifies them as it reads
                 source = self.frames[i, :, top : top + size, left : left + size]
             if turn & TRANSPOSED:

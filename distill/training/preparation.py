@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from distill.denoiser import DirectDenoiser
 from distill.errors import checks_of
 from distill.images.stack import Stack
-from distill.images.statistics import some_frames
+from distill.images.statistics import SIDE, some_frames
 from distill.runs.checkpoint import load_weights
 from distill.training.defaults import Init
 from samplers import PosteriorSampler
@@ -28,7 +28,7 @@ def prepare_networks(
     student = denoiser.backbone
     if init not in ("pretrained", "none"):
         load_weights(init, sampler, student)
-    some = torch.from_numpy(some_frames(stack, 8))
+    some = torch.from_numpy(some_frames(stack, 8, SIDE))
     with checks_of(stack.name):
         if co_training or (init == "pretrained" and hasattr(sampler, "load_pretrained")):
             sampler.prepare(some, mean, std)  # a sampler that is already trained keeps its statistics

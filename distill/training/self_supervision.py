@@ -62,8 +62,6 @@ def split_risk(
 
 def self_supervised_share(asked: float | None, risk: SplitRisk | None, loss: Loss) -> float:
     """What `train(self_supervised=...)` means for this loss and this noise."""
-    if asked is not None and not 0 <= asked <= 1:
-        raise UserError(f"self_supervised: got {asked}, must be from 0 to 1")
     possible = risk is not None and isinstance(loss, L2)
     if asked and not possible:
         raise UserError(

@@ -1,5 +1,6 @@
 """Noise models on disk: .npz files without pickle, which the PN2V-family tools read and write too."""
 
+import os
 import zipfile
 from collections.abc import Sequence
 from io import BytesIO
@@ -24,12 +25,12 @@ def read(
 
     optional: None for any.
     """
-    if isinstance(path, BytesIO):
-        path.seek(0)  # another may have read it
-    elif not Path(path).is_file():
+    if not isinstance(path, BytesIO) and not Path(path).is_file():
         raise ValueError(f"{path}: no such file; pass a noise model (.npz)")
     try:
         _check_archive(path, most_bytes)
+        if isinstance(path, BytesIO):
+            path.seek(0)
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file}
             if odd := [key for key, value in arrays.items() if value.dtype.kind not in "biufU"]:
@@ -48,8 +49,14 @@ def read(
 
 
 def _check_archive(path: NoiseFile, most_bytes: int) -> None:
-    """Sizes, before anything is decompressed, and checksums: numpy stops before them in a damaged array."""
+    """Sizes, before anything is decompressed; checksums, which numpy stops before in a damaged array; and the
+    number of arrays: zipfile passes over those that follow a damaged entry of its directory."""
     with zipfile.ZipFile(path) as archive:
+        with open(path, "rb") as file:
+            file.seek(-len(archive.comment) - 12, os.SEEK_END)  # in the record of 22 bytes at the end
+            promised = int.from_bytes(file.read(2), "little")
+        if promised != len(archive.infolist()):
+            raise ValueError(f"{len(archive.infolist())} arrays are left of {promised}")
         size = sum(entry.file_size for entry in archive.infolist())
         if size > most_bytes:
             raise ValueError(f"{size / 1e6:.0f} MB of arrays, allowed are {most_bytes / 1e6:.0f}")

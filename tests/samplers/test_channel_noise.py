@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from distill.evaluation.residuals import residual_scores
+from distill.plots.residuals import residual_picture
 from distill.runs.rebuild import describe, rebuild
 from samplers import (
     HDN,
@@ -122,3 +124,16 @@ def test_mirrorings_that_all_channels_allow():
     assert list(ChannelNoise([row, GaussianNoise(1.0)]).mirrors) == ["y"]
     assert list(ChannelNoise([row, blur]).mirrors) == ["y"]
     assert ChannelNoise([GaussianNoise(1.0)] * 2).isotropic and not ChannelNoise([row, row]).isotropic
+
+
+def test_residuals_of_several_channels_are_scored_and_drawn(tmp_path):
+    noisy = two_cameras(32)[0]
+    clean = noisy.mean((1, 2), keepdim=True).expand_as(noisy)
+    white = GaussianNoise(6.0)
+    row = residual_scores(noisy, clean, ChannelNoise([white, GaussianNoise(150.0)]))
+    assert np.isfinite([row["nll"], row["expected_nll"], row["expected_std"]]).all()
+    assert "expected_nll" not in residual_scores(
+        noisy, clean, ChannelNoise([MODELS["autoregressive"], white])
+    )
+    for first in (white, MODELS["autoregressive"]):
+        residual_picture(tmp_path / "residuals.png", noisy, {"clean": clean}, ChannelNoise([first, white]))

@@ -40,6 +40,18 @@ def test_arguments_do_not_ask_for_more_memory_than_there_are_weights(tmp_path):
         load_noise_model(tmp_path / "huge.npz")
 
 
+def test_arrays_that_a_damaged_directory_hides_are_missed(tmp_path):
+    path = tmp_path / "noise.npz"
+    GaussianNoise(gain=2.0, offset=5.0, min_variance=1.0).write(path)
+    data = bytearray(path.read_bytes())
+    first, last = data.index(b"PK\1\2"), data.rindex(b"PK\1\2")
+    second = data.index(b"PK\1\2", first + 1)
+    data[second + 32] = data.index(b"PK\5\6") - last  # the bytes of its comment: the whole last entry
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="arrays are left of 3"):
+        load_noise_model(path)
+
+
 @pytest.mark.parametrize(
     "model",
     [

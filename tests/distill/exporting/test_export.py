@@ -72,7 +72,7 @@ def test_onnx_of_a_network_of_another_library(tmp_path):
     pytest.importorskip("onnxscript")
     pytest.importorskip("segmentation_models_pytorch")
     denoiser = run_of(tmp_path, EncoderDecoder("Unet", "tu-resnet10t", depth=3), Relu())
-    run_onnx(export(tmp_path, tmp_path / "deep.onnx"), denoiser)
+    run_onnx(export(tmp_path, tmp_path / "deep.onnx", trust=__name__), denoiser)
 
 
 @pytest.mark.slow
@@ -142,7 +142,7 @@ def test_what_cannot_be_exported_is_one_line(backbone, loss, options, message, t
     Path("there.onnx").touch()
     before = sorted(Path().rglob("*"))
     with pytest.raises(UserError, match=message) as error:
-        export(".", **options)
+        export(".", trust=__name__, **options)
     assert "\n" not in str(error.value) and sorted(Path().rglob("*")) == before
 
 

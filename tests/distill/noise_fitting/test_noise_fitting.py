@@ -151,7 +151,7 @@ def test_same_seed_same_model(tmp_path):
         ({"signal": np.ones((9, 9)), "method": "bootstrap"}, "does not fit images"),
         ({"percentiles": (60, 40)}, "percentiles: got"),
         ({"held_out": 0.0}, "held_out: got 0.0"),
-        ({"n_gaussian": 0}, "n_gaussian, n_coeff: got 0"),
+        ({"n_gaussian": 0}, "n_gaussian: got 0"),
         ({"axes": "YXQ"}, "unknown letter"),
         ({"out": "noise.txt"}, "ends in .npz"),
         ({"out": "absent/noise.npz"}, "folder does not exist"),
@@ -213,6 +213,6 @@ def test_every_channel_is_fitted_by_itself(tmp_path, kind):
     with pytest.raises(UserError, match="exists already"):
         fit_noise_model(both, tmp_path / "TCYX" / "noise.npz", kind=kind)
     (tmp_path / "TCYX" / "noise.npz").unlink()
-    with pytest.raises(UserError, match=r"noise_channel0\.png, .*noise_channel1\.png: exists already"):
+    with pytest.raises(UserError, match=r"noise_channel0\.png: exists already"):
         fit_noise_model(both, tmp_path / "TCYX" / "noise.npz", kind=kind)
     assert not (tmp_path / "TCYX" / "noise.npz").exists()

@@ -158,7 +158,7 @@ def test_sampling_is_fast():
 
 @pytest.mark.skipif("DISTILL_TEST_DATA" not in os.environ, reason="DISTILL_TEST_DATA is not set")
 def test_real_single_frame():
-    frames = read(Path(os.environ["DISTILL_TEST_DATA"]) / "convallaria_frame0.tif").frames
+    frames = np.asarray(read(Path(os.environ["DISTILL_TEST_DATA"]) / "convallaria_frame0.tif").frames)
     train, val = split(frames, 0.15, 64, seed=0)
     drawn = Patches(frames, train, 64).sample(64, rng())
     assert drawn.shape == (64, 1, 64, 64) and drawn.min() >= frames.min() and drawn.max() <= frames.max()

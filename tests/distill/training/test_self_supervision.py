@@ -115,8 +115,8 @@ def test_a_share_that_is_asked_for_leaves_the_rest_to_draws(asked, made, tmp_pat
     ("asked", "loss", "student", "message"),
     [
         (0.5, L1(), StabilizedUNet, "self_supervised: got 0.5 with the loss L1"),
-        (1.5, L2(), StabilizedUNet, "self_supervised: got 1.5, must be from 0 to 1"),
-        (-0.1, L2(), StabilizedUNet, "must be from 0 to 1"),
+        (1.5, L2(), StabilizedUNet, "self_supervised: got 1.5, must be a number at least 0 and at most 1"),
+        (-0.1, L2(), StabilizedUNet, "at least 0 and at most 1"),
         (0.5, L2(), lambda: UNet(depth=2, filters=4), "the student StabilizedUNet"),
         (None, L2(), lambda: StabilizedUNet(width=8), "width 40, got 8"),
     ],
@@ -145,8 +145,8 @@ def test_correlated_noise_that_is_known_is_split_and_not_turned(tmp_path, monkey
     made, turned = specimen(4, 64, noise="lines"), []
     noise = torch.from_numpy(made.noisy - made.clean)[:, None]
     model = CorrelatedNoise.from_noise(noise, torch.from_numpy(made.clean)[:, None])
-    monkeypatch.setattr(Patches, "sample", lambda *a, sample=Patches.sample: (
-        turned.append(list(a[3]) if len(a) > 3 else None), sample(*a))[1])  # fmt: skip
+    monkeypatch.setattr(Patches, "places", lambda *a, places=Patches.places: (
+        turned.append(list(a[3]) if len(a) > 3 else None), places(*a))[1])  # fmt: skip
     for asked in (1.0, None):
         out = tmp_path / str(asked)
         train(made.noisy, StabilizedSampler(model), StabilizedUNet(), L2(), out, self_supervised=asked,

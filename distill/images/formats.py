@@ -1,0 +1,120 @@
+"""Microscopes' own formats, a frame at a time, through the packages that know them."""
+
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill.errors import UserError, out_of_memory
+from distill.extras import extra
+from distill.files import check_readable
+from distill.images.chunks import Chunked
+from distill.images.stack import LETTERS, Stack, checked
+
+log = logging.getLogger(__name__)
+Index = dict[str, int]  # of a frame: its number along each axis that is not in the frame itself
+
+
+def read(path: str, axes: str | None = None) -> Stack:
+    """An ND2, CZI or LIF file, unread; of several images in a LIF, the first."""
+    check_readable(path, "pass the path of one file")
+    try:
+        stack = READERS[Path(path).suffix.lower()](path)
+    except Exception as error:  # of a damaged file anything
+        if isinstance(error, UserError) or out_of_memory(error):
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path}: cannot be read ({reason}); pass an intact file, or a TIFF of it") from error
+    if axes:
+        stack.axes = axes.upper()
+    return checked(stack)
+
+
+def _nd2(path: str) -> Stack:
+    file = extra("nd2", "formats", path).ND2File(path)
+    sizes = {"rgb" if axis == "S" else "S" if axis == "P" else axis: n for axis, n in file.sizes.items()}
+    lead = [n for axis, n in sizes.items() if axis not in ("C", "Y", "X", "rgb")]
+
+    def frame(at: Index) -> np.ndarray:
+        return file.read_frame(int(np.ravel_multi_index(tuple(at.values()), lead)) if lead else 0)
+
+    stack = _by_frames(path, sizes, ("C", "Y", "X"), file.dtype, frame)
+    stack.pixel_size, stack.unit = {a: s for a, s in file.voxel_size()._asdict().items() if s}, "µm"
+    if names := [each.channel.name for each in getattr(file.metadata, "channels", None) or []]:
+        stack.extra, stack.source = {"Channel": {"Name": names}}, "ome"
+    return stack
+
+
+def _czi(path: str) -> Stack:
+    file = extra("czifile", "formats", path).CziFile(path)
+    sizes = {"rgb" if a == "0" else a: n for a, n in zip(file.axes, file.shape, strict=True)}
+    origin = dict(zip(file.axes, file.start, strict=True))
+    tiles = [each for each in file.filtered_subblock_directory if each.stored_shape == each.shape]
+
+    def frame(at: Index) -> np.ndarray:
+        """Of a mosaic, put together from its tiles."""
+        plane = np.zeros((sizes["Y"], sizes["X"]), file.dtype)
+        for tile in tiles:
+            low = {a: n - origin.get(a, 0) for a, n in zip(tile.axes, tile.start, strict=True)}
+            if all(low.get(axis, 0) == i for axis, i in at.items()):
+                shape = dict(zip(tile.axes, tile.shape, strict=True))
+                pixels = tile.data_segment().data(resize=False).reshape(shape["Y"], shape["X"])
+                plane[low["Y"] : low["Y"] + shape["Y"], low["X"] : low["X"] + shape["X"]] = pixels
+        return plane
+
+    stack = _by_frames(path, sizes, ("Y", "X"), file.dtype, frame)
+    scaling = file.metadata(raw=False)["ImageDocument"]["Metadata"].get("Scaling") or {}
+    found = scaling.get("Items", {}).get("Distance", [])
+    meters = {each["Id"].lower(): each["Value"] for each in (found if isinstance(found, list) else [found])}
+    stack.pixel_size, stack.unit = {a: 1e6 * float(s) for a, s in meters.items() if a in "xyz" and s}, "µm"
+    return stack
+
+
+def _lif(path: str) -> Stack:
+    file = extra("liffile", "formats", path).LifFile(path)
+    image = file.images[0]
+    if len(file.images) > 1:
+        log.warning(f"{path}: holds {len(file.images)} images, this is the first, {image.name}")
+    sizes = {"rgb" if axis == "S" else "S" if axis == "M" else axis: n for axis, n in image.sizes.items()}
+
+    def frame(at: Index) -> np.ndarray:
+        return image.frames[tuple(at.values())]
+
+    stack = _by_frames(path, sizes, image.frames.frame_dims, image.dtype, frame)
+    ends = {a: c for a in "XYZ" if len(c := image.coords.get(a, ())) > 1}
+    stack.pixel_size = {a.lower(): 1e6 * abs(float(c[1] - c[0])) for a, c in ends.items()}
+    stack.unit = "µm"
+    return stack
+
+
+def _by_frames(
+    path: str,
+    sizes: dict[str, int],
+    inside: tuple[str, ...],
+    dtype: Any,
+    frame: Callable[[Index], np.ndarray],
+) -> Stack:
+    """sizes: of all axes, in their order. inside: axes of a frame. Unknown axes of size 1 are left out."""
+    if sizes.get("rgb", 1) > 1:
+        raise UserError(f"{path}: RGB image, one channel expected; convert it to grey")
+    kept = {axis: n for axis, n in sizes.items() if axis in LETTERS or n > 1}
+    chunks = tuple(n if axis in inside else 1 for axis, n in kept.items())
+    lock = threading.Lock()  # these packages move a position in their file
+
+    def read_chunk(index: tuple[int, ...]) -> np.ndarray:
+        at = dict.fromkeys(sizes, 0) | dict(zip(kept, index, strict=True))
+        with lock:
+            found = frame({axis: i for axis, i in at.items() if axis not in inside and axis in sizes})
+        return found.reshape(chunks).copy()
+
+    def where(index: tuple[int, ...]) -> str:
+        return f"{path}: frame {dict(zip(kept, index, strict=True))}"
+
+    pixels = Chunked(tuple(kept.values()), dtype, chunks, read_chunk, where)
+    return Stack(pixels, "".join(kept), Path(path).name)
+
+
+READERS: dict[str, Callable[[str], Stack]] = {".nd2": _nd2, ".czi": _czi, ".lif": _lif}

@@ -1,0 +1,79 @@
+"""Many files as one image."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from distill.errors import UserError
+from distill.images.chunks import written_out
+from distill.images.stack import Stack
+
+
+class Mapped:
+    """A memory map that is made anew for each look: no process may hold thousands of files open."""
+
+    def __init__(self, pixels: np.memmap) -> None:
+        order = "C" if pixels.flags.c_contiguous else "F"
+        self._made_of: Any = (pixels.filename, pixels.dtype, "r", pixels.offset, pixels.shape, order)
+        self.shape, self.dtype, self.ndim, self.size = pixels.shape, pixels.dtype, pixels.ndim, pixels.size
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        return np.memmap(*self._made_of)[key]
+
+
+class Joined:
+    """Arrays of equal shape and type as one that has a new first axis. Indexed as `Chunked` is."""
+
+    def __init__(self, parts: Sequence[Any]) -> None:
+        self._parts = [Mapped(each) if isinstance(each, np.memmap) else each for each in parts]
+        self.shape, self.dtype = (len(parts), *parts[0].shape), parts[0].dtype
+        self.ndim, self.size = len(self.shape), len(parts) * parts[0].size
+        if hasattr(parts[0], "chunks"):
+            self.chunks = (1, *parts[0].chunks)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        first, *rest = written_out(key, self.ndim)
+        if not isinstance(first, slice):
+            return self._parts[first][tuple(rest)]
+        parts = [part[tuple(rest)] for part in self._parts[first]]
+        return np.stack(parts) if parts else np.empty((0, *self.shape[1:]), self.dtype)[(slice(None), *rest)]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[...], dtype=dtype)
+
+
+def join(stacks: Sequence[Stack], name: str) -> Stack:
+    """Images of equal shape, axes and type as one: as times, or as positions where they have times."""
+    first = stacks[0]
+    if len(stacks) == 1:
+        return first
+    for each in stacks[1:]:
+        if _kind(each) != _kind(first):
+            raise UserError(
+                f"{name}: {each.name} is {_kind(each)}, but {first.name} is {_kind(first)}; pass images "
+                "of one shape and type together, and others by themselves"
+            )
+    letter = next((each for each in "TSZ" if each not in first.axes), None)
+    if letter is None:
+        raise UserError(
+            f"{name}: images of axes {first.axes} leave no axis to join them along; pass one of them"
+        )
+    return replace(
+        first, pixels=Joined([each.pixels for each in stacks]), axes=letter + first.axes, name=name
+    )
+
+
+def _kind(stack: Stack) -> str:
+    return f"{stack.axes} {tuple(stack.pixels.shape)} {stack.pixels.dtype.name}"
+
+
+def with_axes(stack: Stack, axes: str) -> Stack:
+    """Of joined files, `axes` may be those of each of them."""
+    joined = isinstance(stack.pixels, Joined) and len(axes) == stack.pixels.ndim - 1
+    letter = stack.axes[: int(joined)]
+    return replace(stack, axes=letter + axes.upper())

@@ -1,0 +1,25 @@
+"""Units of length and time as microscopes' files name them."""
+
+SYMBOLS: dict[str, str] = dict.fromkeys(("um", "micron", "microns", "μm", r"\u00b5m", "micrometer"), "µm")
+SYMBOLS |= {"in": "inch", "angstrom": "Å", "nanometer": "nm", "millimeter": "mm", "centimeter": "cm"}
+SYMBOLS |= {
+    "meter": "m",
+    "second": "s",
+    "millisecond": "ms",
+    "microsecond": "µs",
+    "minute": "min",
+    "hour": "h",
+}
+MICRONS = {"Å": 1e-4, "nm": 1e-3, "µm": 1.0, "mm": 1e3, "cm": 1e4, "inch": 25400, "m": 1e6}
+
+
+def symbol(unit: str) -> str:
+    """micrometer, um, microns -> µm; what is unknown stays as it is."""
+    return SYMBOLS.get(unit.lower(), unit)
+
+
+def in_one_unit(sizes: dict[str, tuple[float, str]]) -> tuple[dict[str, float], str]:
+    """Sizes of axes, each with its own unit -> all in that of the first, and that unit."""
+    first = next((unit for _, unit in sizes.values()), "")
+    scale = {axis: MICRONS.get(unit, 1) / MICRONS.get(first, 1) for axis, (_, unit) in sizes.items()}
+    return {axis: size * scale[axis] for axis, (size, _) in sizes.items()}, first
