@@ -9,7 +9,7 @@ from distill.errors import UserError
 from distill.images.stack import LazyFrames, Stack
 
 MAX_COUNT = 1e18  # its square is still a float32, as a variance has to be
-SIDE = 2048  # pixels, of a frame that noise is estimated from
+SIDE = 1024  # pixels, of a frame that noise is estimated from: networks look at it, which takes memory
 SCAN_BYTES = 2e9  # statistics read all of a smaller stack, a sample of a larger one
 
 

@@ -13,7 +13,8 @@ from torch.utils._pytree import tree_leaves
 from distill.errors import UserError
 
 ALIGNMENT = 64  # what is seen starts at multiples of this, so that every tile is downsampled on one grid
-FIXED = 48e6  # bytes that threads, libraries and their caches take, whatever the tiles
+CACHED = 2.0**26  # bytes of decoded chunks that are kept, for the tiles that share them
+FIXED = 48e6 + CACHED  # that threads, libraries and their caches take, whatever the tiles
 SHARE = 0.7  # of the ceiling, for what is planned: memory that is free between two blocks is lost to both
 MOST_FRAMES = 64  # in a batch
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from distill.denoiser import DirectDenoiser
 from distill.errors import UserError
 from distill.hardware import Precision
+from distill.images.chunks import CACHE
 from distill.images.sources import Images
 from distill.images.stack import Stack
 from distill.images.statistics import SCAN_BYTES, check_finite
@@ -22,7 +23,7 @@ from distill.images.targets import Target, Writing, open_target, writing
 from distill.limits import check_limits
 from distill.memory import as_bytes, check_memory, free_on
 from distill.prediction.blocks import STATISTICS, NotFinite, Prediction, Statistic
-from distill.prediction.plan import ALIGNMENT, Block, Plan, fitting
+from distill.prediction.plan import ALIGNMENT, CACHED, Block, Plan, fitting
 from distill.prediction.stream import stream
 from distill.prediction.tiles import FittingTiles, check_tile
 from samplers import PosteriorSampler
@@ -127,7 +128,8 @@ def _streamed(
     job: Prediction, plan: Plan, blocks: list[Block], write: Callable[[Block, list[np.ndarray]], None]
 ) -> Iterator[Block]:
     in_tiles = FittingTiles(job.answer, None, lambda: job.halo if plan.halo is None else plan.halo)
-    return stream(blocks, job.read, partial(job.compute, in_tiles, plan.batch), write)
+    with CACHE.limited_to(CACHED):
+        yield from stream(blocks, job.read, partial(job.compute, in_tiles, plan.batch), write)
 
 
 def _shown(done: Iterator[Block], blocks: list[Block], left: list[Block]) -> Iterator[Block]:
