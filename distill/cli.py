@@ -171,7 +171,7 @@ def _predict(arguments: list[str]) -> None:
     parser.add_argument("run", type=str, help="folder of a run, or pretrained: the weights in the package, "
                         "for a first answer before any training; --with RUN says the same")  # fmt: skip
     parser.add_argument("noisy", type=str, nargs="+", help=NOISY)
-    parser.add_argument("--out", type=str, required=True, help="TIFF to write")
+    parser.add_argument("--out", type=str, required=True, help="image to write: .tif, .ome.tif or .ome.zarr")
     _add_options(parser, predict.predict)
     arguments = [each for word in arguments for each in _split_with(word)]
     if "--with" in arguments[:-1]:
