@@ -311,7 +311,7 @@ def main() -> int:
             place, tempfile.tempdir = None, None
             seconds = time.process_time() - started
             found += [(case, *each) for each in seen] + ([(case, "unread", said)] if said else [])
-            found += [(case, "hang", f"{seconds:.1f} s")] if seconds > 5 else []
+            found += [(case, "hang", f"{seconds:.1f} s")] if seconds > 60 else []
             seen.clear()
             os.chdir(folder)
             shutil.rmtree(here)

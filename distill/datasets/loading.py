@@ -59,7 +59,8 @@ def _stacks(record: Record, noisy: Path, calibration: Path | None = None) -> tup
 
 
 def _stack(path: Path) -> np.ndarray:
-    pixels = np.asarray(read(path).pixels)  # (N, Y, X), whatever letter its metadata give the first axis
+    pixels = read(path).pixels  # (N, Y, X), whatever letter its metadata give the first axis
+    pixels = pixels if isinstance(pixels, np.ndarray) else np.asarray(pixels)  # a memory map stays one
     return pixels.reshape(-1, *pixels.shape[-2:])
 
 
