@@ -159,7 +159,7 @@ def contents(folder):
 
 def test_draws_do_not_depend_on_where_a_run_was_stopped_or_how_many_frames_go_at_once(noisy):
     sampler = FunctionSampler(lambda noisy: noisy + torch.randn_like(noisy))
-    drawn = [predict(sampler, noisy, draws=2, device="cpu", memory=m) for m in ("1GB", "70MB")]
+    drawn = [predict(sampler, noisy, draws=2, device="cpu", memory=m) for m in ("1GB", "166MB")]
     np.testing.assert_array_equal(*drawn)
     assert (predict(sampler, noisy, draws=2, seed=1, device="cpu") != drawn[0]).any()
 
