@@ -135,7 +135,7 @@ def _streamed(
 def _shown(done: Iterator[Block], blocks: list[Block], left: list[Block]) -> Iterator[Block]:
     """The blocks as they come, with a bar in megapixels of all blocks."""
     total, ahead = (sum(each.pixels for each in some) for some in (blocks, left))
-    with tqdm(desc="predict", total=total, initial=total - ahead, unit="Mpx", unit_scale=1e-6) as bar:
+    with tqdm(desc="predict", total=total, initial=total - ahead, unit="px", unit_scale=True) as bar:
         for block in done:
             yield block
             bar.update(block.pixels)
