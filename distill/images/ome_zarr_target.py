@@ -49,7 +49,7 @@ class ZarrTarget:
         self.path, self.like, self.dtype = path, like, written_dtype(dtype, like)
         self.part = path.with_name(f".{path.name}.part")
         self.zarr = _imported()
-        self.version = "0.4" if like.extra.get("ome_zarr") == "0.4" else "0.5"
+        self.version = like.ome_zarr or "0.5"
         self.axes = "".join(a for a in "TCZYX" if a in like.restored_axes(channels))
         if "S" in like.axes:
             raise UserError(

@@ -93,6 +93,7 @@ class Stack:
     source: str = "plain"  # where `extra` comes from: "ome", "imagej" or "plain"
     extra: dict = field(default_factory=dict)  # that format's metadata in tifffile's terms
     compression: str | None = None
+    ome_zarr: str | None = None  # version of that format, where it comes from it; written like it again
     only: int | None = None  # the one channel that `frames` have; default: all
 
     @cached_property

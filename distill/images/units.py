@@ -1,15 +1,11 @@
 """Units of length and time as microscopes' files name them."""
 
-SYMBOLS: dict[str, str] = dict.fromkeys(("um", "micron", "microns", "μm", r"\u00b5m", "micrometer"), "µm")
-SYMBOLS |= {"in": "inch", "angstrom": "Å", "nanometer": "nm", "millimeter": "mm", "centimeter": "cm"}
-SYMBOLS |= {
-    "meter": "m",
-    "second": "s",
-    "millisecond": "ms",
-    "microsecond": "µs",
-    "minute": "min",
-    "hour": "h",
-}
+NAMES = {"Å": "angstrom", "nm": "nanometer", "µm": "micrometer", "mm": "millimeter", "cm": "centimeter"}
+NAMES |= {"m": "meter", "s": "second", "ms": "millisecond", "µs": "microsecond", "min": "minute", "h": "hour"}
+"""Those of OME-Zarr, by their symbols."""
+SYMBOLS = {name: symbol for symbol, name in NAMES.items()} | {"in": "inch"}
+SYMBOLS |= dict.fromkeys(("um", "micron", "microns", "μm", r"\u00b5m"), "µm")
+NAMES |= {"inch": "inch", "sec": "second"}
 MICRONS = {"Å": 1e-4, "nm": 1e-3, "µm": 1.0, "mm": 1e3, "cm": 1e4, "inch": 25400, "m": 1e6}
 
 

@@ -45,7 +45,8 @@ def read(path: str, axes: str | None = None) -> Stack:
         return read(f"{path}/0", axes)
     if "plate" in ome or "well" in ome:
         raise UserError(f"{path}: a plate or one of its wells; pass one of its images, such as {path}/A/1/0")
-    model = _model(path, ome, version=5 if "ome" in attributes else 4)
+    version = "0.5" if "ome" in attributes else "0.4"
+    model = _model(path, ome, version)
     multiscale = model.multiscales[0]
     dataset = multiscale.datasets[0]
     array = _open(f"{path}/{dataset.path}")
@@ -58,6 +59,7 @@ def read(path: str, axes: str | None = None) -> Stack:
     _calibrate(stack, multiscale, found)
     if len(labels := _labels(path, ome)) == dict(zip(stack.axes, array.shape, strict=False)).get("C", 1):
         stack.extra["Channel"] = {"Name": labels}
+    stack.ome_zarr = version
     return checked(stack)
 
 
@@ -76,14 +78,14 @@ def _open(path: str) -> Any:
         ) from error
 
 
-def _model(path: str, ome: dict[str, Any], version: int) -> Any:
+def _model(path: str, ome: dict[str, Any], version: str) -> Any:
     """The OME metadata, validated; without `omero`, of which only the names count here."""
     yaozarrs = extra("yaozarrs", "zarr", path)
     if "multiscales" not in ome:
         raise UserError(
             f"{path}: a Zarr group without OME metadata; pass one of its arrays, such as {path}/0"
         )
-    image = yaozarrs.v05.Image if version == 5 else yaozarrs.v04.Image
+    image = yaozarrs.v05.Image if version == "0.5" else yaozarrs.v04.Image
     try:
         return image.model_validate({key: value for key, value in ome.items() if key != "omero"})
     except ValueError as error:

@@ -5,10 +5,7 @@ from typing import Any
 import numpy as np
 
 from distill.images.stack import Stack
-
-_NAMES = {"Å": "angstrom", "nm": "nanometer", "µm": "micrometer", "mm": "millimeter", "cm": "centimeter"}
-_NAMES |= {"m": "meter", "inch": "inch", "s": "second", "sec": "second", "ms": "millisecond"}
-_NAMES |= {"µs": "microsecond", "min": "minute", "h": "hour"}
+from distill.images.units import NAMES
 
 
 def attributes(
@@ -20,7 +17,7 @@ def attributes(
     v: Any = v04 if version == "0.4" else v05
     time, time_unit = _time_step(like)
     scale = {a: like.pixel_size.get(a.lower(), 1.0) for a in "ZYX"} | {"T": time, "C": 1.0}
-    units = dict.fromkeys("ZYX", _NAMES.get(like.unit)) | {"T": time_unit}
+    units = dict.fromkeys("ZYX", NAMES.get(like.unit)) | {"T": time_unit}
     kinds = {"T": v.TimeAxis, "C": v.ChannelAxis}
     told = {a: {"unit": unit} for a, unit in units.items() if unit}
     described = [kinds.get(a, v.SpaceAxis)(name=a.lower(), **told.get(a, {})) for a in axes]
@@ -47,7 +44,7 @@ def _time_step(like: Stack) -> tuple[float, str | None]:
     extra = like.extra
     value = extra.get("TimeIncrement") or extra.get("finterval") or 1.0
     unit = extra.get("TimeIncrementUnit") or extra.get("tunit") or ("s" if value != 1.0 else None)
-    return float(value), _NAMES.get(str(unit).replace("\\u00B5", "µ")) if unit else None
+    return float(value), NAMES.get(str(unit).replace("\\u00B5", "µ")) if unit else None
 
 
 def _channels(v: Any, like: Stack, channels: int) -> Any:

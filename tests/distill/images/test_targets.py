@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill import UserError
+from distill.images.sources import as_stack
 from distill.images.stack import Stack
 from distill.images.targets import Writing, open_target, writing
 from distill.images.tiff import read
@@ -72,7 +73,7 @@ def test_zarr_keeps_axes_calibration_names_and_time(tmp_path):
 
 def test_an_older_zarr_in_means_an_older_zarr_out(tmp_path):
     stack = image()
-    stack.extra = EXTRA | {"ome_zarr": "0.4"}
+    stack.extra, stack.ome_zarr = EXTRA, "0.4"
     write_all(tmp_path / "a.zarr", stack, dtype="input")
     group = zarr.open_group(tmp_path / "a.zarr", mode="r")
     assert group.metadata.zarr_format == 2
@@ -201,3 +202,15 @@ def test_a_tiff_larger_than_the_classic_limit_is_big(tmp_path, monkeypatch):
     write_all(tmp_path / "a.tif", image("TYX"))
     with tifffile.TiffFile(tmp_path / "a.tif") as tif:
         assert tif.is_bigtiff
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_what_is_read_and_written_again_keeps_its_version(tmp_path, version):
+    stack = Stack(np.ones((2, 32, 32), "f4"), "TYX", ome_zarr=version)
+    for name in ("first", "again"):
+        with writing([open_target(tmp_path / f"{name}.zarr", stack, 1)], {}, False) as written:
+            written.begin({}, 1)
+            written.write(0, 0, 0, [np.ones((2, 1, 32, 32), "f4")])
+            written.mark(0)
+        stack = as_stack(tmp_path / f"{name}.zarr")
+    assert stack.ome_zarr == version
