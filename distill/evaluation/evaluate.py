@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
+from distill.denoiser import DirectDenoiser
 from distill.evaluation.checks import advice
 from distill.evaluation.compare import INPUT, Metrics, compare, noise_model_of
 from distill.evaluation.metrics import lpips, psnr, ssim
@@ -23,9 +25,20 @@ from distill.locks import locked
 from distill.plots.pictures import comparison
 from distill.plots.residuals import residual_picture
 from distill.runs import checkpoint
-from samplers import NoiseModel
+from losses import L2
+from samplers import NoiseModel, PosteriorSampler
 
 UNFINISHED = ".evaluation.unfinished"  # no folder of a user's
+
+
+class NoStudent(DirectDenoiser):
+    """In place of the student of a run that has none: it gives no image."""
+
+    def __init__(self, sampler: PosteriorSampler) -> None:
+        super().__init__(nn.Identity(), L2(), getattr(sampler, "channels", 1))
+
+    def maps(self, noisy: Tensor) -> dict[str, Tensor]:
+        return {}
 
 
 def evaluate(
@@ -67,7 +80,10 @@ def evaluate(
     check_limits(locals(), draws=COUNT)
     out = check_folder(run if out is None else out)
     sampler = checkpoint.load_sampler(run, trust=trust)
-    denoiser = checkpoint.load_denoiser(run, trust=trust)
+    if checkpoint.has_student(run):
+        denoiser = checkpoint.load_denoiser(run, trust=trust)
+    else:
+        denoiser = NoStudent(sampler)
     noisy = as_stack(noisy, axes)  # read once
     check_channels(noisy, checkpoint.name_of(run), denoiser.channels)
     if clean is not None:

@@ -7,7 +7,7 @@ from distill.denoiser import DirectDenoiser
 from distill.errors import checks_of
 from distill.images.stack import Stack
 from distill.images.statistics import SIDE, some_frames
-from distill.runs.checkpoint import load_weights
+from distill.runs.checkpoint import has_student, load_sampler, load_weights
 from distill.training.defaults import Init
 from samplers import PosteriorSampler
 from samplers.noise.split import LightSplit
@@ -28,6 +28,8 @@ def prepare_networks(
     student = denoiser.backbone
     if init not in ("pretrained", "none"):
         load_weights(init, sampler, student)
+        if sampler.trainable and not co_training:
+            _take_over(load_sampler(init, trust=type(sampler).__module__), sampler)
     some = torch.from_numpy(some_frames(stack, 8, SIDE))
     with checks_of(stack.name):
         if co_training or (init == "pretrained" and hasattr(sampler, "load_pretrained")):
@@ -41,7 +43,17 @@ def prepare_networks(
         denoiser.loss.prepare(denoiser.standardize(some))
     if init == "pretrained":
         _load_pretrained(sampler, student)
+    elif init != "none" and not has_student(init):
+        _load_pretrained(student)
     return light, noise_model
+
+
+def _take_over(trained: PosteriorSampler, sampler: PosteriorSampler) -> None:
+    """All of a sampler that is not trained further: the statistics and the noise of its own images too."""
+    for name in ("noise_model", "light"):
+        if hasattr(trained, name):
+            setattr(sampler, name, getattr(trained, name))
+    sampler.load_state_dict(trained.state_dict())
 
 
 def _load_pretrained(*networks: nn.Module) -> None:
