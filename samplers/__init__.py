@@ -5,8 +5,10 @@ from samplers.analytic import BimodalPixels, LinearGaussianField, SkewedPixels
 from samplers.base import PosteriorSampler, posterior_mean, posterior_median, posterior_std
 from samplers.cached import CachedDraws
 from samplers.divnoising import DivNoising
+from samplers.flow import FlowMatching, WithTime
 from samplers.function import FunctionSampler
 from samplers.hdn import HDN, LIGHT
+from samplers.next_photon import NextPhoton, WithLevel
 from samplers.noise import (
     AutoregressiveNoise,
     ChannelNoise,
@@ -34,6 +36,7 @@ __all__ = [
     "DiffusionSampler",
     "DivNoising",
     "Ensemble",
+    "FlowMatching",
     "FunctionSampler",
     "GaussianMixtureNoise",
     "GaussianNoise",
@@ -41,6 +44,7 @@ __all__ = [
     "JointNoiseVAE",
     "LinearGaussianField",
     "MonteCarloDropout",
+    "NextPhoton",
     "NoiseModel",
     "OnePassSampler",
     "PhotonNoise",
@@ -48,6 +52,8 @@ __all__ = [
     "SkewedPixels",
     "StabilizedSampler",
     "StructuredNoiseVAE",
+    "WithLevel",
+    "WithTime",
     "load_noise_model",
     "neighbour_correlation",
     "posterior_mean",
