@@ -81,15 +81,17 @@ class FlowMatching(PosteriorSampler):
             return (draws * self.std_of + self.mean_of).to(noisy.dtype)
 
     def training_step(self, noisy: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 2 C, H, W), noisy and clean -> squared error of the velocity at a random time in standardized
-        units, and a draw, by the passes of `sample`."""
+        """(B, 2 C, H, W), noisy and clean -> `squared_error`, and a draw, by the passes of `sample`."""
+        return self.squared_error(noisy), self.sample(noisy)[0]
+
+    def squared_error(self, noisy: Tensor) -> Tensor:
+        """(B, 2 C, H, W), noisy and clean -> that of the velocity at a random time, in standardized units."""
         if noisy.shape[1] != 2 * self.channels:
             raise NotImplementedError("FlowMatching: has no clean images to learn from; pass clean")
         given, target = ((noisy - self.mean_of.repeat(2, 1, 1)) / self.std_of.repeat(2, 1, 1)).chunk(2, dim=1)
         start, t = torch.randn_like(target), torch.rand(len(target), device=target.device)
         x = torch.lerp(start, target, t[:, None, None, None])
-        loss = (self._v(x, t, given) - (target - start)).square().mean()
-        return loss, self.sample(noisy)[0]
+        return (self._v(x, t, given) - (target - start)).square().mean()
 
     def _draw(self, given: Tensor) -> Tensor:
         x = torch.randn_like(given)
