@@ -6,7 +6,7 @@ from samplers.base import PosteriorSampler, posterior_mean, posterior_median, po
 from samplers.cached import CachedDraws
 from samplers.divnoising import DivNoising
 from samplers.flow import FlowMatching, WithTime
-from samplers.function import FunctionSampler
+from samplers.function import FunctionSampler, NumpySampler
 from samplers.hdn import HDN, LIGHT
 from samplers.next_photon import NextPhoton, WithLevel
 from samplers.noise import (
@@ -46,6 +46,7 @@ __all__ = [
     "MonteCarloDropout",
     "NextPhoton",
     "NoiseModel",
+    "NumpySampler",
     "OnePassSampler",
     "PhotonNoise",
     "PosteriorSampler",

@@ -48,6 +48,7 @@ class FlowMatching(PosteriorSampler):
                 f"FlowMatching: got {steps=}, {mean=}, {std=}; needs at least 1 step, and mean with a std "
                 "above 0, or neither"
             )
+        self.declare(channels)  # though its training images have those of the clean ones too
         self.velocity, self.channels, self.steps = velocity, channels, steps
         self.mean, self.std, self.clean = mean, std, None
         self._clean = None if clean is None else _frames(clean)
