@@ -16,6 +16,7 @@ from distill.evaluation.compare import INPUT, Metrics, compare, noise_model_of
 from distill.evaluation.metrics import lpips, psnr, ssim
 from distill.evaluation.pairs import Pairs, paired
 from distill.evaluation.tables import Row, distinct, format_table, table1, write_csv
+from distill.evaluation.worth import worth
 from distill.files import check_folder, whole_file, write_text
 from distill.hardware import Hardware, Precision
 from distill.images.sources import Images, as_stack, check_channels
@@ -107,7 +108,7 @@ def _write(
 ) -> None:  # fmt: skip
     write_csv(out / "evaluation.csv", rows)
     write_csv(out / "checks.csv", parts)
-    said = "".join(f"\n- {sentence}" for sentence in advice(parts))
+    said = "".join(f"\n- {sentence}" for sentence in worth(rows) + advice(parts))
     write_text(out / "evaluation.md", format_table(rows) + "\n" + (said and f"{said}\n"))
     with whole_file(out / "evaluation.npz") as part, open(part, "wb") as file:
         arrays: dict[str, Any] = dict(images)
