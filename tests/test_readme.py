@@ -46,7 +46,7 @@ def test_commands(tmp_path, monkeypatch, capsys):
     assert {"denoised_q.tif", "denoised_q_q05.tif"} <= {path.name for path in tmp_path.glob("*.tif")}
 
 
-@pytest.mark.parametrize("page", [Path("README.md"), *(p.relative_to(ROOT) for p in ROOT.glob("docs/*.md"))])
+@pytest.mark.parametrize("page", [Path("README.md"), *(p.relative_to(ROOT) for p in sorted(ROOT.glob("docs/*.md")))])
 def test_files_that_a_page_names_are_there(page):
     text = (ROOT / page).read_text()
     links = [(ROOT / page).parent / name for name in re.findall(r"\]\(([\w/.-]+)\)", text)]
