@@ -27,7 +27,7 @@ from distill.prediction.tiles import check_tile
 from distill.reporting.page import report
 from distill.runs.checkpoint import load_denoiser, load_sampler, save_run
 from distill.runs.run import Run
-from distill.training.budget import BUDGET, seconds
+from distill.training.budget import seconds
 from distill.training.engine import train
 from distill.training.resume import CHECKPOINT
 from losses import L2
@@ -43,7 +43,7 @@ def denoise(
     noisy: Images,
     out: str | Path,
     *,
-    budget: str = BUDGET,
+    budget: str = "5min",
     run: str | os.PathLike[str] | None = None,
     trained: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
