@@ -21,8 +21,10 @@ from torch import nn
 import losses
 import samplers
 import students
+from distill import denoising
 from distill.errors import UserError, checks_of
 from distill.evaluation import calibration, evaluate, tables
+from distill.evaluation.verdict import summary
 from distill.exporting import export
 from distill.images.describe import describe_image
 from distill.images.sources import as_stack, holds_images
@@ -51,7 +53,13 @@ NOISY = "noisy images in raw counts: TIFF, OME-Zarr, .npy"
 def run(command: str, arguments: list[str]) -> None:
     if _names_code(arguments):
         sys.path.append("")  # which may lie in the working folder
-    commands = {"train": _train, "predict": _predict, "evaluate": _evaluate, "table1": _table1}
+    commands = {
+        "denoise": _denoise,
+        "train": _train,
+        "predict": _predict,
+        "evaluate": _evaluate,
+        "table1": _table1,
+    }
     commands |= {"report": _report, "export": _export, "cache": _cache, "noise-model": _noise_model}
     commands |= {"info": _info, "calibrate": _calibrate}
     commands[command](arguments)
@@ -77,6 +85,22 @@ def _add_options(parser: Parser, function: Callable[..., Any], skip: tuple[str, 
     """A function's parameters that the parser does not have already, with the texts of its docstring."""
     there = {action.dest for action in parser._actions}
     parser.add_function_arguments(function, skip={*there, *skip}, as_group=False)
+
+
+def _denoise(arguments: list[str]) -> None:
+    parser = _parser("denoise", "Train on noisy images, denoise them, and say in words how it went.")
+    parser.add_argument("noisy", type=str, nargs="+", help=NOISY)
+    parser.add_argument("--out", type=str, required=True, help="image to write: .tif, .ome.tif or .ome.zarr")
+    parser.add_argument("--trained", "--with", type=str, metavar="RUN",
+                        help="finished run that denoises the images without any training; or pretrained, the "
+                        "weights in the package (default: train)")  # fmt: skip
+    _add_options(parser, denoising.denoise, skip=("draws", "statistic", "seed"))
+    chosen = _without_config(parser.parse_args(arguments))
+    run, out = denoising.denoise(**chosen), chosen["out"]
+    other = f"other_clean{Path(out).name.removeprefix(denoising.run_beside(out).stem)}"
+    print("\n".join(summary(run.path)))
+    print(f"{out}: written. Look at {run.path / 'report.html'}. For the next images: "
+          f"distill denoise other.tif --out {other} --with {run.path}")  # fmt: skip
 
 
 @joined()
