@@ -130,7 +130,7 @@ def _train(arguments: list[str]) -> None:
     torch.manual_seed(config.seed)  # of the networks' initial weights
     with checks_of():  # the constructors' own
         chosen = parser.instantiate(config)
-        if _set_channels(config, len(chosen.loss.outputs)):
+        if _set_channels(config, chosen.sampler, len(chosen.loss.outputs)):
             chosen = parser.instantiate(config)
     options = _without_config(chosen)
     del options["trust"]  # `_default` has used it
@@ -175,13 +175,15 @@ def _described(run: Path, role: str, trust: list[str]) -> dict[str, Any] | None:
     return {"class_path": network["class"], "init_args": options}
 
 
-def _set_channels(config: jsonargparse.Namespace, outputs: int) -> bool:
-    """Networks made for 1 channel, as they are unless told, take and give those of image and loss.
-    True where that changed anything."""
+def _set_channels(config: jsonargparse.Namespace, sampler: samplers.PosteriorSampler, outputs: int) -> bool:
+    """Networks made for 1 channel and scale 1, as they are unless told, take the image's channels and give
+    those of the sampler's draws and the loss, as large as the draws. True where that changed anything."""
     channels, changed = as_stack(config.images, config.axes).frames.shape[1], False
+    drawn = (sampler.out_channels or channels) * outputs
+    scale = 1 if sampler.scale in (1, (1, 1), [1, 1]) else sampler.scale
     for role, needed in {
         "sampler": {"channels": channels},
-        "student": {"in_channels": channels, "out_channels": channels * outputs},
+        "student": {"in_channels": channels, "out_channels": drawn, "scale": scale},
     }.items():
         given = config[role].get("init_args") or {}
         for name, value in needed.items():

@@ -1,14 +1,18 @@
-"""Frozen samplers around what others trained: ensembles, dropout networks, diffusion models."""
+"""Frozen samplers around what others trained: ensembles, dropout networks, diffusion models.
+
+All take `out_channels`, `scale` and `out_names`, for draws of other channels or size than the noisy image.
+"""
 
 import inspect
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from samplers.base import PosteriorSampler, evaluating
+from students.upscale import Scale
 
 
 class Ensemble(PosteriorSampler):
@@ -21,8 +25,18 @@ class Ensemble(PosteriorSampler):
     and `std`, in units of (counts - mean) / std at both ends (Lakshminarayanan et al., 2017).
     """
 
-    def __init__(self, networks: Iterable[nn.Module], *, mean: float = 0.0, std: float = 1.0) -> None:
+    def __init__(
+        self,
+        networks: Iterable[nn.Module],
+        *,
+        mean: float = 0.0,
+        std: float = 1.0,
+        out_channels: int | None = None,
+        scale: Scale = 1,
+        out_names: Sequence[str] = (),
+    ) -> None:
         super().__init__()
+        self.declare(out_channels, scale, out_names)
         self.networks = nn.ModuleList(networks)
         self.mean, self.std = mean, _positive_std(self, std)
         if not len(self.networks):
@@ -51,8 +65,18 @@ class MonteCarloDropout(PosteriorSampler):
     `std`, in units of (counts - mean) / std at both ends.
     """
 
-    def __init__(self, network: nn.Module, *, mean: float = 0.0, std: float = 1.0) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        mean: float = 0.0,
+        std: float = 1.0,
+        out_channels: int | None = None,
+        scale: Scale = 1,
+        out_names: Sequence[str] = (),
+    ) -> None:
         super().__init__()
+        self.declare(out_channels, scale, out_names)
         self.network = network
         self.mean, self.std = mean, _positive_std(self, std)
         if not any(layer.p > 0 for layer in self._dropouts()):
@@ -94,8 +118,12 @@ class DiffusionSampler(PosteriorSampler):
         white: float,
         noise_std: float | None = None,
         physics: nn.Module | None = None,
+        out_channels: int | None = None,
+        scale: Scale = 1,
+        out_names: Sequence[str] = (),
     ) -> None:
         super().__init__()
+        self.declare(out_channels, scale, out_names)
         if not black < white:
             raise ValueError(f"DiffusionSampler: got black={black}, white={white}; black must be less")
         if (noise_std is None) == (physics is None):

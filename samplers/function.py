@@ -1,12 +1,13 @@
 """Any function or network that draws clean images, as a posterior sampler."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from samplers.base import PosteriorSampler, evaluating
+from students.upscale import Scale
 
 
 class FunctionSampler(PosteriorSampler):
@@ -17,10 +18,21 @@ class FunctionSampler(PosteriorSampler):
 
     A `fn` that is an nn.Module becomes a submodule: it moves with the sampler, and draws in eval
     mode. Raises ValueError if `fn` returns another shape.
+
+    out_channels, scale, out_names: of what it draws, as `PosteriorSampler` has them: out_channels=3 for a
+    function that unmixes one image into three, scale=2 for one that doubles its size.
     """
 
-    def __init__(self, fn: Callable[..., Tensor]):
+    def __init__(
+        self,
+        fn: Callable[..., Tensor],
+        *,
+        out_channels: int | None = None,
+        scale: Scale = 1,
+        out_names: Sequence[str] = (),
+    ) -> None:
         super().__init__()
+        self.declare(out_channels, scale, out_names)
         if not callable(fn):
             raise ValueError(  # noqa: TRY004 (bad input is one kind of error here)
                 f"FunctionSampler: got {type(fn).__name__}; pass a function of (noisy) or (noisy, n)"
@@ -36,12 +48,12 @@ class FunctionSampler(PosteriorSampler):
             return self._checked(draws, noisy, (n,))
 
     def _checked(self, draw: Tensor, noisy: Tensor, lead: tuple[int, ...]) -> Tensor:
-        batch, _, *space = noisy.shape
+        batch, _, *space = self.draw_shape(noisy.shape)
         got = tuple(draw.shape) if isinstance(draw, Tensor) else type(draw).__name__
         fits = isinstance(draw, Tensor) and draw.ndim == len(lead) + noisy.ndim
-        channels = draw.shape[len(lead) + 1] if fits else "C"
+        channels = self.out_channels or (draw.shape[len(lead) + 1] if fits else "C")
         if got != (*lead, batch, channels, *space):
-            wanted = ", ".join(map(str, (*lead, batch, "C", *space)))
+            wanted = ", ".join(map(str, (*lead, batch, self.out_channels or "C", *space)))
             raise ValueError(
                 f"FunctionSampler: fn returned {got} for noisy {tuple(noisy.shape)}; "
                 f"it must return a tensor ({wanted})"
