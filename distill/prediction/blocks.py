@@ -154,6 +154,9 @@ def _network(run: AnyRun, draws: int, trust: str | Sequence[str]) -> tuple[Any, 
     """It, and the number of channels that it was trained on if that is known."""
     if isinstance(run, PosteriorSampler) and draws:
         return run, None
+    if draws and not checkpoint.has_student(run):
+        sampler = checkpoint.load_sampler(run, trust=trust)
+        return sampler, getattr(sampler, "channels", None)
     denoiser = checkpoint.load_denoiser(run, trust=trust)
     return (checkpoint.load_sampler(run, trust=trust) if draws else denoiser), denoiser.channels
 

@@ -86,6 +86,11 @@ def load_denoiser(run: AnyRun, backbone: nn.Module | None = None, *, trust: Trus
     if isinstance(run, Run | DirectDenoiser):
         return (run.denoiser if isinstance(run, Run) else run).eval()
     path = _file(run, "student.safetensors")
+    if not has_student(run):
+        raise UserError(
+            f"{run}: holds a sampler and no student; pass --draws 100 to average draws, or train one: "
+            f"distill train IMAGES --from {run} --steps 0 --refine_steps 2000 --out ANOTHER"
+        )
     tensors, header = load(path, STUDENT_HEADER)
     backbone = backbone or _described(path, header, "backbone", nn.Module, trust, tensors)
     loss = _described(path, header, "loss", Loss, trust, tensors)
@@ -106,6 +111,13 @@ def _denoiser(path: Path, backbone: nn.Module, loss: Loss, header: dict[str, Any
         raise UserError(f"{path}: its header describes no images ({output}); pass another, or retrain it")
     with checks_of(str(path)):
         return DirectDenoiser(backbone, loss, header["channels"], **output)
+
+
+def has_student(run: AnyRun) -> bool:
+    """Whether one is to be expected: an HDN that others trained makes a run of a sampler alone."""
+    if isinstance(run, nn.Module | Run) or not Path(run).is_dir():
+        return True
+    return not (Path(run) / "sampler.safetensors").exists() or (Path(run) / "student.safetensors").exists()
 
 
 def _calibrated(path: Path, student: str) -> float:
@@ -140,8 +152,11 @@ def load_weights(run: str | os.PathLike[str], sampler: PosteriorSampler, student
     """Copies the weights of a finished run into networks of the same architecture, for training on.
 
     Statistics of the images, and the noise model, are not taken over: they belong to the run's images.
+    A student that the run does not have keeps the weights that it has.
     """
-    networks = {"sampler.safetensors": (sampler, ""), "student.safetensors": (student, "backbone.")}
+    networks = {"sampler.safetensors": (sampler, "")}
+    if has_student(run):
+        networks["student.safetensors"] = (student, "backbone.")
     for name, (network, prefix) in networks.items():
         path = _file(run, name)
         stored = {k.removeprefix(prefix): v for k, v in load(path)[0].items() if k.startswith(prefix)}
