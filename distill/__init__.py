@@ -10,6 +10,7 @@ from distill.errors import UserError
 if TYPE_CHECKING:  # for editors and type checkers; below, the same names for Python
     from distill.datasets import specimen as specimen
     from distill.denoiser import DirectDenoiser as DirectDenoiser
+    from distill.denoising import denoise as denoise
     from distill.evaluation.calibration import calibrate as calibrate
     from distill.evaluation.evaluate import evaluate as evaluate
     from distill.evaluation.evaluate import evaluate_all as evaluate_all
@@ -30,6 +31,7 @@ if TYPE_CHECKING:  # for editors and type checkers; below, the same names for Py
     from distill.training.engine import train as train
 
 _HOMES = {
+    "denoise": "denoising",
     "train": "training.engine", "PUBLISHED": "training.engine", "Run": "runs.run",
     "training_cost": "training.cost", "predict": "prediction.predict", "cache_draws": "prediction.cache",
     "evaluate": "evaluation.evaluate", "evaluate_all": "evaluation.evaluate",

@@ -1,5 +1,6 @@
 """The paper's Table 1 on your images: the mean and median of n draws against the student's one pass."""
 
+import math
 import os
 import shutil
 from collections.abc import Iterable, Sequence
@@ -90,9 +91,9 @@ def evaluate(
     if clean is not None:
         clean = as_stack(clean, axes)
         check_finite(clean)
-    pairs = paired(noisy, clean, axes, frames)
+    pairs = paired(noisy, clean, axes, frames, denoiser)
     hardware = Hardware(device, precision)
-    check_folder(out, 1e6 + max([1, *draws]) * pairs[0][0].nbytes)  # of one frame
+    check_folder(out, 1e6 + max([1, *draws]) * 4 * math.prod(denoiser.out_shape(pairs[0][0].shape)))
     metrics: Metrics = {"psnr": psnr, "ssim": ssim} | ({"lpips": lpips()} if perceptual else {})
     with locked(out, "evaluate"):
         compared = compare(sampler, denoiser, pairs, draws, hardware, metrics, out / UNFINISHED)
@@ -120,7 +121,7 @@ def _write(
 
         for svg, _ in psnr_against_time(rows):
             write_text(out / "psnr_against_time.svg", svg)
-    else:
+    elif INPUT in images:  # else nothing is left of it that could be compared
         others = (INPUT, *(name for name in images if name.startswith("student ")))
         shown = {name: torch.from_numpy(v)[None] for name, v in images.items() if name not in others}
         residual_picture(out / "residuals.png", noisy, shown, noise_model)

@@ -30,6 +30,9 @@ def describe_run(path: Path) -> str:
         f"loss      {_call(header['loss'])}: its output is the {', '.join(map(str, header['outputs']))}",
         f"data      mean {mean}, std {std} counts",
     ]
+    if "scale" in header:
+        names = ", ".join(map(str, header["out_names"])) or "without names"
+        lines.append(f"output    channels {header['out_channels']} ({names}), scale {header['scale']} (Y, X)")
     metrics = path / "metrics.jsonl"
     if metrics.exists() and (rows := read_json_lines(metrics)):
         lines.append(f"last      {json.dumps(rows[-1])}")
