@@ -37,7 +37,8 @@ class NoStudent(DirectDenoiser):
     """In place of the student of a run that has none: it gives no image."""
 
     def __init__(self, sampler: PosteriorSampler) -> None:
-        super().__init__(nn.Identity(), L2(), getattr(sampler, "channels", 1))
+        shape = sampler.out_channels, sampler.scale, sampler.out_names
+        super().__init__(nn.Identity(), L2(), getattr(sampler, "channels", 1), *shape)
 
     def maps(self, noisy: Tensor) -> dict[str, Tensor]:
         return {}
@@ -61,8 +62,9 @@ def evaluate(
 
     Without ground truth: what the residuals tell (`residual_scores`), and how close each image is
     to the mean of the most draws. A stopped evaluation resumes with the next draw when it is called
-    again with the same arguments. Below the table: what is off in the draws and the student, and what
-    may help; with ground truth the columns `dispersion` and `kept` and the bias by brightness tell that.
+    again with the same arguments. Below the table: how many draws the student is worth, what is off in the
+    draws and the student, and what may help; with ground truth the columns `dispersion` and `kept` and the
+    bias by brightness tell that.
 
     Args:
         run: a run or its folder, with its sampler and its student.
