@@ -67,7 +67,7 @@ def pairs() -> np.ndarray:
 
 
 def numpy_function() -> Teacher:
-    """The coarse one of the recipe's structures in noise: perturbed by the prior, moved by what is lacking."""
+    """The middling structures of the recipe in noise, by Matheron's rule."""
     rng = np.random.default_rng(0)
     clean = 100 + unmixing.structures(FRAMES, SIZE, SIZE, rng)[:, 1:2]
     noisy = clean + 25 * rng.standard_normal(clean.shape)
