@@ -73,8 +73,9 @@ def numpy_function() -> Teacher:
     noisy = clean + 25 * rng.standard_normal(clean.shape)
 
     def draw(noisy: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        power = unmixing.powers(*noisy.shape[2:])[1:2]
-        prior = unmixing.structures(len(noisy), *noisy.shape[2:], rng)[:, 1:2]
+        n, _, height, width = noisy.shape
+        power = unmixing.powers(height, width)[1:2]
+        prior = unmixing.structures(n, height, width, rng)[:, 1:2]
         lacking = noisy - 100 - prior - 25 * rng.standard_normal(noisy.shape)
         return 100 + prior + np.fft.ifft2(power / (power + 25**2) * np.fft.fft2(lacking)).real
 

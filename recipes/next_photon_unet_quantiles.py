@@ -5,6 +5,7 @@ python recipes/next_photon_unet_quantiles.py photons.tif [clean.tif]    your ima
 """
 
 import sys
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ def main(out: str, noisy: str | None = None, clean: str | None = None, *, steps:
     # Frozen (steps=0): its draws take 36 passes each, the student's quantiles one.
     loss = Quantiles()
     student = LightUNet(1, len(loss.outputs))
-    options = {"steps": 0, "refine_steps": steps // 4, "batch_size": 4}
+    options: dict[str, Any] = {"steps": 0, "refine_steps": steps // 4, "batch_size": 4}
     run = train(noisy or photons, sampler, student, loss, out, **options)
 
     predict(run, noisy or photons, f"{out}/denoised.tif", overwrite=True)

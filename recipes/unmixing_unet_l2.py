@@ -42,8 +42,8 @@ def observed(parts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def unmixed(noisy: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """(B, 1, Y, X) -> one draw (B, 3, Y, X): of the prior, moved by what its sum lacks (Matheron's rule)."""
-    power = powers(*noisy.shape[2:])
-    parts = structures(len(noisy), *noisy.shape[2:], rng)
+    n, _, height, width = noisy.shape
+    power, parts = powers(height, width), structures(n, height, width, rng)
     lacking = np.fft.fft2(noisy[:, 0] - MEANS.sum() - observed(parts, rng))
     gain = power / (power.sum(axis=0) + NOISE**2)
     return MEANS + parts + np.fft.ifft2(gain * lacking[:, None]).real
