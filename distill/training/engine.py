@@ -126,7 +126,7 @@ def train(
         self_supervised: share of the student's loss that is its error on a part of the image's own light
             (`SplitRisk`), the rest is its distance to draws. Default: 1 for an L2 loss, a StabilizedUNet
             and noise of single pixels, since draws are no better than their sampler; else 0. With a fitted
-            CorrelatedNoise 1 is worth a try of a minute; longer may make it worse.
+            CorrelatedNoise 1 is worth a try of a minute; longer may harm.
 
     Raises:
         UserError: for what cannot work, before anything is written; for a loss or gradient that is not
