@@ -5,12 +5,16 @@ bytes: its tiles come from the one plan, its random numbers from its own seed, a
 worker has as many threads as that of this process, because some sums depend on their number.
 """
 
+import asyncio
+import json
 import logging
 import os
 import platform
 import re
+import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property, partial
 from importlib.metadata import version
@@ -23,6 +27,7 @@ import numpy as np
 import torch
 from distributed import Client, KilledWorker, LocalCluster, WorkerPlugin, as_completed, get_worker
 from distributed.client import CancelledError
+from distributed.comm import connect
 
 from distill.errors import UserError
 from distill.files import check_readable
@@ -36,10 +41,6 @@ from distill.prediction.stream import Workers, Write
 log = logging.getLogger(__name__)
 SECONDS = 5.0  # in which a scheduler has to answer
 AHEAD = 3  # blocks that each thread of a worker has in hand: computed, to be fetched, and to come
-ADVICE = (
-    "pass the address that a scheduler prints when it starts, such as tcp://10.0.0.5:8786, its scheduler file "
-    "(.json), or local:2 for workers here"
-)
 RETRIES = 3  # of a block, after errors that may pass, such as those of a network's file system
 
 
@@ -56,7 +57,7 @@ def cluster(
     paths = _paths(images)
     with ExitStack() as stack:
         client = stack.enter_context(_started(count) if (count := _count(dask)) else _connected(dask))
-        log.info("dask: %s, progress at %s", client.scheduler.address, client.dashboard_link)  # type: ignore
+        log.info("dask: progress at %s", client.dashboard_link)
         found = _machines(client, dask, device, precision)
         expected = next(iter(found.values()))[0] | _software()
         for address, (machine, _) in found.items():
@@ -101,19 +102,41 @@ def _started(count: int) -> Iterator[Client]:
         ) as here,
         Client(here, set_as_default=False) as client,
     ):  # fmt: skip
+        client.run(_ignore_interrupts)
         yield client
+
+
+def _ignore_interrupts() -> None:
+    """Ctrl-C goes to every process of a terminal; this one is ended by the one that started it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextmanager
 def _connected(dask: str) -> Iterator[Client]:
-    is_file = dask.endswith(".json")  # which Dask would wait for without end
-    given = {"scheduler_file": str(check_readable(dask, ADVICE))} if is_file else {"address": dask}
+    """A Client that finds no scheduler, or something else, waits long when it is closed: hence `connect`."""
     try:
-        client = Client(**given, timeout=SECONDS, set_as_default=False)
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"dask: no scheduler answers at {dask} ({_reason(error)}); {ADVICE}") from error
+        address = _address(dask)
+        with ThreadPoolExecutor(1) as other:  # this thread may have an event loop of its own, as in Jupyter
+            other.submit(asyncio.run, _try_to_connect(address)).result()
+        client = Client(address, timeout=4 * SECONDS, set_as_default=False)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"dask: no scheduler answers at {dask} ({_reason(error)}); pass the address that it prints when "
+            "it starts, such as tcp://10.0.0.5:8786, its scheduler file (.json), or local:2 for workers here"
+        ) from error
     with client:
         yield client
+
+
+def _address(dask: str) -> str:
+    if not dask.endswith(".json"):
+        return dask
+    return json.loads(check_readable(dask, "pass the file that the scheduler writes").read_text())["address"]
+
+
+async def _try_to_connect(address: str) -> None:
+    comm = await asyncio.wait_for(connect(address, timeout=SECONDS), 2 * SECONDS)
+    await comm.close()
 
 
 def _machines(client: Client, dask: str, device: str | None, precision: Precision) -> dict[str, Any]:
@@ -200,10 +223,11 @@ class Work(WorkerPlugin):
         job = Prediction(self.network, self.images, **self.options)
         job.name = self.name
         if fingerprint(job.stack) != self.fingerprint:
-            raise UserError(f"dask: worker {worker.address} finds another image at {self.images}; pass a path "
-                            "that is the same file for all")  # fmt: skip
+            raise UserError(
+                f"dask: worker {worker.address} finds another image at {self.images}; pass a path that is "
+                "the same file for all"
+            )
         return job
-
 
 
 @contextmanager

@@ -23,8 +23,8 @@ Write = Callable[[Block, list[np.ndarray]], None]
 class Workers:
     """Who computes the blocks.
 
-    room: bytes that the tiles of each may need. device: the type of what they compute on. compute: yields each
-    block when it is written, in any order.
+    room: bytes that the tiles of each may need. device: the type of what they compute on. compute: yields
+    each block when it is written, in any order.
     """
 
     room: float

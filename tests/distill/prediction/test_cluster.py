@@ -153,10 +153,10 @@ def test_clusters_that_cannot_work_are_one_line(tmp_path, image, monkeypatch):
     monkeypatch.setattr("distill.prediction.cluster.SECONDS", 1)
     student = denoiser(LightUNet(width=8))
     (tmp_path / "other.json").write_text("[]")
-    for dask in ("tcp://127.0.0.1:9", "nowhere://9", str(tmp_path / "other.json")):
+    for dask in ("tcp://127.0.0.1:9", "nowhere", str(tmp_path / "other.json")):
         with pytest.raises(UserError, match=f"no scheduler answers at {dask} "):
             predict(student, image, dask=dask)
-    with pytest.raises(UserError, match=r"absent\.json: no such file; pass the address"):
+    with pytest.raises(UserError, match=r"absent\.json: no such file; pass the file"):
         predict(student, image, dask=str(tmp_path / "absent.json"))
     with pytest.raises(UserError, match="at least one worker"):
         predict(student, image, dask="local:0")
