@@ -5,8 +5,8 @@
     python benchmarks/predict_at_scale.py kills --kills 15
 
 memory: of an OME-Zarr as large as that, with --memory 1GB: the peak of resident memory above that of the
-loaded program, and the time against pure compute: the same network on one block that is in memory. flatness: time
-per megapixel of one frame. kills: of TIFF and of Zarr, at random moments, then resumed.
+loaded program, and the time against pure compute: the same network on one block that is in memory.
+flatness: time per megapixel of one frame. kills: of TIFF and of Zarr, at random moments, then resumed.
 
 The images repeat noisy tiles; they lie where TMPDIR is, and are deleted afterwards. Times are CPU seconds of
 all threads; OMP_NUM_THREADS=1 keeps other programs on the same cores from changing them much. Linux.

@@ -61,7 +61,7 @@ def _no_test_hangs():
         pytest.fail("the cluster hangs")
 
     former = signal.signal(signal.SIGALRM, give_up)
-    signal.alarm(100)
+    signal.alarm(150)
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, former)
