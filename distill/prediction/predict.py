@@ -16,6 +16,7 @@ from distill.denoiser import DirectDenoiser
 from distill.errors import UserError
 from distill.extras import extra
 from distill.hardware import Precision
+from distill.images.enlarged import like_output
 from distill.images.sources import Images
 from distill.images.stack import Stack
 from distill.images.statistics import SCAN_BYTES, check_finite
@@ -89,7 +90,7 @@ def predict(
             address, or the .json file, of the scheduler of a running one, each of whose workers may take
             `memory`. Its workers read `noisy` by its path. Default: this process.
     """
-    chosen = {"draws": draws, "statistic": statistic, "seed": seed, "device": device,
+    chosen: dict[str, Any] = {"draws": draws, "statistic": statistic, "seed": seed, "device": device,
               "precision": precision, "axes": axes, "trust": trust}  # fmt: skip
     options = {"chunks": chunks, "shards": shards, "pyramid": pyramid}
     check_limits(chosen | options | {"out": out, "tile": tile, "halo": halo, "dask": dask})
@@ -104,13 +105,11 @@ def predict(
             check_finite(stack)  # larger ones as they are read
         if out is None:
             return _in_memory(job, lambda: _plan(job, (1, 1, 1), room, tile, halo), workers)
+        grain = _grain(targets[0].grain, job.scale)
         settings = {"tile": tile, "halo": halo, "memory": ceiling, "dtype": dtype} | options
         with writing(targets, job.identity(workers.device) | settings, overwrite) as written:
-            if written.plan is None:
-                plan = _plan(job, targets[0].grain, room, tile, halo)
-            else:
-                plan = Plan(**written.plan)
-            _write(job, plan, _blocks(plan, stack, targets[0].grain[0]), workers, written)
+            plan = Plan(**written.plan) if written.plan else _plan(job, grain, room, tile, halo)
+            _write(job, plan, _blocks(plan, stack, grain[0]), workers, written)
     return _written(targets[0], room)
 
 
@@ -131,7 +130,7 @@ def _write(job: Prediction, plan: Plan, blocks: list[Block], workers: Workers, w
     numbers = {blocks[i]: i for i in written.begin(asdict(plan), len(blocks))}
 
     def write(block: Block, images: list[np.ndarray]) -> None:
-        written.write(block.first, block.rows[0], block.columns[0], images)
+        written.write(block.first, block.rows[0] * job.scale[0], block.columns[0] * job.scale[1], images)
 
     try:
         for block in _shown(workers.compute(plan, list(numbers), write), blocks, list(numbers)):
@@ -151,12 +150,18 @@ def _shown(done: Iterator[Block], blocks: list[Block], left: list[Block]) -> Ite
 
 
 def _targets(out: str | Path, job: Prediction, dtype: str, options: dict[str, Any]) -> list[Target]:
-    channels = job.stack.frames.shape[1]
+    like = like_output(job.stack, job.scale, job.network.out_names)
     kinds = ["float32" if name == "std" else dtype for name in job.names]  # whole counts would be too coarse
     return [
-        open_target(file, job.stack, channels, kind, **options)
+        open_target(file, like, job.channels, kind, **options)
         for file, kind in zip(map_files(out, job.names), kinds, strict=True)
     ]
+
+
+def _grain(grain: tuple[int, int, int], scale: tuple[int, int]) -> tuple[int, int, int]:
+    """Frames, rows and columns of the image whose answers have to be written together."""
+    rows, columns = (math.lcm(n, by) // by for n, by in zip(grain[1:], scale, strict=True))
+    return grain[0], rows, columns
 
 
 def _plan(
@@ -187,18 +192,23 @@ def _blocks(plan: Plan, stack: Stack, depth: int) -> list[Block]:
 
 def _in_memory(job: Prediction, plan_of: Callable[[], Plan], workers: Workers) -> np.ndarray:
     stack = job.stack
-    check_memory(4.0 * math.prod(stack.frames.shape), "result", "pass out, or fewer frames")
-    frames = np.empty(stack.frames.shape, np.float32)
+    down, across = job.scale
+    shape = (len(stack.frames), job.channels, stack.frames.shape[2] * down, stack.frames.shape[3] * across)
+    check_memory(4.0 * math.prod(shape), "result", "pass out, or fewer frames")
+    frames = np.empty(shape, np.float32)
     plan = plan_of()
     blocks = _blocks(plan, stack, 1)
 
     def write(block: Block, images: list[np.ndarray]) -> None:
         chosen = slice(block.first, block.first + block.count)
-        frames[chosen, :, slice(*block.rows), slice(*block.columns)] = images[0]
+        rows, columns = (
+            slice(a * by, b * by) for (a, b), by in ((block.rows, down), (block.columns, across))
+        )
+        frames[chosen, :, rows, columns] = images[0]
 
     for _ in _shown(workers.compute(plan, blocks, write), blocks, blocks):
         pass
-    return stack.restore(frames)
+    return like_output(stack, job.scale, ()).restore(frames)
 
 
 def _written(target: Target, ceiling: float) -> Any:
