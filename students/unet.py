@@ -10,8 +10,8 @@ from students.precision import in_float32
 class UNet(nn.Module):
     """(B, in_channels, H, W) -> (B, out_channels, H, W); H and W multiples of 2^depth, at least twice.
 
-    shared_convs applies one convolution twice in every residual block, as the published code does
-    (11,764,577 parameters); without it there are two, as the paper words it (15,692,065).
+    shared_convs applies one convolution twice in every residual block, as in the paper: 11,764,577
+    parameters, its "approximately 12 million". Without it there are two convolutions, and 15,692,065.
     """
 
     def __init__(
