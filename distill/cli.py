@@ -224,7 +224,8 @@ def _evaluate(arguments: list[str]) -> None:
     chosen = _without_config(parser.parse_args(arguments))
     measured = chosen.pop("cost")
     evaluate.evaluate(**chosen)
-    print(Path(chosen["out"] or chosen["run"], "evaluation.md").read_text(encoding="utf-8"), end="")
+    folder = Path(chosen["out"] or chosen["run"])
+    print(f"{summary(folder)[0]}\n\n{(folder / 'evaluation.md').read_text(encoding='utf-8')}", end="")
     if measured:
         machine = {key: chosen[key] for key in ("device", "precision", "axes")}
         found = cost.training_cost(chosen["run"], chosen["noisy"], **machine)

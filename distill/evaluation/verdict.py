@@ -32,7 +32,8 @@ def next_step(rows: Sequence[Row]) -> str:
 
 
 def _row(rows: Sequence[Row], image: str) -> Row:
-    return next(row for row in rows if row["image"] == image)
+    named = {str(row["image"]): row for row in rows}
+    return named[image]
 
 
 def _gain(rows: Sequence[Row], student: Row) -> str:
@@ -44,19 +45,22 @@ def _gain(rows: Sequence[Row], student: Row) -> str:
 
 
 def _finding(student: Row) -> str:
+    std = float(student["residual_std"])
+    if not std > 0:
+        return "nothing"
     along = [float(student["correlation_x"]), float(student["correlation_y"])]
     if max(along) > CORRELATED:
         return "correlated"
     if min(along) < -CORRELATED:
         return "smooth noise left"
-    std = float(student["residual_std"])
-    ratio = std / float(student.get("expected_std") or std or 1.0)
+    ratio = std / float(student.get("expected_std") or std)
     return "strong" if ratio > 1 + SPREAD_OFF else "weak" if ratio < 1 - SPREAD_OFF else "noise"
 
 
 _ALONG = "({correlation_x:.2f} along x, {correlation_y:.2f} along y)"
 SENTENCES = {
     "noise": "The residuals look like noise: nothing of the image seems to be lost.",
+    "nothing": "Nothing was removed: the student gives the noisy images back.",
     "correlated": f"Neighbouring pixels of the residuals are correlated {_ALONG}: either the noise itself is "
     "correlated, or structure of the image was removed with it.",
     "smooth noise left": f"Neighbouring pixels of the residuals are correlated negatively {_ALONG}: noise "
@@ -78,6 +82,7 @@ STEPS = {
     + _MODEL,
     "smooth noise left": f"Next: look at the zoom; if noise is left there, {_MODEL}",
 }
+STEPS["nothing"] = "Next: train for longer, and check that the images are raw counts with noise."
 STEPS["strong"] = STEPS["weak"] = "Next: fit the noise model to these images (distill noise-model fit)."
 
 

@@ -19,6 +19,7 @@ from distill.errors import UserError
 from distill.evaluation.checks import advice
 from distill.evaluation.compare import TRUTH
 from distill.evaluation.tables import CAPTION1, HEADINGS, Row, distinct, table1_cells
+from distill.evaluation.verdict import next_step, read_table, verdict
 from distill.files import check_folder, write_text
 from distill.images.stack import Stack
 from distill.limits import check_limits
@@ -115,8 +116,8 @@ def _tables(run: Path) -> list[Path]:
 
 
 def _rows(table: Path) -> list[Row]:
-    with _damage_named(table), open(table, encoding="utf-8") as file:
-        return [{k: _value(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+    with _damage_named(table):
+        return read_table(table)
 
 
 def _run(run: Path) -> dict[str, Any]:
@@ -154,6 +155,8 @@ def _evaluated(table: Path) -> dict[str, Any]:
     has_truth = TRUTH in images
     return {
         "title": "Images given as an array" if data == Stack.name else data,
+        "verdict": verdict(rows),
+        "next": next_step(rows),
         "table": _cells(rows),
         "advice": advice(_rows(checks)) if checks.exists() else [],
         "plots": _inline(curves.psnr_against_time(rows)) if has_truth else [],
@@ -174,10 +177,3 @@ def _cells(rows: list[Row]) -> list[list[str]]:
         numbers = [f"{row[k]:.{HEADINGS[k][1]}f}" if isinstance(row.get(k), float) else "" for k in shown]
         lines.append([str(row["image"]), *numbers])
     return lines
-
-
-def _value(text: str) -> str | float:
-    try:
-        return float(text)
-    except ValueError:
-        return text
