@@ -53,6 +53,7 @@ def trained(
                     refine_steps=refine_steps, validate_every=10**6, **settings)  # fmt: skip
         return run.denoiser, time.process_time() - started
 
+    run(1, 1)  # warms up
     once = run(1, 1)[1]
     each = [(run(*counts)[1] - once) / 20 for counts in ((21, 1), (1, 21))]
     steps = [

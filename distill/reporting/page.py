@@ -20,6 +20,7 @@ from distill.evaluation.checks import advice
 from distill.evaluation.compare import TRUTH
 from distill.evaluation.tables import CAPTION1, HEADINGS, Row, distinct, table1_cells
 from distill.evaluation.verdict import next_step, read_table, verdict
+from distill.evaluation.worth import worth
 from distill.files import check_folder, write_text
 from distill.images.stack import Stack
 from distill.limits import check_limits
@@ -158,7 +159,7 @@ def _evaluated(table: Path) -> dict[str, Any]:
         "verdict": verdict(rows),
         "next": next_step(rows),
         "table": _cells(rows),
-        "advice": advice(_rows(checks)) if checks.exists() else [],
+        "advice": worth(rows) + (advice(_rows(checks)) if checks.exists() else []),
         "plots": _inline(curves.psnr_against_time(rows)) if has_truth else [],
         "residuals": data_uri(residuals.read_bytes()) if residuals.exists() and not has_truth else None,
         "pictures": pictures(images, scores),

@@ -55,6 +55,8 @@ def test_structured_noise(recipe, tmp_path, monkeypatch):
     "recipe",
     [
         "divnoising_unet_l2",
+        "flow_unet_l2",
+        "next_photon_unet_quantiles",
         "stabilized_l1",
         "stabilized_perceptual",
         "stabilized_quantiles",
@@ -69,7 +71,7 @@ def test_the_others(recipe, tmp_path, monkeypatch, capsys):
     cells = specimen(2, 64)
     tifffile.imwrite("noisy.tif", cells.noisy, metadata={"axes": "TYX"})
     tifffile.imwrite("clean.tif", cells.clean, metadata={"axes": "TYX"})
-    loaded(recipe).main("noisy.tif", "clean.tif", out="run", steps=2)
+    loaded(recipe).main("noisy.tif", "clean.tif", out="run", steps=4)
     assert "dB" in capsys.readouterr().out and list((tmp_path / "run").glob("**/denoised.tif"))
 
 
