@@ -42,8 +42,7 @@ def main(noisy=None, clean=None, *, out: str = "runs/next_photon_unet_quantiles"
     # Frozen (steps=0): its draws take 36 passes each, the student's quantiles one.
     loss = Quantiles()
     student = LightUNet(1, len(loss.outputs))
-    options = {"steps": 0, "refine_steps": steps // 4, "batch_size": 4}
-    run = train(noisy or photons, sampler, student, loss, out, **options)
+    run = train(noisy or photons, sampler, student, loss, out, steps=0, refine_steps=steps // 4, batch_size=4)
 
     predict(run, noisy or photons, f"{out}/denoised.tif", overwrite=True)
     evaluate(run, noisy or photons, truth, frames=2, draws=(1, 10))

@@ -21,17 +21,17 @@ def pictures(images: dict[str, np.ndarray], scores: dict[str, float]) -> dict[st
     low, high = np.percentile(reference[cut], (0.1, 99.95))
     size = min(ZOOMED, *reference[cut].shape)
     y, x = typical(reference[cut], size)
-    reach = 3 * float(np.std(images["student"] - reference)) if TRUTH in images else 0.0
+    limit = 3 * float(np.std(images["student"] - reference)) if TRUTH in images else 0.0
     figures = []
     for name, image in images.items():
         if name == "student std":
             continue
         shown = image[cut]
         parts = [_png(shown, low, high), _png(shown[y : y + size, x : x + size], low, high)]
-        if reach and name != TRUTH:
-            parts.append(_png(shown - reference[cut], -reach, reach, "RdBu_r"))
+        if limit and name != TRUTH:
+            parts.append(_png(shown - reference[cut], -limit, limit, "RdBu_r"))
         figures.append((name, scores.get(name), parts))
-    return {"low": low, "high": high, "reach": reach, "images": figures}
+    return {"low": low, "high": high, "limit": limit, "images": figures}
 
 
 def _png(image: np.ndarray, low: float, high: float, colours: str = "gray") -> str:

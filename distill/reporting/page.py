@@ -112,8 +112,8 @@ def _table1(runs: list[Path]) -> list[list[str]]:
 def _tables(run: Path) -> list[Path]:
     """What `evaluate` left in the run's folder or within, except in other runs there; oldest first."""
     others = [student.parent for student in run.rglob("*/student.safetensors")]
-    found = sorted(run.rglob("evaluation.csv"), key=lambda table: table.stat().st_mtime)
-    return [table for table in found if not any(table.is_relative_to(other) for other in others)]
+    tables = sorted(run.rglob("evaluation.csv"), key=lambda table: table.stat().st_mtime)
+    return [table for table in tables if not any(table.is_relative_to(other) for other in others)]
 
 
 def _rows(table: Path) -> list[Row]:
