@@ -124,7 +124,7 @@ def _check_output(
     stack: Stack, out: str | Path, overwrite: bool, machine: dict[str, Any], options: dict[str, Any]
 ) -> None:
     """Everything that `predict` would refuse after the training, on a student of the same size."""
-    layout = {"dtype": "float32"} | options
+    layout: dict[str, Any] = {"dtype": "float32"} | options
     memory, tile, halo = (layout.pop(name, None) for name in ("memory", "tile", "halo"))
     ceiling = None if memory is None else as_bytes(memory)
     check_tile(tile)

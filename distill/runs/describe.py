@@ -55,9 +55,9 @@ def check_links(run: Path) -> None:
 def _call(description: Any) -> str:
     if not is_description(description):
         return "an object that cannot be rebuilt by name"
-    given = {k: _value(v) for k, v in description["arguments"].items() if v is not None}
+    arguments = {k: _value(v) for k, v in description["arguments"].items() if v is not None}
     name = description["class"].rpartition(".")[2]
-    return f"{name}({', '.join(f'{k}={v}' for k, v in given.items())})"
+    return f"{name}({', '.join(f'{k}={v}' for k, v in arguments.items())})"
 
 
 def _value(argument: Any) -> str:
