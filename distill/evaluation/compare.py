@@ -81,7 +81,9 @@ def compare(
             total = max(counts, default=0)
             drawn = StoredDraws(folder / f"{i}", sampler, noisy.to(device)[None], total, i, work)
             with checks_of(type(sampler).__name__):
-                answers = list(_answers(drawn, denoiser, noisy, clean, counts, device))
+                answers = list(_answers(drawn, denoiser, noisy, counts, device))
+            if answers[-1].mean.shape == noisy.shape:  # else it cannot be compared
+                answers.insert(0, Answer(INPUT, noisy, noisy, None, 0.0))
             if i == 0:
                 with whole_file(folder / "images.npz") as part, open(part, "wb") as file:
                     first: dict[str, Any] = {answer.name: answer.mean[0] for answer in answers}
@@ -107,12 +109,9 @@ def compare(
 
 
 def _answers(
-    drawn: StoredDraws, denoiser: DirectDenoiser, noisy: Tensor, clean: Tensor | None, counts: list[int],
-    device: torch.device,
-) -> Iterator[Answer]:  # fmt: skip
-    """The input where it is an image like the others, each number of draws, and the student's maps."""
-    if not denoiser.reshapes:
-        yield Answer(INPUT, noisy, noisy, None, 0.0)
+    drawn: StoredDraws, denoiser: DirectDenoiser, noisy: Tensor, counts: list[int], device: torch.device
+) -> Iterator[Answer]:
+    """Each number of draws, and the student's maps."""
     for n in counts:
         yield Answer(f"{n} draw{'s' * (n > 1)}", *drawn.take(n))
     noisy = noisy.to(device)[None]
