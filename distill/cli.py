@@ -24,6 +24,7 @@ import students
 from distill.errors import UserError, checks_of
 from distill.evaluation import calibration, evaluate, tables
 from distill.exporting import export
+from distill.images.context import plane_count
 from distill.images.describe import describe_image
 from distill.images.sources import as_stack, holds_images
 from distill.limits import check_limits
@@ -155,15 +156,16 @@ def _set_channels(config: jsonargparse.Namespace, sampler: samplers.PosteriorSam
     """Networks made for 1 channel and scale 1, as they are unless told, take the image's channels and give
     those of the sampler's draws and the loss, as large as the draws. True where that changed anything."""
     channels, changed = as_stack(config.images, config.axes).frames.shape[1], False
+    seen = channels * plane_count(config.context)
     drawn = (sampler.out_channels or channels) * outputs
     scale = 1 if sampler.scale in (1, (1, 1), [1, 1]) else sampler.scale
     for role, needed in {
-        "sampler": {"channels": channels},
-        "student": {"in_channels": channels, "out_channels": drawn, "scale": scale},
+        "sampler": {"channels": channels} | ({"in_channels": seen} if seen != channels else {}),
+        "student": {"in_channels": seen, "out_channels": drawn, "scale": scale},
     }.items():
         given = config[role].get("init_args") or {}
         for name, value in needed.items():
-            if given.get(name) == 1 and value != 1:
+            if given.get(name, value) in (None, 1) and value != 1:
                 given[name], changed = value, True
     return changed
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from distill.denoiser import DirectDenoiser
@@ -82,6 +82,7 @@ def compare(
             drawn = StoredDraws(folder / f"{i}", sampler, noisy.to(device)[None], total, i, work)
             with checks_of(type(sampler).__name__):
                 answers = list(_answers(drawn, denoiser, noisy, counts, device))
+            noisy = _plane(denoiser, noisy)
             if answers[-1].mean.shape == noisy.shape:  # else it cannot be compared
                 answers.insert(0, Answer(INPUT, noisy, noisy, None, 0.0))
             if i == 0:
@@ -124,6 +125,11 @@ def _answers(
     for i, (name, images) in enumerate(maps.items()):
         image = images[0].float().cpu()
         yield Answer(f"student {name}" if i else "student", image, image, None, seconds)
+
+
+def _plane(denoiser: nn.Module, noisy: Tensor) -> Tensor:
+    """(C, H, W) without a context."""
+    return denoiser.plane(noisy, dim=0) if isinstance(denoiser, DirectDenoiser) else noisy
 
 
 def _judged(

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from distill.evaluation.checks import advice
 from distill.evaluation.compare import INPUT, Metrics, compare, noise_model_of
 from distill.evaluation.metrics import lpips, psnr, ssim
-from distill.evaluation.pairs import Pairs, paired
+from distill.evaluation.pairs import paired
 from distill.evaluation.tables import Row, distinct, format_table, table1, write_csv
 from distill.files import check_folder, whole_file, write_text
 from distill.hardware import Hardware, Precision
@@ -70,7 +71,7 @@ def evaluate(
     sampler = checkpoint.load_sampler(run, trust=trust)
     denoiser = checkpoint.load_denoiser(run, trust=trust)
     noisy = as_stack(noisy, axes)  # read once
-    check_channels(noisy, checkpoint.name_of(run), denoiser.channels)
+    check_channels(noisy, checkpoint.name_of(run), denoiser.plane_channels)
     if clean is not None:
         clean = as_stack(clean, axes)
         check_finite(clean)
@@ -81,14 +82,16 @@ def evaluate(
     with locked(out, "evaluate"):
         compared = compare(sampler, denoiser, pairs, draws, hardware, metrics, out / UNFINISHED)
         rows = [{"data": noisy.name, "run": Path(run).name} | row for row in compared[0]]
-        _write(out, rows, *compared[1:], pairs, noise_model_of(sampler))
+        _write(
+            out, rows, *compared[1:], denoiser.plane(pairs[0][0], dim=0), pairs[0][1], noise_model_of(sampler)
+        )
         shutil.rmtree(out / UNFINISHED)
     return rows
 
 
 def _write(
-    out: Path, rows: list[Row], images: dict[str, np.ndarray], parts: list[Row], pairs: Pairs,
-    noise_model: NoiseModel | None,
+    out: Path, rows: list[Row], images: dict[str, np.ndarray], parts: list[Row], noisy: Tensor,
+    clean: Tensor | None, noise_model: NoiseModel | None,
 ) -> None:  # fmt: skip
     write_csv(out / "evaluation.csv", rows)
     write_csv(out / "checks.csv", parts)
@@ -98,7 +101,6 @@ def _write(
         arrays: dict[str, Any] = dict(images)
         np.savez_compressed(file, **arrays)
     comparison(out / "evaluation.png", _titled(images, rows))
-    noisy, clean = pairs[0]
     if clean is not None:
         from distill.plots.curves import psnr_against_time
 

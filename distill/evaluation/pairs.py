@@ -1,5 +1,6 @@
 """Noisy frames with their ground truth."""
 
+import math
 from collections.abc import Sequence
 from typing import overload
 
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from distill.denoiser import DirectDenoiser
 from distill.errors import UserError
+from distill.images.context import in_context
 from distill.images.sources import Images, as_stack
 from distill.images.statistics import check_finite, some_frames, spread
 from distill.memory import check_memory
@@ -47,10 +49,10 @@ def paired(
 
     The noisy ones are finite, else it is a UserError; where the clean ones are not there is no truth.
     """
-    noisy_stack = as_stack(noisy, axes)
+    noisy_stack = in_context(as_stack(noisy, axes), denoiser and denoiser.context)
     n_noisy = len(noisy_stack.frames)
     check_finite(noisy_stack, spread(n_noisy, frames or n_noisy))
-    size = 4 * noisy_stack.pixels.size * min(frames or n_noisy, n_noisy) / n_noisy
+    size = 4 * math.prod(noisy_stack.frames.shape) * min(frames or n_noisy, n_noisy) / n_noisy
     check_memory(2 * size, noisy_stack.name, "pass fewer frames")  # with the truth
     chosen = torch.from_numpy(some_frames(noisy_stack, frames or n_noisy))
     if clean is None:

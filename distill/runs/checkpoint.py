@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from distill.denoiser import DirectDenoiser
 from distill.errors import UserError, checks_of
+from distill.images.context import plane_count
 from distill.runs.rebuild import LARGEST, describe, rebuild
 from distill.runs.run import Run
 from distill.runs.tensors import Fields, digest, load, save
@@ -54,6 +55,8 @@ def save_denoiser(path: Path, denoiser: DirectDenoiser) -> None:
     }
     if denoiser.reshapes or denoiser.out_names:
         header |= {key: getattr(denoiser, key) for key in _OUTPUT}
+    if denoiser.context:
+        header["context"] = denoiser.context
     save(path, denoiser.state_dict(), header)
 
 
@@ -104,8 +107,21 @@ def _denoiser(path: Path, backbone: nn.Module, loss: Loss, header: dict[str, Any
     sound = isinstance(channels, int) and 0 < channels < LARGEST
     if not sound or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{path}: its header describes no images ({output}); pass another, or retrain it")
+    context, all_channels = header.get("context"), header["channels"]
+    if not isinstance(context, str | None) or all_channels % plane_count(context):
+        raise UserError(f"{path}: its header tells no context ({context}); pass another file, or retrain it")
     with checks_of(str(path)):
-        return DirectDenoiser(backbone, loss, header["channels"], **output)
+        return DirectDenoiser(backbone, loss, all_channels, **output, context=context)
+
+
+def context_of(run: AnyRun) -> str | None:
+    """Which neighbouring planes the networks of a run see, such as "T2"."""
+    if isinstance(run, Run | DirectDenoiser):
+        return (run.denoiser if isinstance(run, Run) else run).context
+    if isinstance(run, nn.Module) or not (path := _file(run, "student.safetensors")).exists():
+        return None
+    context = load(path)[1].get("context")
+    return context if isinstance(context, str) else None
 
 
 def _calibrated(path: Path, student: str) -> float:
