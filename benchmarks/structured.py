@@ -21,6 +21,7 @@ import numpy as np
 import tifffile
 import torch
 from scipy.ndimage import gaussian_filter, median_filter, uniform_filter
+from torch import nn
 
 from distill import psnr, specimen, train
 from distill.hardware import keep_freed_memory
@@ -61,6 +62,30 @@ def rivals(noisy: np.ndarray, clean: np.ndarray, noise: np.ndarray) -> dict[str,
     np.__dict__.setdefault("trapz", np.trapezoid)  # bm3d knows it by a name that NumPy has no more
     power = np.abs(np.fft.fft2(noise - noise.mean((1, 2), keepdims=True))) ** 2
     return chosen | {"BM3D, power spectrum": np.asarray(bm3d.bm3d(noisy, power.mean(0)))}
+
+
+def fm2s_like(noisy: np.ndarray, smooth: np.ndarray, noise: CorrelatedNoise) -> np.ndarray:
+    """A small network that learns, from one image (H, W) alone, to undo the noise that is added to a filtered
+    version of it (after FM2S, Liu et al. 2024; its noise is white, here it is the image's own)."""
+    torch.manual_seed(0)
+    rng, (low, span) = np.random.default_rng(0), (smooth.min(), np.ptp(smooth))
+    clean = torch.from_numpy(smooth)[None, None]
+    pool = torch.cat([noise.sample(clean) for _ in range(8)])
+    net = nn.Sequential(
+        nn.Conv2d(1, 24, 5, padding=2, padding_mode="reflect"), nn.ReLU(),
+        nn.Conv2d(24, 12, 3, padding=1, padding_mode="reflect"), nn.ReLU(),
+        nn.Conv2d(12, 1, 5, padding=2, padding_mode="reflect"),
+    )  # fmt: skip
+    adam = torch.optim.Adam(net.parameters(), lr=2e-3)
+    for _ in range(450):
+        y, x = (int(rng.integers(n - 96)) for n in smooth.shape)
+        part = (..., slice(y, y + 96), slice(x, x + 96))
+        loss = (net((pool[part] - low) / span) - (clean[part] - low) / span).square().mean()
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    with torch.no_grad():
+        return (net((torch.from_numpy(noisy)[None, None] - low) / span) * span + low)[0, 0].numpy()
 
 
 def main() -> None:
@@ -117,7 +142,10 @@ def main() -> None:
 
     columns = "".join(f"{n:>4} draws" for n in options.draws)
     print(f"{'':24}{'input':>8}{columns}{'student':>9}   noise left")
-    for name, answer in rivals(image, truth, noise).items():
+    found = rivals(image, truth, noise)
+    smooth = next(answer for name, answer in found.items() if name.startswith("median"))
+    found["FM2S-like"] = fm2s_like(image, smooth, CorrelatedNoise.from_noise(fitted, around))
+    for name, answer in found.items():
         tell(name, None, answer)
     with torch.no_grad():
         first = pretrained_denoiser(as_stack(noisy))(batch)

@@ -8,6 +8,7 @@ import traceback
 from distill.errors import UserError, of_the_machine
 
 COMMANDS = {
+    "denoise": "from noisy images to a denoised file and a report: train, predict, evaluate",
     "train": "co-train a sampler and a student on noisy images",
     "predict": "denoise images with a trained run",
     "evaluate": "compare draws and student, with or without ground truth",
@@ -16,10 +17,11 @@ COMMANDS = {
     "calibrate": "make a student's intervals hold the truth as often as they say",
     "export": "a student as ONNX, torch.export program or bioimage.io package",
     "cache": "a sampler's draws on disk, for training many students without running it again",
+    "import": "a published HDN or Direct Denoiser checkpoint as a run",
     "info": "what is in a run or an image",
     "noise-model": "`noise-model fit`: a noise model from calibration frames, repeats or the data",
 }
-RESUMED = ("train", "predict", "evaluate", "table1", "cache")
+RESUMED = ("denoise", "train", "predict", "evaluate", "table1", "cache")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -46,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     except SystemExit as done:  # --help and --print_config
         return int(done.code or 0)
     except KeyboardInterrupt:
-        further = "; the same command goes on from here" * (command in RESUMED)
+        further = "; to resume, run the same command again" * (command in RESUMED)
         print(f"distill: stopped{further}", file=sys.stderr)
         return 130
     except Exception as error:
@@ -84,8 +86,7 @@ def _usage() -> str:
 
 `distill COMMAND --help` lists a command's options; with DISTILL_TRACEBACK=1 in the environment, errors
 come with where they were raised. To begin:
-  distill train noisy.tif --out runs/mine
-  distill predict runs/mine noisy.tif --out denoised.tif"""
+  distill denoise noisy.tif --out clean.tif"""
 
 
 if __name__ == "__main__":

@@ -21,8 +21,10 @@ from torch import nn
 import losses
 import samplers
 import students
+from distill import denoising
 from distill.errors import UserError, checks_of
 from distill.evaluation import calibration, evaluate, tables
+from distill.evaluation.verdict import summary
 from distill.exporting import export
 from distill.images.context import plane_count
 from distill.images.describe import describe_image
@@ -32,7 +34,8 @@ from distill.noise_fitting import fit
 from distill.options import Parser, values
 from distill.prediction import cache, predict
 from distill.reporting import page
-from distill.runs import rebuild, tensors
+from distill.runs import published, rebuild, tensors
+from distill.runs.checkpoint import has_student
 from distill.runs.describe import describe_run, is_finished
 from distill.training import cost, engine
 from distill.training.processes import is_main, joined
@@ -52,9 +55,15 @@ NOISY = "noisy images in raw counts: TIFF, OME-Zarr, .npy"
 def run(command: str, arguments: list[str]) -> None:
     if _names_code(arguments):
         sys.path.append("")  # which may lie in the working folder
-    commands = {"train": _train, "predict": _predict, "evaluate": _evaluate, "table1": _table1}
+    commands = {
+        "denoise": _denoise,
+        "train": _train,
+        "predict": _predict,
+        "evaluate": _evaluate,
+        "table1": _table1,
+    }
     commands |= {"report": _report, "export": _export, "cache": _cache, "noise-model": _noise_model}
-    commands |= {"info": _info, "calibrate": _calibrate}
+    commands |= {"info": _info, "calibrate": _calibrate, "import": _import}
     commands[command](arguments)
 
 
@@ -78,6 +87,22 @@ def _add_options(parser: Parser, function: Callable[..., Any], skip: tuple[str, 
     """A function's parameters that the parser does not have already, with the texts of its docstring."""
     there = {action.dest for action in parser._actions}
     parser.add_function_arguments(function, skip={*there, *skip}, as_group=False)
+
+
+def _denoise(arguments: list[str]) -> None:
+    parser = _parser("denoise", "Train on noisy images, denoise them, and say in words how it went.")
+    parser.add_argument("noisy", type=str, nargs="+", help=NOISY)
+    parser.add_argument("--out", type=str, required=True, help="image to write: .tif, .ome.tif or .ome.zarr")
+    parser.add_argument("--trained", "--with", type=str, metavar="RUN",
+                        help="finished run that denoises the images without any training; or pretrained, the "
+                        "weights in the package (default: train)")  # fmt: skip
+    _add_options(parser, denoising.denoise, skip=("draws", "statistic", "seed"))
+    chosen = _without_config(parser.parse_args(arguments))
+    run, out = denoising.denoise(**chosen), chosen["out"]
+    other = f"other_clean{Path(out).name.removeprefix(denoising.run_beside(out).stem)}"
+    print("\n".join(summary(run.path)))
+    print(f"{out}: written. Look at {run.path / 'report.html'}. For the next images: "
+          f"distill denoise other.tif --out {other} --with {run.path}")  # fmt: skip
 
 
 @joined()
@@ -147,6 +172,8 @@ def _described(run: Path, role: str, trust: list[str]) -> dict[str, Any] | None:
     options = {k: v for k, v in network["arguments"].items() if k not in files}
     for name, value in options.items():
         is_text = name in parameters and parameters[name].annotation in (str, str | None)
+        if isinstance(value, list) and all(isinstance(each, int | float) for each in value):
+            continue
         if isinstance(value, dict | list) or (isinstance(value, str) and not is_text):
             return None  # made of other networks; jsonargparse would import what a text names
     return {"class_path": network["class"], "init_args": options}
@@ -284,6 +311,16 @@ def _noise_model(arguments: list[str]) -> None:
     _add_options(parser, fit.fit_noise_model)
     chosen = parser.parse_args([a for a in arguments if a != "fit"])
     fit.fit_noise_model(**_without_config(chosen))
+
+
+def _import(arguments: list[str]) -> None:
+    parser = _parser("import", "A published HDN, HDN3-6 or Direct Denoiser as a run, without its code.")
+    parser.add_argument("checkpoint", type=str, help=".ckpt of the Direct Denoiser, or _vae.net of HDN")
+    parser.add_argument("--out", type=str, required=True, help="folder to write the run to")
+    _add_options(parser, published.import_published)
+    run = published.import_published(**_without_config(parser.parse_args(arguments)))
+    how = "" if has_student(run) else " --draws 100"
+    print(f"{run}: written. Now: distill predict {run} IMAGES{how} --out clean.tif")
 
 
 def _info(arguments: list[str]) -> None:

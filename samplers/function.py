@@ -1,8 +1,9 @@
-"""Any function or network that draws clean images, as a posterior sampler."""
+"""Any function or network that draws clean images, of torch or of NumPy, as a posterior sampler."""
 
 import inspect
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -59,6 +60,47 @@ class FunctionSampler(PosteriorSampler):
                 f"it must return a tensor ({wanted})"
             )
         return draw
+
+
+class NumpySampler(PosteriorSampler):
+    """A frozen sampler around `fn(noisy, rng)`, which draws with NumPy: float32 images (B, C, Y, X) in raw
+    counts and a numpy.random.Generator -> one fresh draw (B, C', Y', X').
+
+    The generator is seeded from torch's random state, so that a seed repeats the draws. Whatever the device,
+    it is computed on the CPU. out_channels, scale, out_names: see FunctionSampler.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[[np.ndarray, np.random.Generator], np.ndarray],
+        *,
+        out_channels: int | None = None,
+        scale: Scale = 1,
+        out_names: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        self.declare(out_channels, scale, out_names)
+        if not callable(fn):
+            raise ValueError(  # noqa: TRY004 (bad input is one kind of error here)
+                f"NumpySampler: got {type(fn).__name__}; pass a function of (noisy, rng)"
+            )
+        self.fn = fn
+
+    def sample(self, noisy: Tensor, n: int = 1) -> Tensor:
+        return torch.stack([self._draw(noisy) for _ in range(n)])
+
+    def _draw(self, noisy: Tensor) -> Tensor:
+        rng = np.random.default_rng(int(torch.randint(2**62, ())))
+        images = noisy.detach().float().cpu().numpy().copy()  # which it may write to
+        draw = self.fn(images, rng)
+        wanted = self.draw_shape(noisy.shape)
+        if not isinstance(draw, np.ndarray) or draw.shape != wanted or draw.dtype.kind not in "fiu":
+            got = f"{draw.dtype} {draw.shape}" if isinstance(draw, np.ndarray) else type(draw).__name__
+            raise ValueError(
+                f"NumpySampler: fn returned {got} for noisy {tuple(noisy.shape)}; it must return an array of "
+                f"real numbers {wanted}"
+            )
+        return torch.from_numpy(draw.astype(np.float32)).to(noisy)
 
 
 def _takes_n(fn: Callable[..., Tensor]) -> tuple[bool, bool]:

@@ -15,6 +15,11 @@ from samplers import HDN, GaussianNoise
 from students import UNet
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read at import: its client would try for a minute to reach the internet
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # tests run beside each other: one core for each, and for its children
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 
 # The same examples on every run; `--hypothesis-profile=search` looks for new ones.
 _ANY = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -83,7 +83,7 @@ def compare(
             with checks_of(type(sampler).__name__):
                 answers = list(_answers(drawn, denoiser, noisy, counts, device))
             noisy = _plane(denoiser, noisy)
-            if answers[-1].mean.shape == noisy.shape:  # else it cannot be compared
+            if not answers or answers[-1].mean.shape == noisy.shape:  # else it cannot be compared
                 answers.insert(0, Answer(INPUT, noisy, noisy, None, 0.0))
             if i == 0:
                 with whole_file(folder / "images.npz") as part, open(part, "wb") as file:

@@ -9,15 +9,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from distill.denoiser import DirectDenoiser
 from distill.evaluation.checks import advice
 from distill.evaluation.compare import INPUT, Metrics, compare, noise_model_of
 from distill.evaluation.metrics import lpips, psnr, ssim
 from distill.evaluation.pairs import paired
 from distill.evaluation.tables import Row, distinct, format_table, table1, write_csv
+from distill.evaluation.worth import worth
 from distill.files import check_folder, whole_file, write_text
 from distill.hardware import Hardware, Precision
+from distill.images.context import plane_count
 from distill.images.sources import Images, as_stack, check_channels
 from distill.images.statistics import check_finite
 from distill.limits import COUNT, check_limits
@@ -25,9 +28,22 @@ from distill.locks import locked
 from distill.plots.pictures import comparison
 from distill.plots.residuals import residual_picture
 from distill.runs import checkpoint
-from samplers import NoiseModel
+from losses import L2
+from samplers import NoiseModel, PosteriorSampler
 
 UNFINISHED = ".evaluation.unfinished"  # no folder of a user's
+
+
+class NoStudent(DirectDenoiser):
+    """In place of the student of a run that has none: it gives no image."""
+
+    def __init__(self, sampler: PosteriorSampler) -> None:
+        seen = getattr(sampler, "channels", 1) * plane_count(sampler.context)
+        shape = sampler.out_channels, sampler.scale, sampler.out_names
+        super().__init__(nn.Identity(), L2(), seen, *shape, sampler.context)
+
+    def maps(self, noisy: Tensor) -> dict[str, Tensor]:
+        return {}
 
 
 def evaluate(
@@ -69,7 +85,10 @@ def evaluate(
     check_limits(locals(), draws=COUNT)
     out = check_folder(run if out is None else out)
     sampler = checkpoint.load_sampler(run, trust=trust)
-    denoiser = checkpoint.load_denoiser(run, trust=trust)
+    if checkpoint.has_student(run):
+        denoiser = checkpoint.load_denoiser(run, trust=trust)
+    else:
+        denoiser = NoStudent(sampler)
     noisy = as_stack(noisy, axes)  # read once
     check_channels(noisy, checkpoint.name_of(run), denoiser.plane_channels)
     if clean is not None:
@@ -95,7 +114,7 @@ def _write(
 ) -> None:  # fmt: skip
     write_csv(out / "evaluation.csv", rows)
     write_csv(out / "checks.csv", parts)
-    said = "".join(f"\n- {sentence}" for sentence in advice(parts))
+    said = "".join(f"\n- {sentence}" for sentence in worth(rows) + advice(parts))
     write_text(out / "evaluation.md", format_table(rows) + "\n" + (said and f"{said}\n"))
     with whole_file(out / "evaluation.npz") as part, open(part, "wb") as file:
         arrays: dict[str, Any] = dict(images)

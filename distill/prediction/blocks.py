@@ -155,7 +155,10 @@ class Prediction:
 def _network(run: AnyRun, draws: int, trust: str | Sequence[str]) -> tuple[Any, int | None, str | None]:
     """It, and what it was trained on, if that is known: how many channels of a plane, and the context."""
     if isinstance(run, PosteriorSampler) and draws:
-        return run, None, None
+        return run, None, run.context
+    if draws and not checkpoint.has_student(run):
+        sampler = checkpoint.load_sampler(run, trust=trust)
+        return sampler, getattr(sampler, "channels", None), sampler.context
     denoiser = checkpoint.load_denoiser(run, trust=trust)
     network = checkpoint.load_sampler(run, trust=trust) if draws else denoiser
     return network, denoiser.plane_channels, denoiser.context

@@ -73,7 +73,7 @@ def cache_draws(
     sampler = checkpoint.load_sampler(run, trust=trust).to(hardware.device)
     planes = as_stack(images, axes)
     check_channels(planes, checkpoint.name_of(run), getattr(sampler, "channels", None))
-    stack = in_context(planes, checkpoint.context_of(run))
+    stack = in_context(planes, sampler.context)
     n, channels, *size = sampler.draw_shape(stack.frames.shape)
     reshapes = [channels, *size] != list(planes.frames.shape[1:])
     mean, std = _draw_statistics(sampler, stack, hardware) if reshapes else statistics(planes)

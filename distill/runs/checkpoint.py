@@ -41,7 +41,8 @@ def save_run(run: Run) -> None:
 
 
 def save_sampler(path: Path, sampler: PosteriorSampler) -> None:
-    save(path, sampler.state_dict(), {"sampler": describe(sampler)})
+    header: dict[str, Any] = {"sampler": describe(sampler)}
+    save(path, sampler.state_dict(), header | ({"context": sampler.context} if sampler.context else {}))
 
 
 def save_denoiser(path: Path, denoiser: DirectDenoiser) -> None:
@@ -77,6 +78,7 @@ def load_sampler(
     tensors, header = load(path, SAMPLER_HEADER)
     sampler = sampler or _described(path, header, "sampler", PosteriorSampler, trust, tensors)
     load_state(path, sampler, tensors)
+    sampler.context = _context(path, header)
     return sampler.eval().to(memory_format=torch.channels_last)
 
 
@@ -89,6 +91,11 @@ def load_denoiser(run: AnyRun, backbone: nn.Module | None = None, *, trust: Trus
     if isinstance(run, Run | DirectDenoiser):
         return (run.denoiser if isinstance(run, Run) else run).eval()
     path = _file(run, "student.safetensors")
+    if not has_student(run):
+        raise UserError(
+            f"{run}: holds a sampler and no student; pass --draws 100 to average draws, or train one: "
+            f"distill train IMAGES --from {run} --steps 0 --refine_steps 2000 --out ANOTHER"
+        )
     tensors, header = load(path, STUDENT_HEADER)
     backbone = backbone or _described(path, header, "backbone", nn.Module, trust, tensors)
     loss = _described(path, header, "loss", Loss, trust, tensors)
@@ -107,21 +114,27 @@ def _denoiser(path: Path, backbone: nn.Module, loss: Loss, header: dict[str, Any
     sound = isinstance(channels, int) and 0 < channels < LARGEST
     if not sound or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{path}: its header describes no images ({output}); pass another, or retrain it")
-    context, all_channels = header.get("context"), header["channels"]
-    if not isinstance(context, str | None) or all_channels % plane_count(context):
-        raise UserError(f"{path}: its header tells no context ({context}); pass another file, or retrain it")
+    context, seen = _context(path, header), header["channels"]
+    if seen % plane_count(context):
+        raise UserError(f"{path}: its {seen} channels are not those of a context {context}; retrain it")
     with checks_of(str(path)):
-        return DirectDenoiser(backbone, loss, all_channels, **output, context=context)
+        return DirectDenoiser(backbone, loss, seen, **output, context=context)
 
 
-def context_of(run: AnyRun) -> str | None:
-    """Which neighbouring planes the networks of a run see, such as "T2"."""
-    if isinstance(run, Run | DirectDenoiser):
-        return (run.denoiser if isinstance(run, Run) else run).context
-    if isinstance(run, nn.Module) or not (path := _file(run, "student.safetensors")).exists():
-        return None
-    context = load(path)[1].get("context")
-    return context if isinstance(context, str) else None
+def _context(path: Path, header: dict[str, Any]) -> str | None:
+    """Which neighbouring planes a network sees, such as "T2". Errors: anything that is none."""
+    context = header.get("context")
+    if not isinstance(context, str | None):
+        raise UserError(f"{path}: its header tells no context ({context}); pass another file, or retrain it")
+    plane_count(context)
+    return context
+
+
+def has_student(run: AnyRun) -> bool:
+    """Whether one is to be expected: an HDN that others trained makes a run of a sampler alone."""
+    if isinstance(run, nn.Module | Run) or not Path(run).is_dir():
+        return True
+    return not (Path(run) / "sampler.safetensors").exists() or (Path(run) / "student.safetensors").exists()
 
 
 def _calibrated(path: Path, student: str) -> float:
@@ -156,8 +169,11 @@ def load_weights(run: str | os.PathLike[str], sampler: PosteriorSampler, student
     """Copies the weights of a finished run into networks of the same architecture, for training on.
 
     Statistics of the images, and the noise model, are not taken over: they belong to the run's images.
+    A student that the run does not have keeps the weights that it has.
     """
-    networks = {"sampler.safetensors": (sampler, ""), "student.safetensors": (student, "backbone.")}
+    networks = {"sampler.safetensors": (sampler, "")}
+    if has_student(run):
+        networks["student.safetensors"] = (student, "backbone.")
     for name, (network, prefix) in networks.items():
         path = _file(run, name)
         stored = {k.removeprefix(prefix): v for k, v in load(path)[0].items() if k.startswith(prefix)}

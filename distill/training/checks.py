@@ -46,8 +46,8 @@ def student_of(
     for network in (sampler, student):
         if context and isinstance(network, StabilizedSampler | StabilizedUNet):
             raise UserError(
-                f"context: got {context}, but {type(network).__name__} sees single planes; pass --sampler HDN "
-                "(or DivNoising) and --student LightUNet (or UNet)"
+                f"context: got {context}, but {type(network).__name__} sees single planes; pass --sampler "
+                "HDN (or DivNoising) and --student LightUNet (or UNet)"
             )
     with checks_of(type(sampler).__name__):
         shape = sampler.out_channels, sampler.scale, sampler.out_names

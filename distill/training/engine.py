@@ -124,7 +124,7 @@ def train(
         axes: letters of the images' dimensions, of STCZYX. Default: what the file says.
         init: weights that the networks start from: "pretrained", those that ship with the package, for
             networks that have some (StabilizedSampler, StabilizedUNet); "none"; or a finished run, for
-            instance of other images.
+            instance of other images. With steps=0 its sampler stays as it is.
         self_supervised: share of the student's loss that is its error on a part of the image's own light
             (`SplitRisk`), the rest is its distance to draws. Default: 1 for an L2 loss, a StabilizedUNet
             and noise of single pixels, since draws are no better than their sampler; else 0. With a fitted
@@ -172,6 +172,7 @@ def train(
     generator = np.random.default_rng(seed)
     co_training = sampler.trainable and (steps > 0 or budget is not None)
     denoiser = student_of(sampler, student, loss, len(mean), context)
+    sampler.context = context
     light, noise_model = prepare_networks(sampler, denoiser, stack, mean, std, init, co_training)
     co_training = co_training and sampler.trainable  # which may depend on the noise that it has found
     allowed = orientations(sampler.isotropic, sampler.mirrors, denoiser.scale)  # so may these

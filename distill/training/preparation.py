@@ -9,7 +9,7 @@ from distill.errors import checks_of
 from distill.hardware import Hardware
 from distill.images.stack import Stack
 from distill.images.statistics import SIDE, some_frames
-from distill.runs.checkpoint import load_weights
+from distill.runs.checkpoint import has_student, load_sampler, load_weights
 from distill.training.defaults import Init
 from distill.training.patches import Patches
 from samplers import PosteriorSampler
@@ -34,6 +34,8 @@ def prepare_networks(
     student = denoiser.backbone
     if init not in ("pretrained", "none"):
         load_weights(init, sampler, student)
+        if sampler.trainable and not co_training:
+            _take_over(load_sampler(init, trust=type(sampler).__module__), sampler)
     some = torch.from_numpy(some_frames(stack, 8, SIDE))
     with checks_of(stack.name):
         if co_training or (init == "pretrained" and hasattr(sampler, "load_pretrained")):
@@ -48,6 +50,8 @@ def prepare_networks(
             denoiser.loss.prepare(denoiser.plane(denoiser.standardize(some)))
     if init == "pretrained":
         _load_pretrained(sampler, student)
+    elif init != "none" and not has_student(init):
+        _load_pretrained(student)
     return light, noise_model
 
 
@@ -63,6 +67,14 @@ def prepare_outputs(
     with torch.random.fork_rng(), checks_of():
         denoiser.prepare_outputs(*draw_statistics(sampler, (hardware.put(each) for each in some)))
         denoiser.loss.prepare(denoiser.standardize_draws(sampler.sample(hardware.put(some[0]))[0]))
+
+
+def _take_over(trained: PosteriorSampler, sampler: PosteriorSampler) -> None:
+    """All of a sampler that is not trained further: the statistics and the noise of its own images too."""
+    for name in ("noise_model", "light"):
+        if hasattr(trained, name):
+            setattr(sampler, name, getattr(trained, name))
+    sampler.load_state_dict(trained.state_dict())
 
 
 def _load_pretrained(*networks: nn.Module) -> None:

@@ -4,10 +4,12 @@ import tifffile
 
 from distill.__main__ import main
 
-QUICK = ["--sampler", "HDN", "--sampler.levels", "2", "--sampler.latents", "2", "--sampler.filters", "4",
-         "--sampler.blocks", "1", "--student", "LightUNet", "--student.width", "4", "--student.depth", "1",
-         "--steps", "1", "--refine_steps", "1", "--batch_size", "2", "--micro_batch", "2", "--patch_size", "16",
-         "--device", "cpu"]  # fmt: skip
+QUICK = [
+    "--sampler", "HDN", "--sampler.levels", "2", "--sampler.latents", "2", "--sampler.filters", "4",
+    "--sampler.blocks", "1", "--student", "LightUNet", "--student.width", "4", "--student.depth", "1",
+    "--steps", "1", "--refine_steps", "1", "--batch_size", "2", "--micro_batch", "2",
+    "--patch_size", "16", "--device", "cpu",
+]  # fmt: skip
 
 
 def test_networks_of_the_right_sizes(noisy, tmp_path, monkeypatch, capsys):

@@ -1,0 +1,62 @@
+"""Sentences by what residuals and ground truth show: of images whose answer is known."""
+
+import pytest
+import torch
+
+from distill.evaluation.residuals import residual_scores
+from distill.evaluation.tables import write_csv
+from distill.evaluation.verdict import SENTENCES, STEPS, next_step, read_table, verdict
+from samplers import GaussianNoise
+
+
+@pytest.fixture
+def signal() -> torch.Tensor:
+    y, x = torch.meshgrid(torch.arange(96.0), torch.arange(96.0), indexing="ij")
+    return (200 + 60 * torch.sin(y / 3) * torch.cos(x / 3))[None]
+
+
+def told(noisy: torch.Tensor, denoised: torch.Tensor, std: float = 10.0) -> str:
+    rows = [{"image": "student", **residual_scores(noisy, denoised, GaussianNoise(std))}]
+    assert next_step(rows).startswith("Next: ")
+    return verdict(rows)
+
+
+def test_residuals_that_are_noise_alone(signal):
+    assert told(signal + 10 * torch.randn_like(signal), signal) == SENTENCES["noise"]
+
+
+def test_lost_structure_and_correlated_noise_correlate(signal):
+    noise = 10 * torch.randn_like(signal)
+    assert "structure of the image was removed" in told(signal + noise, signal.mean().expand_as(signal))
+    lines = torch.nn.functional.avg_pool2d(noise, (1, 3), 1, (0, 1))
+    assert "are correlated (0." in told(signal + lines, signal)
+
+
+def test_smooth_noise_that_is_left(signal):
+    noise = 10 * torch.randn_like(signal)
+    left = torch.nn.functional.avg_pool2d(noise, 3, 1, 1)
+    assert "(-0.1" in (text := told(signal + noise, signal + left)) and "left in the image" in text
+
+
+@pytest.mark.parametrize(("std", "words"), [(5.0, "too narrow"), (20.0, "too wide")])
+def test_residuals_against_the_noise_model(signal, std, words):
+    assert words in told(signal + 10 * torch.randn_like(signal), signal, std)
+
+
+def test_gains_with_ground_truth():
+    rows = [{"image": name, "psnr_mean": psnr} for name, psnr in
+            {"noisy input": 20.0, "1 draw": 25.0, "100 draws": 30.5, "student": 30.0}.items()]  # fmt: skip
+    assert verdict(rows) == (
+        "One pass of the student is 10.00 dB above the noisy images and 0.50 dB below the mean of 100 draws."
+    )
+    assert "10.00 dB above the noisy images." in verdict([rows[0], rows[-1]])
+
+
+def test_every_finding_has_its_step():
+    assert SENTENCES.keys() == STEPS.keys()
+
+
+def test_tables_are_read_as_they_were_written(tmp_path):
+    rows = [{"image": "a", "psnr_mean": 20.5}, {"image": "b", "other": 1.0}]
+    write_csv(tmp_path / "t.csv", rows)
+    assert read_table(tmp_path / "t.csv") == rows
