@@ -61,7 +61,7 @@ def measured(context: str | None, seed: int, steps: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         run = train(noisy, sampler, student, out=Path(folder) / "run", steps=steps, refine_steps=steps,
                     validate_every=10**6, context=context, seed=seed, device="cpu",
-                    batch_size=4, precision="fp32")  # fmt: skip
+                    batch_size=4, patch_size=48, precision="fp32")  # fmt: skip
         found = {"seconds": time.process_time() - began}
         for name, draws in {"student": 0, "10 draws": 10}.items():
             answer = predict(run, noisy, draws=draws, device="cpu", precision="fp32")

@@ -38,6 +38,7 @@ from distill.runs import published, rebuild, tensors
 from distill.runs.checkpoint import has_student
 from distill.runs.describe import describe_run, is_finished
 from distill.training import cost, engine
+from distill.training.checks import check_context
 from distill.training.processes import is_main, joined
 
 ROLES = {
@@ -132,6 +133,7 @@ def _train(arguments: list[str]) -> None:
     torch.manual_seed(config.seed)  # of the networks' initial weights
     with checks_of():  # the constructors' own
         chosen = parser.instantiate(config)
+        check_context(config.context, chosen.sampler, chosen.student)
         if _set_channels(config, chosen.sampler, len(chosen.loss.outputs)):
             chosen = parser.instantiate(config)
     options = _without_config(chosen)
