@@ -13,6 +13,7 @@ import argparse
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ def specimen(seed: int) -> tuple[np.ndarray, np.ndarray]:
         np.sin(2 * np.pi * (fy * y + fx * x) + phase)
         for fy, fx, phase in zip(*rng.uniform(-0.06, 0.06, (2, 8)), rng.uniform(0, 2 * np.pi, 8), strict=True)
     )
-    background = 130 + 10 * texture
+    background = np.asarray(130 + 10 * texture)
     start, angle = rng.uniform(0, SIDE // 2, (BLOBS, 2)), rng.uniform(0, 2 * np.pi, BLOBS)
     velocity = SPEED * np.stack([np.sin(angle), np.cos(angle)], axis=1)
     width, height = rng.uniform(2, 5, BLOBS), rng.uniform(40, 90, BLOBS)
@@ -54,7 +55,7 @@ def measured(context: str | None, seed: int, steps: int) -> dict[str, float]:
     noisy, clean = specimen(seed)
     torch.manual_seed(seed)
     seen, began = plane_count(context), time.process_time()
-    options = LIGHT | {"filters": 12, "latents": 4, "blocks": 1, "kl_warmup": steps // 4}
+    options: dict[str, Any] = LIGHT | {"filters": 12, "latents": 4, "blocks": 1, "kl_warmup": steps // 4}
     sampler = HDN(GaussianNoise(NOISE), in_channels=seen, **options)
     student = LightUNet(in_channels=seen, width=16, depth=2)
     still = np.ptp(clean, axis=0) < STILL
@@ -71,7 +72,7 @@ def measured(context: str | None, seed: int, steps: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="HDN and its student, with neighbouring frames and without.")
     parser.add_argument("--steps", type=int, default=400, help="of both, then of the student alone")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--contexts", nargs="+", default=["none", "T1", "T2"])

@@ -23,7 +23,7 @@ from distill.images.statistics import MAX_COUNT, check_finite
 from distill.prediction.plan import Block, Cost
 from distill.prediction.pretrained import PRETRAINED, pretrained_denoiser, pretrained_sampler
 from distill.prediction.receptive_field import receptive_field
-from distill.prediction.tiles import FittingTiles
+from distill.prediction.tiles import HALO, FittingTiles
 from distill.runs import checkpoint
 from distill.runs.rebuild import describe
 from distill.runs.tensors import digest
@@ -32,7 +32,6 @@ from samplers import PosteriorSampler, posterior_mean, posterior_median, posteri
 Statistic = Literal["mean", "median", "std"]
 STATISTICS = {"mean": posterior_mean, "median": posterior_median, "std": posterior_std}
 AnyRun = str | os.PathLike[str] | DirectDenoiser | PosteriorSampler
-UNLIMITED_HALO = 64  # of networks whose receptive field no halo covers
 SAMPLE = 128  # side in pixels of the image on which memory is measured
 
 
@@ -73,7 +72,7 @@ class Prediction:
     def halo(self) -> int:
         """The student's receptive field. That of samplers such as HDN is larger than any halo."""
         found = None if self.draws else receptive_field(self.network)
-        return UNLIMITED_HALO if found is None else found
+        return HALO if found is None else found
 
     @cached_property
     def has_limited_field(self) -> bool:

@@ -1,5 +1,7 @@
 """Networks that see neighbouring planes, and denoise the one between them."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import tifffile
@@ -14,9 +16,11 @@ from samplers import HDN, DivNoising, FunctionSampler, GaussianNoise, Stabilized
 from samplers.testing import check_sampler
 from students import LightUNet, StabilizedUNet, UNet
 
-TINY = dict(depth=1, filters=4)
-SHORT = dict(steps=0, refine_steps=3, batch_size=2, micro_batch=2, patch_size=16, validate_every=2)
-HIERARCHY = dict(levels=2, latents=2, filters=4, blocks=1, patch_size=16)
+TINY: dict[str, Any] = dict(depth=1, filters=4)
+SHORT: dict[str, Any] = dict(
+    steps=0, refine_steps=3, batch_size=2, micro_batch=2, patch_size=16, validate_every=2
+)
+HIERARCHY: dict[str, Any] = dict(levels=2, latents=2, filters=4, blocks=1, patch_size=16)
 
 
 def mean_of_planes(noisy):
@@ -130,7 +134,7 @@ def test_a_context_is_stored_with_the_run_and_a_stopped_one_resumes(tmp_path, no
 
 @pytest.mark.parametrize("kind", [HDN, DivNoising])
 def test_samplers_that_encode_planes_and_explain_one(kind):
-    options = HIERARCHY if kind is HDN else {"filters": 4, "latents": 4}
+    options: dict[str, Any] = HIERARCHY if kind is HDN else {"filters": 4, "latents": 4}
     sampler = kind(GaussianNoise(9.0), channels=2, in_channels=6, **options)
     check_sampler(sampler)
     noisy = 100 + 10 * torch.randn(2, 6, 16, 16)

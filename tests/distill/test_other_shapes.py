@@ -1,6 +1,7 @@
 """Samplers whose clean images have other channels or another size than the noisy one, the whole way."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,8 +32,10 @@ from students.upscale import Nearest
 
 WEIGHTS = torch.tensor([0.5, 0.3, 2.0])[:, None, None]
 OFFSETS = torch.tensor([0.0, 40.0, -70.0])[:, None, None]
-TINY = dict(depth=1, filters=4)
-SHORT = dict(steps=0, refine_steps=3, batch_size=2, micro_batch=2, patch_size=16, validate_every=2)
+TINY: dict[str, Any] = dict(depth=1, filters=4)
+SHORT: dict[str, Any] = dict(
+    steps=0, refine_steps=3, batch_size=2, micro_batch=2, patch_size=16, validate_every=2
+)
 
 
 def parts(noisy):
@@ -124,7 +127,7 @@ def test_tiles_are_the_whole(kind, name, tmp_path):
     plain = receptive_field(DirectDenoiser(UNet(**TINY), L2()))
     assert plain is not None and receptive_field(denoiser) in (plain, plain + 1)  # in pixels of the input
     whole = predict(denoiser, noisy, precision="fp32")
-    options = {"chunks": 48} if "zarr" in name else {}
+    options: dict[str, Any] = {"chunks": 48} if "zarr" in name else {}
     predict(denoiser, noisy, tmp_path / name, tile=64, precision="fp32", **options)
     tiled = read(tmp_path / name).frames[:]
     assert np.allclose(tiled, whole.reshape(tiled.shape), atol=1e-4 * np.ptp(whole))
