@@ -91,7 +91,7 @@ def test_networks_without_one_are_told(sampler, student, told, tmp_path, noisy):
 
 def test_a_student_of_planes_the_whole_way(tmp_path, noisy):
     """A 1x1 convolution over three planes learns their mean, which no plane alone tells."""
-    options = SHORT | {"refine_steps": 150, "batch_size": 8, "student_lr": 0.05, "ema": 0.9}
+    options: dict[str, Any] = SHORT | {"refine_steps": 150, "batch_size": 8, "student_lr": 0.05, "ema": 0.9}
     run = train(noisy, AVERAGING, nn.Conv2d(3, 1, 1), out=tmp_path / "run", context="T1", **options)
     seen = torch.from_numpy(in_context(as_stack(noisy), "T1").frames[:])
     expected = seen.mean(1).numpy()

@@ -59,7 +59,7 @@ def enlarging(scale):
     return FunctionSampler(enlarged, scale=scale)
 
 
-def of(kind):
+def of(kind) -> tuple[Any, dict[str, Any], tuple[int, ...]]:
     """(sampler, student's arguments, C', Y and X of the answer to 48 x 40 pixels)"""
     if kind == "unmixing":
         return UNMIXING, {"out_channels": 3}, (3, 48, 40)
@@ -108,7 +108,8 @@ def test_evaluated_against_a_truth_of_the_output_shape_and_without(kind, tmp_pat
     rows = {row["image"]: row for row in evaluate(run, noisy, truth, draws=[1, 4])}
     assert list(rows) == ["1 draw", "4 draws", "student"]
     gain = 10 * np.log10(2 / 1.25)  # one draw against another, of std 1 each; and the mean of 4
-    assert rows["4 draws"]["psnr_mean"] - rows["1 draw"]["psnr_mean"] == pytest.approx(gain, abs=0.1)
+    one, four = (float(rows[name]["psnr_mean"]) for name in ("1 draw", "4 draws"))
+    assert four - one == pytest.approx(gain, abs=0.1)
     assert report(run).exists()
     rows = evaluate(run, noisy, out=tmp_path / "without", draws=[2])
     assert [row["image"] for row in rows] == ["2 draws", "student"]
@@ -153,7 +154,12 @@ def test_each_channel_has_statistics_of_its_own(tmp_path, noisy):
 
 
 def test_the_student_learns_what_the_draws_are_around(tmp_path, noisy):
-    options = SHORT | {"refine_steps": 100, "batch_size": 4, "validate_every": 1000, "student_lr": 0.05}
+    options: dict[str, Any] = SHORT | {
+        "refine_steps": 100,
+        "batch_size": 4,
+        "validate_every": 1000,
+        "student_lr": 0.05,
+    }
     run = train(noisy, UNMIXING, nn.Conv2d(1, 3, 1), out=tmp_path / "run", ema=0.9, **options)
     expected = parts(torch.from_numpy(noisy[:, None])).numpy()
     error = predict(run, noisy, precision="fp32") - expected
