@@ -20,7 +20,8 @@ FORBIDDEN = {
 }
 EXTRAS = {"scipy", "skimage", "matplotlib", "jsonargparse", "imagecodecs", "timm", "lpips", "torchvision"}
 EXTRAS |= {"segmentation_models_pytorch", "pooch", "onnx", "onnxscript", "onnxruntime", "bioimageio"}
-EXTRAS |= {"zarr", "numcodecs", "yaozarrs", "nd2", "czifile", "liffile", "dask", "fsspec"}
+EXTRAS |= {"zarr", "numcodecs", "yaozarrs", "nd2", "czifile", "liffile", "dask", "distributed"}
+EXTRAS |= {"fsspec"}
 
 
 def imported(path: Path) -> set[str]:

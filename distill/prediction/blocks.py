@@ -57,7 +57,7 @@ class Prediction:
     ) -> None:
         self.draws, self.statistic, self.seed = draws, statistic, seed
         self.hardware = Hardware(device, precision)
-        self.stack, self.name = as_stack(noisy, axes), checkpoint.name_of(run)
+        self.axes, self.stack, self.name = axes, as_stack(noisy, axes), checkpoint.name_of(run)
         if run == PRETRAINED and not Path(PRETRAINED).exists():
             run = pretrained_sampler(self.stack) if draws else pretrained_denoiser(self.stack)
         self.network, trained_on, context = _network(run, draws, trust)
@@ -93,16 +93,19 @@ class Prediction:
             answer = FittingTiles(partial(self.answer, draws=few), None, lambda: self.halo)
             return Cost.of(answer, channels, outputs, sample)
 
-    def identity(self) -> dict[str, Any]:
-        """What tells this work from other work, in the terms of JSON."""
+    def identity(self, device: str) -> dict[str, Any]:
+        """What tells this work from other work, in the terms of JSON. device: type of what computes it."""
         weights = {key: value.detach().cpu().contiguous() for key, value in self.network.state_dict().items()}
         made = describe(self.network) or type(self.network).__name__
         return {
             "network": digest(weights, {"made": repr(made)}),
             "images": fingerprint(self.stack),
-            "computed": [self.draws, self.statistic, self.seed, self.hardware.device.type,
-                         self.hardware.precision],
+            "computed": [self.draws, self.statistic, self.seed, device, self.hardware.precision],
         }  # fmt: skip
+
+    def in_tiles(self, halo: int | None) -> FittingTiles:
+        """For `compute`: smaller tiles where memory runs out after all. halo: of the plan."""
+        return FittingTiles(self.answer, None, lambda: self.halo if halo is None else halo)
 
     def read(self, block: Block) -> Tensor:
         """What is seen of it: (F, C, h, w) float32. Errors: NaN, infinity."""
