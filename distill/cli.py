@@ -26,6 +26,7 @@ from distill.errors import UserError, checks_of
 from distill.evaluation import calibration, evaluate, tables
 from distill.evaluation.verdict import read_table, summary, verdict
 from distill.exporting import export
+from distill.images.context import plane_count
 from distill.images.describe import describe_image
 from distill.images.sources import as_stack, holds_images
 from distill.limits import check_limits
@@ -37,6 +38,7 @@ from distill.runs import published, rebuild, tensors
 from distill.runs.checkpoint import has_student
 from distill.runs.describe import describe_run, is_finished
 from distill.training import cost, engine
+from distill.training.checks import check_context
 from distill.training.processes import is_main, joined
 
 ROLES = {
@@ -131,6 +133,7 @@ def _train(arguments: list[str]) -> None:
     torch.manual_seed(config.seed)  # of the networks' initial weights
     with checks_of():  # the constructors' own
         chosen = parser.instantiate(config)
+        check_context(config.context, chosen.sampler, chosen.student)
         if _set_channels(config, chosen.sampler, len(chosen.loss.outputs)):
             chosen = parser.instantiate(config)
     options = _without_config(chosen)
@@ -182,15 +185,16 @@ def _set_channels(config: jsonargparse.Namespace, sampler: samplers.PosteriorSam
     """Networks made for 1 channel and scale 1, as they are unless told, take the image's channels and give
     those of the sampler's draws and the loss, as large as the draws. True where that changed anything."""
     channels, changed = as_stack(config.images, config.axes).frames.shape[1], False
+    seen = channels * plane_count(config.context)
     drawn = (sampler.out_channels or channels) * outputs
     scale = 1 if sampler.scale in (1, (1, 1), [1, 1]) else sampler.scale
     for role, needed in {
-        "sampler": {"channels": channels},
-        "student": {"in_channels": channels, "out_channels": drawn, "scale": scale},
+        "sampler": {"channels": channels} | ({"in_channels": seen} if seen != channels else {}),
+        "student": {"in_channels": seen, "out_channels": drawn, "scale": scale},
     }.items():
         arguments = config[role].get("init_args") or {}
         for name, value in needed.items():
-            if arguments.get(name) == 1 and value != 1:
+            if arguments.get(name, value) in (None, 1) and value != 1:
                 arguments[name], changed = value, True
     return changed
 

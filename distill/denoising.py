@@ -161,6 +161,11 @@ def _taken_over(trained: Any, stack: Stack, folder: Path, trust: str | Sequence[
         copy = Run(folder, pretrained_sampler(stack), pretrained_denoiser(stack))
     else:
         copy = replace(_loaded(trained, trust), path=folder)
+        if copy.denoiser.context:
+            raise UserError(
+                f"{trained}: its networks see neighbouring planes ({copy.denoiser.context}), which denoise "
+                "does not give them; run distill predict and distill evaluate with it"
+            )
         check_channels(stack, str(trained), copy.denoiser.channels)
     folder.mkdir(parents=True, exist_ok=True)
     save_run(copy)

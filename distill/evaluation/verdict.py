@@ -25,7 +25,7 @@ def verdict(rows: Sequence[Row]) -> str:
     named = _by_name(rows)
     student = named.get("student", {})
     if "psnr_mean" in student:
-        return _gain(named) if INPUT in named else ""
+        return _gain(named)
     return SENTENCES[_finding(student)].format(**student) if "residual_std" in student else ""
 
 
@@ -42,11 +42,12 @@ def _by_name(rows: Sequence[Row]) -> dict[str, Row]:
 
 def _gain(named: dict[str, Row]) -> str:
     draws = [name for name in named if "draw" in name][-1:]
-    others = {"the noisy images": INPUT} | {f"the mean of {name}": name for name in draws}
+    others = {"the noisy images": INPUT} if INPUT in named else {}
+    others |= {f"the mean of {name}": name for name in draws}
     psnr = {name: float(row["psnr_mean"]) for name, row in named.items() if "psnr_mean" in row}
     gains = {text: psnr["student"] - psnr[name] for text, name in others.items()}
     texts = [f"{abs(v):.2f} dB {'above' if v >= 0 else 'below'} {text}" for text, v in gains.items()]
-    return f"One pass of the student is {' and '.join(texts)}."
+    return f"One pass of the student is {' and '.join(texts)}." if texts else ""
 
 
 def _finding(student: Row) -> str:

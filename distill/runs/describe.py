@@ -33,6 +33,8 @@ def describe_run(path: Path) -> str:
     if "scale" in header:
         names = ", ".join(map(str, header["out_names"])) or "without names"
         lines.append(f"output    channels {header['out_channels']} ({names}), scale {header['scale']} (Y, X)")
+    if "context" in header:
+        lines.append(f"context   {header['context']}: an axis, and how many planes on either side")
     metrics = path / "metrics.jsonl"
     if metrics.exists() and (rows := read_json_lines(metrics)):
         lines.append(f"last      {json.dumps(rows[-1])}")
