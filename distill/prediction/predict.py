@@ -30,6 +30,7 @@ from samplers import PosteriorSampler
 
 log = logging.getLogger(__name__)
 SMALL = 0.25  # of the memory: results up to this are returned as an array
+PARTS = 20  # in which `predict_maps` tells how far it is
 
 
 def predict(
@@ -177,19 +178,44 @@ def _blocks(plan: Plan, stack: Stack, depth: int) -> list[Block]:
 
 
 def _in_memory(job: Prediction, plan_of: Callable[[], Plan]) -> np.ndarray:
+    return _maps(job, plan_of, 1, lambda share: None)[0]
+
+
+def predict_maps(
+    run: str | os.PathLike[str] | DirectDenoiser, noisy: Images, on_block: Callable[[float], object]
+) -> dict[str, np.ndarray]:
+    """Every output image of a student by its name, the central one first, each as `predict` returns it.
+
+    on_block: is called with the share of the work that is done, about PARTS times; what it raises ends it.
+    """
+    job = Prediction(run, noisy)
+    often = max(1, len(job.stack.frames) // PARTS)
+
+    def plan() -> Plan:
+        fits = _plan(job, (1, 1, 1), free_on(job.hardware.device) / 2, None, None)
+        return replace(fits, frames=min(often, fits.frames), batch=min(often, fits.batch))
+
+    return dict(zip(job.names, _maps(job, plan, len(job.names), on_block), strict=True))
+
+
+def _maps(
+    job: Prediction, plan_of: Callable[[], Plan], count: int, on_block: Callable[[float], object]
+) -> list[np.ndarray]:
+    """The first `count` output images."""
     stack = job.stack
-    check_memory(4.0 * math.prod(stack.frames.shape), "result", "pass out, or fewer frames")
-    frames = np.empty(stack.frames.shape, np.float32)
+    check_memory(4.0 * count * math.prod(stack.frames.shape), "result", "pass out, or fewer frames")
+    maps = [np.empty(stack.frames.shape, np.float32) for _ in range(count)]
     plan = plan_of()
     blocks = _blocks(plan, stack, 1)
 
     def write(block: Block, images: list[np.ndarray]) -> None:
         chosen = slice(block.first, block.first + block.count)
-        frames[chosen, :, slice(*block.rows), slice(*block.columns)] = images[0]
+        for whole, part in zip(maps, images, strict=False):
+            whole[chosen, :, slice(*block.rows), slice(*block.columns)] = part
 
-    for _ in _shown(_streamed(job, plan, blocks, write), blocks, blocks):
-        pass
-    return stack.restore(frames)
+    for i, _ in enumerate(_shown(_streamed(job, plan, blocks, write), blocks, blocks)):
+        on_block((i + 1) / len(blocks))
+    return [stack.restore(each) for each in maps]
 
 
 def _written(target: Target, ceiling: float) -> Any:
