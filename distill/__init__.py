@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # for editors and type checkers; below, the same names for Py
     from distill.reporting.page import report as report
     from distill.runs.checkpoint import load_denoiser as load_denoiser
     from distill.runs.checkpoint import load_sampler as load_sampler
+    from distill.runs.published import import_published as import_published
     from distill.runs.run import Run as Run
     from distill.training.cost import training_cost as training_cost
     from distill.training.engine import PUBLISHED as PUBLISHED
@@ -38,6 +39,7 @@ _HOMES = {
     "export": "exporting.export", "DirectDenoiser": "denoiser", "load_sampler": "runs.checkpoint",
     "load_denoiser": "runs.checkpoint", "specimen": "datasets", "read": "images.sources",
     "write": "images.tiff_target", "Stack": "images.stack",
+    "import_published": "runs.published",
 }  # fmt: skip
 __all__ = ["UserError", *_HOMES]  # noqa: PLE0604  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -17,6 +17,7 @@ COMMANDS = {
     "calibrate": "make a student's intervals hold the truth as often as they say",
     "export": "a student as ONNX, torch.export program or bioimage.io package",
     "cache": "a sampler's draws on disk, for training many students without running it again",
+    "import": "a published HDN or Direct Denoiser checkpoint as a run",
     "info": "what is in a run or an image",
     "noise-model": "`noise-model fit`: a noise model from calibration frames, repeats or the data",
 }

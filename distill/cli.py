@@ -33,7 +33,8 @@ from distill.noise_fitting import fit
 from distill.options import Parser, values
 from distill.prediction import cache, predict
 from distill.reporting import page
-from distill.runs import rebuild, tensors
+from distill.runs import published, rebuild, tensors
+from distill.runs.checkpoint import has_student
 from distill.runs.describe import describe_run, is_finished
 from distill.training import cost, engine
 from distill.training.processes import is_main, joined
@@ -61,7 +62,7 @@ def run(command: str, arguments: list[str]) -> None:
         "table1": _table1,
     }
     commands |= {"report": _report, "export": _export, "cache": _cache, "noise-model": _noise_model}
-    commands |= {"info": _info, "calibrate": _calibrate}
+    commands |= {"info": _info, "calibrate": _calibrate, "import": _import}
     commands[command](arguments)
 
 
@@ -130,7 +131,7 @@ def _train(arguments: list[str]) -> None:
     torch.manual_seed(config.seed)  # of the networks' initial weights
     with checks_of():  # the constructors' own
         chosen = parser.instantiate(config)
-        if _set_channels(config, len(chosen.loss.outputs)):
+        if _set_channels(config, chosen.sampler, len(chosen.loss.outputs)):
             chosen = parser.instantiate(config)
     options = _without_config(chosen)
     del options["trust"]  # `_default` has used it
@@ -170,18 +171,22 @@ def _described(run: Path, role: str, trust: list[str]) -> dict[str, Any] | None:
     options = {k: v for k, v in network["arguments"].items() if k not in files}
     for name, value in options.items():
         is_text = name in parameters and parameters[name].annotation in (str, str | None)
+        if isinstance(value, list) and all(isinstance(each, int | float) for each in value):
+            continue
         if isinstance(value, dict | list) or (isinstance(value, str) and not is_text):
             return None  # made of other networks; jsonargparse would import what a text names
     return {"class_path": network["class"], "init_args": options}
 
 
-def _set_channels(config: jsonargparse.Namespace, outputs: int) -> bool:
-    """Networks made for 1 channel, as they are unless told, take and give those of image and loss.
-    True where that changed anything."""
+def _set_channels(config: jsonargparse.Namespace, sampler: samplers.PosteriorSampler, outputs: int) -> bool:
+    """Networks made for 1 channel and scale 1, as they are unless told, take the image's channels and give
+    those of the sampler's draws and the loss, as large as the draws. True where that changed anything."""
     channels, changed = as_stack(config.images, config.axes).frames.shape[1], False
+    drawn = (sampler.out_channels or channels) * outputs
+    scale = 1 if sampler.scale in (1, (1, 1), [1, 1]) else sampler.scale
     for role, needed in {
         "sampler": {"channels": channels},
-        "student": {"in_channels": channels, "out_channels": channels * outputs},
+        "student": {"in_channels": channels, "out_channels": drawn, "scale": scale},
     }.items():
         given = config[role].get("init_args") or {}
         for name, value in needed.items():
@@ -304,6 +309,16 @@ def _noise_model(arguments: list[str]) -> None:
     _add_options(parser, fit.fit_noise_model)
     chosen = parser.parse_args([a for a in arguments if a != "fit"])
     fit.fit_noise_model(**_without_config(chosen))
+
+
+def _import(arguments: list[str]) -> None:
+    parser = _parser("import", "A published HDN, HDN3-6 or Direct Denoiser as a run, without its code.")
+    parser.add_argument("checkpoint", type=str, help=".ckpt of the Direct Denoiser, or _vae.net of HDN")
+    parser.add_argument("--out", type=str, required=True, help="folder to write the run to")
+    _add_options(parser, published.import_published)
+    run = published.import_published(**_without_config(parser.parse_args(arguments)))
+    how = "" if has_student(run) else " --draws 100"
+    print(f"{run}: written. Now: distill predict {run} IMAGES{how} --out clean.tif")
 
 
 def _info(arguments: list[str]) -> None:

@@ -1,72 +1,131 @@
 """The artefact that users keep: raw counts in, denoised raw counts out, one pass."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from distill.errors import UserError
 from losses import Loss
 from students.padding import crop, pad_to_multiple
+from students.upscale import Scale, factors
 
 
 class DirectDenoiser(nn.Module):
     """A student backbone with its standardization, its padding and the names of its outputs.
 
-    backbone: any module (B, C, *S) -> (B, len(loss.outputs) * C, *S) on standardized images. If it
+    backbone: any module (B, C, *S) -> (B, len(loss.outputs) * C', *S') on standardized images. If it
     needs sizes that are multiples of a number, it says so in an attribute `multiple`.
+    channels: C. out_channels: C', by default C. scale: how many times larger S' is than S, along Y and X.
+    out_names: of the C' channels.
+
+    Outputs of as many channels and the same size have the statistics of the images; others have their own.
     """
 
     mean: Tensor
     std: Tensor
     spread: Tensor
 
-    def __init__(self, backbone: nn.Module, loss: Loss, channels: int = 1) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        loss: Loss,
+        channels: int = 1,
+        out_channels: int | None = None,
+        scale: Scale = 1,
+        out_names: Sequence[str] = (),
+    ) -> None:
         super().__init__()
         self.backbone, self.loss, self.channels = backbone, loss, channels
+        self.out_channels, self.scale = out_channels or channels, factors(scale)
+        self.out_names = tuple(out_names)
+        if self.out_names and len(self.out_names) != self.out_channels:
+            raise UserError(f"out_names: got {list(out_names)}, must be {self.out_channels} names, or none")
         self.register_buffer("mean", torch.zeros(channels, 1, 1))
         self.register_buffer("std", torch.ones(channels, 1, 1))
         self.register_buffer("spread", torch.ones(()))  # what `calibrate` found
+        self.reshapes = self.out_channels != channels or self.scale != (1, 1)
+        if self.reshapes:
+            self.register_buffer("own_mean", torch.zeros(self.out_channels, 1, 1))
+            self.register_buffer("own_std", torch.ones(self.out_channels, 1, 1))
 
     def prepare(self, mean: Tensor, std: Tensor) -> None:
         """The training data's mean and std in raw counts, each (C, 1, 1)."""
         self.mean.copy_(mean)
         self.std.copy_(std)
 
+    def prepare_outputs(self, mean: Tensor, std: Tensor) -> None:
+        """Those of the outputs in raw counts, each (C', 1, 1), where they differ from the images in shape."""
+        self.out_mean.copy_(mean)
+        self.out_std.copy_(std)
+
+    @property
+    def out_mean(self) -> Tensor:
+        return self.get_buffer("own_mean") if self.reshapes else self.mean
+
+    @property
+    def out_std(self) -> Tensor:
+        return self.get_buffer("own_std") if self.reshapes else self.std
+
     def standardize(self, counts: Tensor) -> Tensor:
+        """The images that it sees."""
         return (counts - self.mean) / self.std
 
+    def standardize_draws(self, counts: Tensor) -> Tensor:
+        """The images that it gives."""
+        return (counts - self.out_mean) / self.out_std
+
+    def out_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Of each output image of images (..., C, Y, X)."""
+        *lead, _, height, width = shape
+        return (*lead, self.out_channels, height * self.scale[0], width * self.scale[1])
+
     def predict(self, noisy: Tensor, share: float = 1.0) -> Tensor:
-        """Raw counts (B, C, *S) -> the backbone's standardized output (B, K, *S), what losses see.
+        """Raw counts (B, C, *S) -> the backbone's standardized output (B, K, *S'), what losses see.
 
         share: of the light that the image was made with, for backbones that take it (StabilizedUNet).
         """
-        size = noisy.shape[2:]
+        size: Sequence[int] = noisy.shape[2:]
         padded = pad_to_multiple(self.standardize(noisy), getattr(self.backbone, "multiple", 1))
         if padded.ndim == 4:
             padded = padded.contiguous(memory_format=torch.channels_last)
         answer = self.backbone(padded) if share == 1.0 else self.backbone(padded, share)
+        if self.scale != (1, 1):
+            if not torch.compiler.is_exporting():
+                self._check_size(answer, padded)
+            size = [n * by for n, by in zip(size, self.scale, strict=True)]
         return crop(answer.float(), size)
 
+    def _check_size(self, answer: Tensor, padded: Tensor) -> None:
+        wanted = self.out_shape(padded.shape)[2:]
+        if answer.shape[2:] != wanted:
+            raise UserError(
+                f"{type(self.backbone).__name__}: gives images of {tuple(answer.shape[2:])} pixels for "
+                f"{tuple(padded.shape[2:])}, but scale {self.scale} needs {wanted}; set its scale to "
+                f"{list(self.scale)}"
+            )
+
     def image(self, noisy: Tensor, share: float = 1.0) -> Tensor:
-        """Raw counts (B, C, *S) -> the central output image (B, C, *S) in raw counts; see `predict`."""
-        return next(iter(self.loss.maps(self.predict(noisy, share)).values())) * self.std + self.mean
+        """Raw counts (B, C, *S) -> the central output image (B, C', *S') in raw counts; see `predict`."""
+        return next(iter(self.loss.maps(self.predict(noisy, share)).values())) * self.out_std + self.out_mean
 
     def maps(self, noisy: Tensor) -> dict[str, Tensor]:
-        """Raw counts (B, C, *S) -> every named output image (B, C, *S) in raw counts."""
+        """Raw counts (B, C, *S) -> every named output image (B, C', *S') in raw counts."""
         prediction, outputs = self.predict(noisy), self.loss.outputs
-        if prediction.shape[1] != len(outputs) * self.channels:  # of a file that others made
+        if prediction.shape[1] != len(outputs) * self.out_channels:  # of a file that others made
             raise UserError(
                 f"the student gives {prediction.shape[1]} images, but its loss means {', '.join(outputs)} of "
-                f"{self.channels} channels; pass another run, or retrain this one"
+                f"{self.out_channels} channels; pass another run, or retrain this one"
             )
         maps = self.loss.maps(prediction)
         centre = next(iter(maps.values()))
         return {
-            name: value * self.std * self.spread
+            name: value * self.out_std * self.spread
             if name == "std"
-            else (centre + (value - centre) * self.spread) * self.std + self.mean
+            else (centre + (value - centre) * self.spread) * self.out_std + self.out_mean
             for name, value in maps.items()
         }
 
     def forward(self, noisy: Tensor) -> Tensor:
-        """Raw counts (B, C, *S) -> the central output image (B, C, *S) in raw counts."""
+        """Raw counts (B, C, *S) -> the central output image (B, C', *S') in raw counts."""
         return self.image(noisy)

@@ -5,8 +5,10 @@ from samplers.analytic import BimodalPixels, LinearGaussianField, SkewedPixels
 from samplers.base import PosteriorSampler, posterior_mean, posterior_median, posterior_std
 from samplers.cached import CachedDraws
 from samplers.divnoising import DivNoising
-from samplers.function import FunctionSampler
+from samplers.flow import FlowMatching, WithTime
+from samplers.function import FunctionSampler, NumpySampler
 from samplers.hdn import HDN, LIGHT
+from samplers.next_photon import NextPhoton, WithLevel
 from samplers.noise import (
     AutoregressiveNoise,
     ChannelNoise,
@@ -34,6 +36,7 @@ __all__ = [
     "DiffusionSampler",
     "DivNoising",
     "Ensemble",
+    "FlowMatching",
     "FunctionSampler",
     "GaussianMixtureNoise",
     "GaussianNoise",
@@ -41,13 +44,17 @@ __all__ = [
     "JointNoiseVAE",
     "LinearGaussianField",
     "MonteCarloDropout",
+    "NextPhoton",
     "NoiseModel",
+    "NumpySampler",
     "OnePassSampler",
     "PhotonNoise",
     "PosteriorSampler",
     "SkewedPixels",
     "StabilizedSampler",
     "StructuredNoiseVAE",
+    "WithLevel",
+    "WithTime",
     "load_noise_model",
     "neighbour_correlation",
     "posterior_mean",

@@ -1,14 +1,18 @@
-"""Frozen samplers around what others trained: ensembles, dropout networks, diffusion models."""
+"""Frozen samplers around what others trained: ensembles, dropout networks, diffusion models.
+
+All take `out_channels`, `scale` and `out_names`, for draws of other channels or size than the noisy image.
+"""
 
 import inspect
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from samplers.base import PosteriorSampler, evaluating
+from students.upscale import Scale
 
 
 class Ensemble(PosteriorSampler):
@@ -21,8 +25,18 @@ class Ensemble(PosteriorSampler):
     and `std`, in units of (counts - mean) / std at both ends (Lakshminarayanan et al., 2017).
     """
 
-    def __init__(self, networks: Iterable[nn.Module], *, mean: float = 0.0, std: float = 1.0) -> None:
+    def __init__(
+        self,
+        networks: Iterable[nn.Module],
+        *,
+        mean: float = 0.0,
+        std: float = 1.0,
+        out_channels: int | None = None,
+        scale: Scale = 1,
+        out_names: Sequence[str] = (),
+    ) -> None:
         super().__init__()
+        self.declare(out_channels, scale, out_names)
         self.networks = nn.ModuleList(networks)
         self.mean, self.std = mean, _positive_std(self, std)
         if not len(self.networks):
@@ -51,8 +65,18 @@ class MonteCarloDropout(PosteriorSampler):
     `std`, in units of (counts - mean) / std at both ends.
     """
 
-    def __init__(self, network: nn.Module, *, mean: float = 0.0, std: float = 1.0) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        mean: float = 0.0,
+        std: float = 1.0,
+        out_channels: int | None = None,
+        scale: Scale = 1,
+        out_names: Sequence[str] = (),
+    ) -> None:
         super().__init__()
+        self.declare(out_channels, scale, out_names)
         self.network = network
         self.mean, self.std = mean, _positive_std(self, std)
         if not any(layer.p > 0 for layer in self._dropouts()):
@@ -83,7 +107,10 @@ class DiffusionSampler(PosteriorSampler):
         scaled to [0, 1]. Build it on the device that the images will be on.
     noise_std: standard deviation of the noise, in raw counts. It becomes deepinv's Denoising physics.
     black, white: the raw counts that are 0 and 1 to the model; noisy pixels may lie outside.
-    physics: instead of noise_std, a deepinv physics in units of [0, 1].
+    physics: instead of noise_std, a deepinv physics in units of [0, 1]; or a function that makes one for
+        images (B, C, H, W) in these units, where it depends on their size or content, as a mask of pixels
+        that are missing: lambda y: Inpainting(y.shape[1:], mask=(y > 0).float(), noise_model=...).
+    scale: of super-resolution: 2 for Downsampling(factor=2).
     """
 
     def __init__(
@@ -93,9 +120,13 @@ class DiffusionSampler(PosteriorSampler):
         black: float,
         white: float,
         noise_std: float | None = None,
-        physics: nn.Module | None = None,
+        physics: nn.Module | Callable[[Tensor], nn.Module] | None = None,
+        out_channels: int | None = None,
+        scale: Scale = 1,
+        out_names: Sequence[str] = (),
     ) -> None:
         super().__init__()
+        self.declare(out_channels, scale, out_names)
         if not black < white:
             raise ValueError(f"DiffusionSampler: got black={black}, white={white}; black must be less")
         if (noise_std is None) == (physics is None):
@@ -113,16 +144,21 @@ class DiffusionSampler(PosteriorSampler):
         )
         with inference, precise, evaluating(self):
             y = (noisy.clone().float() - self.black) / (self.white - self.black)
-            draws = torch.stack([self._draw(y) for _ in range(n)])
+            physics = self._physics_of(y)
+            draws = torch.stack([self._draw(y, physics) for _ in range(n)])
             return (draws * (self.white - self.black) + self.black).to(noisy.dtype)
 
-    def _draw(self, y: Tensor) -> Tensor:
+    def _physics_of(self, y: Tensor) -> nn.Module | None:
+        if self.physics is None or isinstance(self.physics, nn.Module):
+            return self._denoising if self.physics is None else self.physics
+        return self.physics(y).to(y.device)
+
+    def _draw(self, y: Tensor, physics: nn.Module | None) -> Tensor:
         seed = int(torch.randint(1, 2**31, ()))  # never 0, which DDRM and DiffPIR ignore
         devices = [y.device] if y.device.type == "cuda" else []
         with torch.random.fork_rng(devices), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Cannot set seed")  # a solver that uses torch's own
             torch.manual_seed(seed)
-            physics = self._denoising if self.physics is None else self.physics
             return self.model(y, physics, **({"seed": seed} if self._takes_seed else {})).float()
 
 

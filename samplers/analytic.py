@@ -81,9 +81,9 @@ class LinearGaussianField(PosteriorSampler):
 
 
 class SkewedPixels(PosteriorSampler):
-    """signal | noisy = location + scale * LogNormal(0, sigma): mean > median > mode.
+    """signal | noisy = location + spread * LogNormal(0, sigma): mean > median > mode.
 
-    g = sigmoid((noisy - center) / width) sets scale * (1 + g) and sigma from sigma_low to
+    g = sigmoid((noisy - center) / width) sets spread * (1 + g) and sigma from sigma_low to
     sigma_high; location = center + shrink * (noisy - center). Pixels are independent.
     """
 
@@ -92,20 +92,20 @@ class SkewedPixels(PosteriorSampler):
         center: float = 100.0,
         width: float = 20.0,
         shrink: float = 0.7,
-        scale: float = 10.0,
+        spread: float = 10.0,
         sigma_low: float = 0.5,
         sigma_high: float = 0.9,
     ):
         super().__init__()
         self.center, self.width, self.shrink = center, width, shrink
-        self.scale, self.sigma_low, self.sigma_high = scale, sigma_low, sigma_high
-        _positive(self, "width", "scale", "sigma_low", "sigma_high")
+        self.spread, self.sigma_low, self.sigma_high = spread, sigma_low, sigma_high
+        _positive(self, "width", "spread", "sigma_low", "sigma_high")
 
     def _law(self, noisy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         g = ((noisy - self.center) / self.width).sigmoid()
         location = self.center + self.shrink * (noisy - self.center)
         sigma = self.sigma_low + g * (self.sigma_high - self.sigma_low)
-        return location, self.scale * (1 + g), sigma
+        return location, self.spread * (1 + g), sigma
 
     def sample(self, noisy: Tensor, n: int = 1) -> Tensor:
         location, scale, sigma = self._law(noisy)

@@ -1,7 +1,7 @@
 """A posterior sampler, and the consensus images that averaging its draws gives."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
@@ -9,12 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from students.upscale import Scale, factors
+
 LEARNING_RATE = 2e-3
 
 
 class PosteriorSampler(nn.Module, ABC):
     """Draws clean images from q(signal | noisy). Raw counts in, raw counts out.
 
+    out_channels: channels of a draw. None: as many as the noisy image has.
+    scale: how many times larger than the noisy image a draw is: 2, or one number each for Y and X.
+    out_names: of the draws' channels, for the files that are written. Default: those of the noisy image, if
+        it has as many.
     isotropic: whether the noise looks the same turned and mirrored, so that training may do both.
     mirrors: if not, the mirrorings that keep it the same, as `NoiseModel.mirrors` has them.
     free_draws: how many draws cost no more than one; a student then learns from so many at once.
@@ -24,6 +30,9 @@ class PosteriorSampler(nn.Module, ABC):
     files: constructor arguments that may name files, or URLs; they are never taken from a model file.
     """
 
+    out_channels: int | None = None
+    scale: Scale = 1
+    out_names: Sequence[str] = ()
     isotropic: bool = True
     mirrors: Sequence[str] = ()
     free_draws: int = 1
@@ -33,12 +42,34 @@ class PosteriorSampler(nn.Module, ABC):
 
     @abstractmethod
     def sample(self, noisy: Tensor, n: int = 1) -> Tensor:
-        """(B, C, *S) -> (n, B, C', *S): n independent draws per image, in eval mode, no gradient."""
+        """(B, C, *S) -> (n, B, C', *S'): n independent draws per image, in eval mode, no gradient.
+
+        C' is `out_channels`, and each side of S' is `scale` times that of S.
+        """
 
     def draws(self, noisy: Tensor, n: int) -> Iterator[Tensor]:
         """The same n draws one at a time, each (B, C', *S). Override to share work between them."""
         for _ in range(n):
             yield self.sample(noisy)[0]
+
+    def declare(
+        self, out_channels: int | None = None, scale: Scale = 1, out_names: Sequence[str] = ()
+    ) -> None:
+        """For constructors that take them: sets the attributes of these names. Errors: ValueError."""
+        factors(scale)
+        if out_channels is not None and out_channels < 1:
+            raise ValueError(f"out_channels: got {out_channels}, must be at least 1")
+        if out_names and len(out_names) != out_channels:
+            raise ValueError(f"out_names: got {list(out_names)}, must be out_channels={out_channels} names")
+        self.out_channels, self.scale, self.out_names = out_channels, scale, tuple(out_names)
+
+    def draw_shape(self, noisy: Sequence[int]) -> tuple[int, ...]:
+        """Of a draw of noisy images of shape (B, C, *S)."""
+        batch, channels, *size = noisy
+        enlarged = [
+            n * by for n, by in zip(size, (*[1] * (len(size) - 2), *factors(self.scale)), strict=True)
+        ]
+        return (batch, self.out_channels or channels, *enlarged)
 
     def training_images(self, frames: Any) -> Any:
         """Called once before training, with the images (N, C, Y, X) in raw counts. Returns the array
@@ -74,6 +105,26 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             yield
     finally:
         module.train(was_training)
+
+
+def draw_statistics(sampler: PosteriorSampler, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and std of each channel of one draw of every image, (C', 1, 1); batches of noisy (B, C, H, W).
+
+    Batch by batch. Errors: ValueError for a channel that is the same everywhere.
+    """
+    count, total, squares = 0, torch.zeros(1), torch.zeros(1)
+    for noisy in batches:
+        pixels = sampler.sample(noisy)[0].cpu().double().transpose(0, 1).flatten(1)  # (C', pixels)
+        count, total = count + pixels.shape[1], total + pixels.sum(1)
+        squares = squares + pixels.square().sum(1)
+    mean = total / count
+    std = (squares / count - mean.square()).clamp(min=0).sqrt()
+    for c in (~(std > 1e-6 * mean.abs())).nonzero().flatten().tolist():
+        raise ValueError(
+            f"{type(sampler).__name__}: channel {c} of its draws is {float(mean[c]):.4g} everywhere, which "
+            "leaves nothing to learn; check the sampler, or leave that channel out"
+        )
+    return mean.float()[:, None, None], std.float()[:, None, None]
 
 
 def _moments(sampler: PosteriorSampler, noisy: Tensor, n: int) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from samplers.base import PosteriorSampler
+from students.upscale import factors
 
 
 class CachedDraws(PosteriorSampler):
@@ -41,9 +43,18 @@ class CachedDraws(PosteriorSampler):
             ) from None
         self.free_draws = self._draws.shape[1]
         self.isotropic, self.mirrors = self._header["isotropic"], self._header["mirrors"]
+        scale, names = self._header.get("scale", 1), self._header.get("out_names", ())
+        self.declare(self._draws.shape[2], scale, names)
+        self._channels = self._header.get("channels", self._draws.shape[2])  # of the images
+        if factors(scale) != (
+            1,
+            1,
+        ):  # a patch has its draws' pixels in an order that mirrors do not keep
+            self.isotropic, self.mirrors = False, ()
 
     def training_images(self, frames: Any) -> "FramesAndDraws":
-        """Frames (N, C, Y, X) -> (N, C + K * C, Y, X). ValueError for other images."""
+        """Frames (N, C, Y, X) -> (N, C + K * C' * y * x, Y, X), for draws of C' channels that are y and x
+        times larger. ValueError for other images."""
         self._check_path()
         if fingerprint(frames) != self._header["images"]:
             raise ValueError(
@@ -53,15 +64,17 @@ class CachedDraws(PosteriorSampler):
         return FramesAndDraws(frames, self._draws, self._header, self.path)
 
     def sample(self, noisy: Tensor, n: int = 1) -> Tensor:
-        """(B, C + K * C, *S), cut from what `training_images` gives -> n <= K different draws."""
+        """(B, C + K * C' * y * x, *S), cut from what `training_images` gives -> n <= K different draws."""
         self._check_path()
-        k, channels = self._draws.shape[1:3]
-        if noisy.shape[1] != channels * (1 + k) or n > k:
+        (k, channels), (y, x) = self._draws.shape[1:3], factors(self.scale)
+        wanted = self._channels + k * channels * y * x
+        if noisy.shape[1] != wanted or n > k:
             raise ValueError(
                 f"CachedDraws: got {noisy.shape[1]} channels and n={n}, has {k} draws of its own "
-                f"images ({channels * (1 + k)} channels); for others, use the sampler itself"
+                f"images ({wanted} channels); for others, use the sampler itself"
             )
-        draws = noisy[:, channels:].unflatten(1, (k, channels)).transpose(0, 1)
+        draws = noisy[:, self._channels :].unflatten(1, (k, channels, y, x)).transpose(0, 1)
+        draws = draws.permute(0, 1, 2, 5, 3, 6, 4).flatten(5).flatten(3, 4)  # (K, B, C', H * y, W * x)
         return draws if n == k else draws[torch.randperm(k)[:n]]
 
     def draws(self, noisy: Tensor, n: int) -> Iterator[Tensor]:
@@ -76,7 +89,8 @@ class CachedDraws(PosteriorSampler):
 
 
 class FramesAndDraws:
-    """Frames (N, C, Y, X) and their draws (N, K, C, Y, X) as one (N, C + K * C, Y, X), raw counts.
+    """Frames (N, C, Y, X) and their draws (N, K, C', Y * y, X * x) as one (N, C + K * C' * y * x, Y, X), raw
+    counts: the y * x pixels of a draw that lie in one of the frame are channels there.
 
     Index it with [frame, :, rows, columns]; only what is indexed is read, and all draws of a frame the
     first time, for their checksum.
@@ -89,7 +103,8 @@ class FramesAndDraws:
             np.array(header[key], np.float32)[None, :, None, None] for key in ("mean", "std")
         )
         n, channels, *size = frames.shape
-        self.shape = (n, channels * (1 + draws.shape[1]), *size)
+        self._scale = factors(header.get("scale", 1))
+        self.shape = (n, channels + draws.shape[1] * draws.shape[2] * math.prod(self._scale), *size)
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -98,9 +113,12 @@ class FramesAndDraws:
         frame, _, rows, columns = key
         if frame in self._unchecked:
             self._check(frame)
-        draws = self._draws[frame, :, :, rows, columns].astype(np.float32) * self.std + self.mean
         noisy = np.asarray(self.frames[key], np.float32)
-        return np.concatenate([noisy, draws.reshape(-1, *noisy.shape[1:])])
+        places = [_enlarged(*each) for each in zip((rows, columns), self.shape[2:], self._scale, strict=True)]
+        draws = self._draws[frame, :, :, *places].astype(np.float32) * self.std + self.mean
+        (height, width), (y, x) = noisy.shape[1:], self._scale
+        inside = draws.reshape(-1, height, y, width, x).transpose(0, 2, 4, 1, 3)
+        return np.concatenate([noisy, inside.reshape(-1, height, width)])
 
     def _check(self, frame: int) -> None:
         expected = self._unchecked.pop(frame, None)  # None: another thread is at it
@@ -109,6 +127,12 @@ class FramesAndDraws:
                 f"CachedDraws: {self._path}: the draws of frame {frame} are damaged (their checksum does not "
                 "fit); delete that cache and write it again"
             )
+
+
+def _enlarged(places: slice, length: int, scale: int) -> slice:
+    """Where these pixels of an axis lie in a draw."""
+    start, stop, _ = places.indices(length)
+    return slice(start * scale, stop * scale)
 
 
 def sealed(header: dict[str, Any]) -> dict[str, Any]:

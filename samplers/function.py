@@ -1,12 +1,14 @@
-"""Any function or network that draws clean images, as a posterior sampler."""
+"""Any function or network that draws clean images, of torch or of NumPy, as a posterior sampler."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from samplers.base import PosteriorSampler, evaluating
+from students.upscale import Scale
 
 
 class FunctionSampler(PosteriorSampler):
@@ -17,10 +19,21 @@ class FunctionSampler(PosteriorSampler):
 
     A `fn` that is an nn.Module becomes a submodule: it moves with the sampler, and draws in eval
     mode. Raises ValueError if `fn` returns another shape.
+
+    out_channels, scale, out_names: of what it draws, as `PosteriorSampler` has them: out_channels=3 for a
+    function that unmixes one image into three, scale=2 for one that doubles its size.
     """
 
-    def __init__(self, fn: Callable[..., Tensor]):
+    def __init__(
+        self,
+        fn: Callable[..., Tensor],
+        *,
+        out_channels: int | None = None,
+        scale: Scale = 1,
+        out_names: Sequence[str] = (),
+    ) -> None:
         super().__init__()
+        self.declare(out_channels, scale, out_names)
         if not callable(fn):
             raise ValueError(  # noqa: TRY004 (bad input is one kind of error here)
                 f"FunctionSampler: got {type(fn).__name__}; pass a function of (noisy) or (noisy, n)"
@@ -36,17 +49,58 @@ class FunctionSampler(PosteriorSampler):
             return self._checked(draws, noisy, (n,))
 
     def _checked(self, draw: Tensor, noisy: Tensor, lead: tuple[int, ...]) -> Tensor:
-        batch, _, *space = noisy.shape
+        batch, _, *space = self.draw_shape(noisy.shape)
         got = tuple(draw.shape) if isinstance(draw, Tensor) else type(draw).__name__
         fits = isinstance(draw, Tensor) and draw.ndim == len(lead) + noisy.ndim
-        channels = draw.shape[len(lead) + 1] if fits else "C"
+        channels = self.out_channels or (draw.shape[len(lead) + 1] if fits else "C")
         if got != (*lead, batch, channels, *space):
-            wanted = ", ".join(map(str, (*lead, batch, "C", *space)))
+            wanted = ", ".join(map(str, (*lead, batch, self.out_channels or "C", *space)))
             raise ValueError(
                 f"FunctionSampler: fn returned {got} for noisy {tuple(noisy.shape)}; "
                 f"it must return a tensor ({wanted})"
             )
         return draw
+
+
+class NumpySampler(PosteriorSampler):
+    """A frozen sampler around `fn(noisy, rng)`, which draws with NumPy: float32 images (B, C, Y, X) in raw
+    counts and a numpy.random.Generator -> one fresh draw (B, C', Y', X').
+
+    The generator is seeded from torch's random state, so that a seed repeats the draws. Whatever the device,
+    it is computed on the CPU. out_channels, scale, out_names: see FunctionSampler.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[[np.ndarray, np.random.Generator], np.ndarray],
+        *,
+        out_channels: int | None = None,
+        scale: Scale = 1,
+        out_names: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        self.declare(out_channels, scale, out_names)
+        if not callable(fn):
+            raise ValueError(  # noqa: TRY004 (bad input is one kind of error here)
+                f"NumpySampler: got {type(fn).__name__}; pass a function of (noisy, rng)"
+            )
+        self.fn = fn
+
+    def sample(self, noisy: Tensor, n: int = 1) -> Tensor:
+        return torch.stack([self._draw(noisy) for _ in range(n)])
+
+    def _draw(self, noisy: Tensor) -> Tensor:
+        rng = np.random.default_rng(int(torch.randint(2**62, ())))
+        images = noisy.detach().float().cpu().numpy().copy()  # which it may write to
+        draw = self.fn(images, rng)
+        wanted = self.draw_shape(noisy.shape)
+        if not isinstance(draw, np.ndarray) or draw.shape != wanted or draw.dtype.kind not in "fiu":
+            got = f"{draw.dtype} {draw.shape}" if isinstance(draw, np.ndarray) else type(draw).__name__
+            raise ValueError(
+                f"NumpySampler: fn returned {got} for noisy {tuple(noisy.shape)}; it must return an array of "
+                f"real numbers {wanted}"
+            )
+        return torch.from_numpy(draw.astype(np.float32)).to(noisy)
 
 
 def _takes_n(fn: Callable[..., Tensor]) -> tuple[bool, bool]:

@@ -8,14 +8,17 @@ from torch import Tensor, nn
 
 from samplers.base import PosteriorSampler, evaluating
 
+_LIKE_THE_INPUT = {"out_channels": None, "scale": 1, "out_names": ()}
+
 
 class OnePassSampler(PosteriorSampler):
-    """denoiser: maps(noisy (B, C, *S)) -> {name: draw (B, C, *S)}, independent draws in raw counts,
+    """denoiser: maps(noisy (B, C, *S)) -> {name: draw (B, C', *S')}, independent draws in raw counts,
     fresh ones on every call: a DirectDenoiser trained with EnergyScore, from load_denoiser."""
 
     def __init__(self, denoiser: nn.Module) -> None:
         super().__init__()
         self.denoiser = denoiser
+        self.declare(*(getattr(denoiser, name, other) for name, other in _LIKE_THE_INPUT.items()))
 
     def draws(self, noisy: Tensor, n: int) -> Iterator[Tensor]:
         maps = cast(Callable[[Tensor], dict[str, Tensor]], self.denoiser.maps)

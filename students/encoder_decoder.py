@@ -7,7 +7,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from students import smp
 from students.precision import in_float32
-from students.unet import conv
+from students.upscale import conv, factors, upscaled
 
 FEATURES = 8  # channels at full resolution: as good as 16 on the built-in specimen, and faster
 
@@ -37,6 +37,7 @@ class EncoderDecoder(nn.Module):
         decoder_channels: `depth` numbers, coarse to fine, for the U-shaped three, one for others, none for
             Linknet. By default 8 at full resolution and twice as many at each level below; or 64.
         depth: how many times the encoder halves the image, 3 to 5.
+        scale: how many times larger the answer is; a whole number, or one each for Y and X.
     """
 
     files = ("weights",)  # never taken from a model file
@@ -50,11 +51,13 @@ class EncoderDecoder(nn.Module):
         weights: str | None = None,
         decoder_channels: int | list[int] | None = None,
         depth: int = 5,
+        scale: int | tuple[int, int] = 1,
     ) -> None:
         super().__init__()
+        factors(scale)
         self.architecture, self.encoder, self.depth = architecture, encoder, depth
         self.in_channels, self.out_channels = in_channels, out_channels
-        self.weights, self.decoder_channels = None, decoder_channels
+        self.weights, self.decoder_channels, self.scale = None, decoder_channels, scale
         self.multiple = 2**depth
         with torch.inference_mode(False), torch.enable_grad():  # `_settle` asks for gradients
             self.network = smp.build(
@@ -63,7 +66,9 @@ class EncoderDecoder(nn.Module):
             with smp.in_one_line(f"{architecture} with encoder {encoder} cannot take every size of image"):
                 self._settle(pretrained=weights is not None)
         self.fuse = nn.Sequential(
-            conv(FEATURES + in_channels, FEATURES), nn.ReLU(inplace=True), conv(FEATURES, out_channels)
+            conv(FEATURES + in_channels, FEATURES),
+            nn.ReLU(inplace=True),
+            upscaled(FEATURES, out_channels, scale),
         )
 
     def forward(self, x: Tensor) -> Tensor:

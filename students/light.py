@@ -5,7 +5,9 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from students.precision import in_float32
-from students.unet import conv
+from students.upscale import conv, factors, upscaled
+
+FEATURES = 16  # channels at full resolution of a head that enlarges
 
 
 class LightUNet(nn.Module):
@@ -21,6 +23,7 @@ class LightUNet(nn.Module):
         growth: factor from one level's channels to the next's, kept to multiples of 8 (CPU vectors).
         separable: depthwise and pointwise convolutions in place of 3x3 ones: a quarter of the parameters
             and FLOPs; on a CPU about as good, for its time, as fewer channels.
+        scale: how many times larger the answer is; a whole number, or one each for Y and X.
     """
 
     def __init__(
@@ -32,6 +35,7 @@ class LightUNet(nn.Module):
         growth: float = 1.5,
         unshuffle: int = 2,
         separable: bool = False,
+        scale: int | tuple[int, int] = 1,
     ) -> None:
         super().__init__()
         if min(width, depth, unshuffle) < 1 or growth <= 0:
@@ -41,7 +45,7 @@ class LightUNet(nn.Module):
             )
         self.in_channels, self.out_channels = in_channels, out_channels
         self.width, self.depth, self.growth = width, depth, growth
-        self.unshuffle, self.separable = unshuffle, separable
+        self.unshuffle, self.separable, self.scale = unshuffle, separable, scale
         self.multiple = unshuffle * 2**depth
         widths = [width] + [8 * max(1, round(width * growth**i / 8)) for i in range(1, depth + 1)]
         self.stem = nn.Sequential(nn.PixelUnshuffle(unshuffle), conv(in_channels * unshuffle**2, width))
@@ -50,7 +54,11 @@ class LightUNet(nn.Module):
         self.bottom = Residual(widths[-1], separable)
         self.ups = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in pairwise(widths))
         self.decoders = nn.ModuleList(Residual(w, separable) for w in widths[:-1])
-        self.head = nn.Sequential(conv(width, out_channels * unshuffle**2), nn.PixelShuffle(unshuffle))
+        enlarges = factors(scale) != (1, 1)
+        features = FEATURES if enlarges else out_channels
+        self.head = nn.Sequential(conv(width, features * unshuffle**2), nn.PixelShuffle(unshuffle))
+        if enlarges:
+            self.head.extend([nn.ReLU(inplace=True), upscaled(features, out_channels, scale)])
 
     def forward(self, x: Tensor) -> Tensor:
         features = self.body(in_float32(self.stem, x))  # an image has more digits than bf16

@@ -5,10 +5,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from students.precision import in_float32
+from students.upscale import conv, factors, upscaled
 
 
 class UNet(nn.Module):
     """(B, in_channels, H, W) -> (B, out_channels, H, W); H and W multiples of 2^depth, at least twice.
+
+    scale: how many times larger the answer is; a whole number, or one each for Y and X.
 
     shared_convs applies one convolution twice in every residual block, as the published code does
     (11,764,577 parameters); without it there are two, as the paper words it (15,692,065).
@@ -21,12 +24,14 @@ class UNet(nn.Module):
         depth: int = 4,
         filters: int = 32,
         shared_convs: bool = False,
+        scale: int | tuple[int, int] = 1,
     ) -> None:
         super().__init__()
+        factors(scale)
         if depth < 1 or filters < 1:
             raise ValueError(f"UNet: got depth={depth}, filters={filters}; both must be at least 1")
         self.in_channels, self.out_channels = in_channels, out_channels
-        self.depth, self.filters, self.shared_convs = depth, filters, shared_convs
+        self.depth, self.filters, self.shared_convs, self.scale = depth, filters, shared_convs, scale
         self.multiple = 2**depth
         widths = [filters * 2**i for i in range(depth + 1)]
         self.stem = ConvReLU(in_channels, filters)
@@ -37,7 +42,7 @@ class UNet(nn.Module):
         self.merges = nn.ModuleList(
             nn.Sequential(Residual(2 * w, 1, shared_convs), ConvReLU(2 * w, w)) for w in widths[:-1]
         )
-        self.head = nn.Sequential(Residual(filters, 2, shared_convs), conv(filters, out_channels))
+        self.head = nn.Sequential(Residual(filters, 2, shared_convs), upscaled(filters, out_channels, scale))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
@@ -51,10 +56,6 @@ class UNet(nn.Module):
             x = self.merges[i](torch.cat([skips[i], self.ups[i](x)], dim=1))
         residual, last = self.head
         return in_float32(last, residual(x))
-
-
-def conv(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, padding_mode="reflect")
 
 
 class ConvReLU(nn.Sequential):

@@ -15,7 +15,9 @@ from samplers import HDN, GaussianNoise
 from students import UNet
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read at import: its client would try for a minute to reach the internet
-if "PYTEST_XDIST_WORKER" in os.environ:  # tests run beside each other: one core for each, and for its children
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # tests run beside each other: one core for each, and for its children
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
 

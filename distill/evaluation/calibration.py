@@ -127,7 +127,7 @@ def _pairs(
 ) -> list[tuple[Tensor, Tensor]]:
     stack = as_stack(noisy, axes)
     check_channels(stack, checkpoint.name_of(run), denoiser.channels)
-    return paired(stack, clean, axes)
+    return paired(stack, clean, axes, denoiser=denoiser)
 
 
 def _z(level: float) -> float:

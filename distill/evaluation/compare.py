@@ -110,8 +110,9 @@ def _answers(
     drawn: StoredDraws, denoiser: DirectDenoiser, noisy: Tensor, clean: Tensor | None, counts: list[int],
     device: torch.device,
 ) -> Iterator[Answer]:  # fmt: skip
-    """The input, each number of draws, and the student's maps."""
-    yield Answer(INPUT, noisy, noisy, None, 0.0)
+    """The input where it is an image like the others, each number of draws, and the student's maps."""
+    if not denoiser.reshapes:
+        yield Answer(INPUT, noisy, noisy, None, 0.0)
     for n in counts:
         yield Answer(f"{n} draw{'s' * (n > 1)}", *drawn.take(n))
     noisy = noisy.to(device)[None]
@@ -142,7 +143,7 @@ def _judged(
             row |= {f"{key}_mean": metric(mean, clean) for key, metric in metrics.items()}
             row |= {f"{key}_median": metric(middle, clean) for key, metric in metrics.items()}
         elif name != INPUT:
-            row |= residual_scores(noisy, mean, noise_model)
+            row |= residual_scores(noisy, mean, noise_model) if mean.shape == noisy.shape else {}
             if name not in most_draws and most_draws:
                 row["psnr_to_draws"] = psnr(mean, means[most_draws[0]])
         rows.append(row)
@@ -152,6 +153,8 @@ def _judged(
 def _parts(answers: list[Answer], noisy: Tensor, clean: Tensor | None, total: int, output: str) -> list[Row]:
     """`by_brightness` of the most draws and, where the output should have no bias, of the student."""
     rows: list[Row] = []
+    if answers[0].mean.shape != noisy.shape:  # what is kept of its noise cannot be told
+        return rows
     for name, mean, _, variance, _ in answers:
         if total > 1 and name == f"{total} draws":
             rows += by_brightness(name, mean, noisy, clean, variance, total)

@@ -1,5 +1,6 @@
 """The paper's Table 1 on your images: the mean and median of n draws against the student's one pass."""
 
+import math
 import os
 import shutil
 from collections.abc import Iterable, Sequence
@@ -8,12 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
+from distill.denoiser import DirectDenoiser
 from distill.evaluation.checks import advice
 from distill.evaluation.compare import INPUT, Metrics, compare, noise_model_of
 from distill.evaluation.metrics import lpips, psnr, ssim
 from distill.evaluation.pairs import Pairs, paired
 from distill.evaluation.tables import Row, distinct, format_table, table1, write_csv
+from distill.evaluation.worth import worth
 from distill.files import check_folder, whole_file, write_text
 from distill.hardware import Hardware, Precision
 from distill.images.sources import Images, as_stack, check_channels
@@ -23,9 +27,20 @@ from distill.locks import locked
 from distill.plots.pictures import comparison
 from distill.plots.residuals import residual_picture
 from distill.runs import checkpoint
-from samplers import NoiseModel
+from losses import L2
+from samplers import NoiseModel, PosteriorSampler
 
 UNFINISHED = ".evaluation.unfinished"  # no folder of a user's
+
+
+class NoStudent(DirectDenoiser):
+    """In place of the student of a run that has none: it gives no image."""
+
+    def __init__(self, sampler: PosteriorSampler) -> None:
+        super().__init__(nn.Identity(), L2(), getattr(sampler, "channels", 1))
+
+    def maps(self, noisy: Tensor) -> dict[str, Tensor]:
+        return {}
 
 
 def evaluate(
@@ -67,15 +82,18 @@ def evaluate(
     check_limits(locals(), draws=COUNT)
     out = check_folder(run if out is None else out)
     sampler = checkpoint.load_sampler(run, trust=trust)
-    denoiser = checkpoint.load_denoiser(run, trust=trust)
+    if checkpoint.has_student(run):
+        denoiser = checkpoint.load_denoiser(run, trust=trust)
+    else:
+        denoiser = NoStudent(sampler)
     noisy = as_stack(noisy, axes)  # read once
     check_channels(noisy, checkpoint.name_of(run), denoiser.channels)
     if clean is not None:
         clean = as_stack(clean, axes)
         check_finite(clean)
-    pairs = paired(noisy, clean, axes, frames)
+    pairs = paired(noisy, clean, axes, frames, denoiser)
     hardware = Hardware(device, precision)
-    check_folder(out, 1e6 + max([1, *draws]) * pairs[0][0].nbytes)  # of one frame
+    check_folder(out, 1e6 + max([1, *draws]) * 4 * math.prod(denoiser.out_shape(pairs[0][0].shape)))
     metrics: Metrics = {"psnr": psnr, "ssim": ssim} | ({"lpips": lpips()} if perceptual else {})
     with locked(out, "evaluate"):
         compared = compare(sampler, denoiser, pairs, draws, hardware, metrics, out / UNFINISHED)
@@ -91,7 +109,7 @@ def _write(
 ) -> None:  # fmt: skip
     write_csv(out / "evaluation.csv", rows)
     write_csv(out / "checks.csv", parts)
-    said = "".join(f"\n- {sentence}" for sentence in advice(parts))
+    said = "".join(f"\n- {sentence}" for sentence in worth(rows) + advice(parts))
     write_text(out / "evaluation.md", format_table(rows) + "\n" + (said and f"{said}\n"))
     with whole_file(out / "evaluation.npz") as part, open(part, "wb") as file:
         arrays: dict[str, Any] = dict(images)
@@ -103,7 +121,7 @@ def _write(
 
         for svg, _ in psnr_against_time(rows):
             write_text(out / "psnr_against_time.svg", svg)
-    else:
+    elif INPUT in images:  # else nothing is left of it that could be compared
         others = (INPUT, *(name for name in images if name.startswith("student ")))
         shown = {name: torch.from_numpy(v)[None] for name, v in images.items() if name not in others}
         residual_picture(out / "residuals.png", noisy, shown, noise_model)

@@ -1,5 +1,6 @@
 """Model packages as bioimage.io defines them (format 0.5): weights, description, test image, cover."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +90,10 @@ def _describe(weights: Path, denoiser: DirectDenoiser, author: str, license: str
         )
     )
 
-    def tensor(kind: type, name: str, image: Tensor, space: list[Any]) -> Any:
+    def tensor(kind: type, name: str, image: Tensor, space: list[Any], names: Sequence[str] = ()) -> Any:
         np.save(folder / f"{name}.npy", image.numpy())
-        channels = spec.ChannelAxis(channel_names=[f"channel{i}" for i in range(image.shape[1])])
+        names = list(names) or [f"channel{i}" for i in range(image.shape[1])]
+        channels = spec.ChannelAxis(channel_names=names)
         return kind(
             id=name,
             axes=[spec.BatchAxis(), channels, *space],
@@ -100,7 +102,11 @@ def _describe(weights: Path, denoiser: DirectDenoiser, author: str, license: str
         )
 
     free = spec.ParameterizedSize(min=1, step=1)
-    any_size = [spec.SpaceInputAxis(id=spec.AxisId(axis), size=free) for axis in "yx"]
+    # A reader takes an output's size for the input's times the ratio of their scales.
+    any_size = [
+        spec.SpaceInputAxis(id=spec.AxisId(axis), size=free, scale=float(by))
+        for axis, by in zip("yx", denoiser.scale, strict=True)
+    ]
     same_size = [
         spec.SpaceOutputAxis(id=axis, size=spec.SizeReference(tensor_id=spec.TensorId("noisy"), axis_id=axis))
         for axis in map(spec.AxisId, "yx")
@@ -115,7 +121,9 @@ def _describe(weights: Path, denoiser: DirectDenoiser, author: str, license: str
         documentation=spec.FileDescr(source=folder / "README.md"),
         covers=[spec.FileDescr(source=folder / "cover.png")],
         inputs=[tensor(spec.InputTensorDescr, "noisy", noisy, any_size)],
-        outputs=[tensor(spec.OutputTensorDescr, *item, same_size) for item in maps.items()],
+        outputs=[
+            tensor(spec.OutputTensorDescr, *item, same_size, denoiser.out_names) for item in maps.items()
+        ],
         weights=spec.WeightsDescr(
             onnx=spec.OnnxWeightsDescr(
                 source=weights, opset_version=onnx.load(weights).opset_import[0].version

@@ -154,8 +154,11 @@ class TiffTarget:
                 key = f"PhysicalSize{axis.upper()}"
                 meta |= {key: size, f"{key}Unit": {"inch": "in", "": "pixel"}.get(unit, unit)}
             channels = self._image[self._image_axes.index("C")] if "C" in self._image_axes else 1
-            if "Channel" in meta and len(meta["Channel"]["Name"]) != channels:
-                del meta["Channel"]
+            named = like.extra.get("Channel", {})
+            if len(named.get("Name", [])) == channels:
+                meta["Channel"] = named
+            else:
+                meta.pop("Channel", None)
         else:
             meta |= {k: v for k, v in {"unit": unit, "spacing": like.pixel_size.get("z")}.items() if v}
         return meta | {"axes": self._image_axes}

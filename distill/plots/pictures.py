@@ -11,11 +11,13 @@ from distill.files import whole_file
 def mosaic(path: Path, columns: list[Tensor], rows: int = 4) -> None:
     """A PNG whose columns show the same `rows` patches (B, C, H, W) in different versions.
 
-    One grey scale for all of them, from the percentiles of the last column; pixels doubled.
+    One grey scale for all of them, from the percentiles of the last column; pixels doubled, and repeated
+    where a version is smaller than the last.
     """
     from matplotlib.image import imsave
 
     shown = [column[:rows, 0].float().cpu().numpy() for column in columns]
+    shown = [enlarged(column, shown[-1].shape) for column in shown]
     low, high = np.percentile(shown[-1], (0.5, 99.8))
     framed = [np.pad(patches, ((0, 0), (1, 1), (1, 1)), constant_values=high) for patches in shown]
     picture = np.concatenate([np.concatenate(list(patches)) for patches in framed], axis=1)
@@ -46,6 +48,12 @@ def comparison(path: Path, images: dict[str, np.ndarray], zoom: int = 96) -> Non
     figure.tight_layout()
     with whole_file(path) as part:
         figure.savefig(part, format="png", dpi=110)
+
+
+def enlarged(images: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """(..., H, W) with every pixel repeated, to the H and W of a shape that are multiples of its own."""
+    down, right = (n // own for n, own in zip(shape[-2:], images.shape[-2:], strict=True))
+    return images.repeat(down, -2).repeat(right, -1) if down * right > 1 else images
 
 
 def busiest(image: np.ndarray, size: int) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """What is computed of each block of an image: one pass of a student, or many draws of a sampler."""
 
 import hashlib
+import math
 import mmap
 import os
 from collections.abc import Sequence
@@ -63,6 +64,8 @@ class Prediction:
         self.names = [statistic] if draws else list(self.network.loss.outputs)
         check_channels(self.stack, self.name, trained_on)
         self.network.eval().to(self.hardware.device)
+        *_, self.channels, height, width = _output(self.network, self.stack.frames.shape)
+        self.scale = height // self.stack.frames.shape[2], width // self.stack.frames.shape[3]
 
     @cached_property
     def halo(self) -> int:
@@ -75,7 +78,7 @@ class Prediction:
         return not self.draws and receptive_field(self.network) is not None
 
     def answer(self, noisy: Tensor, draws: int | None = None) -> Tensor:
-        """(B, C, H, W) -> (B, len(names) * C, H, W)."""
+        """(B, C, H, W) -> (B, len(names) * C', H', W')."""
         if self.draws:
             return STATISTICS[self.statistic](self.network, noisy, n=draws or self.draws)
         return torch.cat(list(self.network.maps(noisy).values()), dim=1)
@@ -83,7 +86,7 @@ class Prediction:
     def cost(self) -> Cost:
         frames, few = self.stack.frames, self.draws if self.statistic == "median" else min(self.draws, 2)
         sample = torch.from_numpy(np.array(frames[0, :, :SAMPLE, :SAMPLE], np.float32))[None]
-        channels, outputs = frames.shape[1], frames.shape[1] * len(self.names)
+        channels, outputs = frames.shape[1], self.channels * len(self.names) * math.prod(self.scale)
         sample = sample.to(self.hardware.device)
         with checks_of(self.name), torch.inference_mode(), self.hardware.autocast():
             answer = FittingTiles(partial(self.answer, draws=few), None, lambda: self.halo)
@@ -113,7 +116,7 @@ class Prediction:
         return torch.from_numpy(noisy)
 
     def compute(self, in_tiles: FittingTiles, batch: int, block: Block, noisy: Tensor) -> list[np.ndarray]:
-        """Each of the output images of it (F, C, h, w)."""
+        """Each of the output images of it (F, C', h', w')."""
         parts = [self._batch(in_tiles, block, i, noisy[i : i + batch]) for i in range(0, len(noisy), batch)]
         answer = np.concatenate(parts) if len(parts) > 1 else parts[0]
         finite = np.isfinite(answer).all(axis=(1, 2, 3))
@@ -132,17 +135,36 @@ class Prediction:
         device, seeds = self.hardware.device, (self.seed, block.first + i, block.rows[0], block.columns[0])
         with checks_of(self.name), torch.inference_mode(), self.hardware.autocast(), seeded(device, *seeds):
             seen = in_tiles(noisy.to(device))
+        down, across = self.scale
+        wanted = (len(noisy), self.channels * len(self.names), noisy.shape[2] * down, noisy.shape[3] * across)
+        if seen.shape != wanted:
+            raise UserError(
+                f"{self.name}: gives {tuple(seen.shape)} for noisy images {tuple(noisy.shape)}, but declares "
+                f"{wanted}; set its out_channels and scale, and train again"
+            )
         top, left = block.rows[0] - block.seen_rows[0], block.columns[0] - block.seen_columns[0]
         height, width = block.rows[1] - block.rows[0], block.columns[1] - block.columns[0]
-        return seen[..., top : top + height, left : left + width].float().cpu().numpy()
+        rows, columns = (
+            slice(a * by, (a + n) * by) for a, n, by in ((top, height, down), (left, width, across))
+        )
+        return seen[..., rows, columns].float().cpu().numpy()
 
 
 def _network(run: AnyRun, draws: int, trust: str | Sequence[str]) -> tuple[Any, int | None]:
     """It, and the number of channels that it was trained on if that is known."""
     if isinstance(run, PosteriorSampler) and draws:
         return run, None
+    if draws and not checkpoint.has_student(run):
+        sampler = checkpoint.load_sampler(run, trust=trust)
+        return sampler, getattr(sampler, "channels", None)
     denoiser = checkpoint.load_denoiser(run, trust=trust)
     return (checkpoint.load_sampler(run, trust=trust) if draws else denoiser), denoiser.channels
+
+
+def _output(network: DirectDenoiser | PosteriorSampler, frames: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of the answer to all frames."""
+    is_sampler = isinstance(network, PosteriorSampler)
+    return network.draw_shape(frames) if is_sampler else network.out_shape(frames)
 
 
 def fingerprint(stack: Stack) -> str:

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from distill.errors import UserError
+from distill.errors import UserError, checks_of
 from distill.files import Unfinished, check_folder, reserve, write_json
 from distill.hardware import Hardware, Precision, seeded
 from distill.images.sources import Images, as_stack, check_channels
-from distill.images.statistics import statistics
+from distill.images.stack import Stack
+from distill.images.statistics import some_frames, statistics
 from distill.limits import COUNT, check_limits
 from distill.locks import locked
 from distill.prediction.tiles import FittingTiles, check_tile
@@ -23,7 +24,9 @@ from distill.runs import checkpoint
 from distill.runs.rebuild import describe
 from distill.runs.tensors import digest
 from samplers import CachedDraws, PosteriorSampler
+from samplers.base import draw_statistics
 from samplers.cached import checksum, fingerprint, layout, sealed
+from students.upscale import factors
 
 
 def cache_draws(
@@ -68,17 +71,21 @@ def cache_draws(
     hardware, out = Hardware(device, precision), check_folder(out)
     sampler = checkpoint.load_sampler(run, trust=trust).to(hardware.device)
     stack = as_stack(images, axes)
-    mean, std = statistics(stack)
-    n, channels, *size = stack.frames.shape
     check_channels(stack, checkpoint.name_of(run), getattr(sampler, "channels", None))
-    header = {
+    n, channels, *size = sampler.draw_shape(stack.frames.shape)
+    reshapes = [channels, *size] != list(stack.frames.shape[1:])
+    mean, std = _draw_statistics(sampler, stack, hardware) if reshapes else statistics(stack)
+    header: dict[str, Any] = {
         "name": stack.name, "images": fingerprint(stack.frames), "sampler": _identity(sampler),
         "isotropic": sampler.isotropic, "mirrors": list(sampler.mirrors),
         "draws": draws, "keep": keep, "tile": tile, "halo": halo,
         "seed": seed, "mean": mean.ravel().tolist(), "std": std.ravel().tolist(),
     }  # fmt: skip
+    if reshapes:
+        header |= {"channels": stack.frames.shape[1], "scale": factors(sampler.scale)}
+        header |= {"out_names": list(sampler.out_names)}
 
-    def answer(noisy: Tensor) -> Tensor:  # (1, C, h, w) -> (1, K * C, h, w)
+    def answer(noisy: Tensor) -> Tensor:  # (1, C, h, w) -> (1, K * C', h', w')
         drawn = torch.stack(list(sampler.draws(noisy, draws)))
         return (drawn if keep is None else _shares(drawn, keep)).transpose(0, 1).flatten(1, 2)
 
@@ -101,6 +108,18 @@ def cache_draws(
         )
         state.delete()
     return CachedDraws(str(out))
+
+
+def _draw_statistics(
+    sampler: PosteriorSampler, stack: Stack, hardware: Hardware
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and std of draws of the middles of some frames, units in which all are kept as float16: to three
+    digits, since a stopped run has to find the same again."""
+    frames = torch.from_numpy(some_frames(stack, 8, 128))
+    with torch.inference_mode(), hardware.autocast(), seeded(hardware.device, 0), checks_of():
+        found = draw_statistics(sampler, (each[None].to(hardware.device) for each in frames))
+    mean, std = (np.array([float(f"{v:.3g}") for v in each.flatten()], np.float32) for each in found)
+    return mean[:, None, None], std[:, None, None]
 
 
 def _identity(sampler: PosteriorSampler) -> dict[str, Any]:

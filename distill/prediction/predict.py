@@ -16,6 +16,7 @@ from distill.denoiser import DirectDenoiser
 from distill.errors import UserError
 from distill.hardware import Precision
 from distill.images.chunks import CACHE
+from distill.images.enlarged import like_output
 from distill.images.sources import Images
 from distill.images.stack import Stack
 from distill.images.statistics import SCAN_BYTES, check_finite
@@ -99,13 +100,11 @@ def predict(
         check_finite(stack)  # larger ones as they are read
     if out is None:
         return _in_memory(job, lambda: _plan(job, (1, 1, 1), room, tile, halo))
+    grain = _grain(targets[0].grain, job.scale)
     settings = {"tile": tile, "halo": halo, "memory": ceiling, "dtype": dtype} | options
     with writing(targets, job.identity() | settings, overwrite) as written:
-        if written.plan is None:
-            plan = _plan(job, targets[0].grain, room, tile, halo)
-        else:
-            plan = Plan(**written.plan)
-        blocks = _blocks(plan, stack, targets[0].grain[0])
+        plan = Plan(**written.plan) if written.plan else _plan(job, grain, room, tile, halo)
+        blocks = _blocks(plan, stack, grain[0])
         left = written.begin(asdict(plan), len(blocks))
         numbers = {blocks[i]: i for i in left}
         done = _here(job, plan, list(numbers), written)
@@ -120,7 +119,7 @@ def predict(
 
 def _here(job: Prediction, plan: Plan, blocks: list[Block], written: Writing) -> Iterator[Block]:
     def write(block: Block, images: list[np.ndarray]) -> None:
-        written.write(block.first, block.rows[0], block.columns[0], images)
+        written.write(block.first, block.rows[0] * job.scale[0], block.columns[0] * job.scale[1], images)
 
     return _streamed(job, plan, blocks, write)
 
@@ -143,12 +142,18 @@ def _shown(done: Iterator[Block], blocks: list[Block], left: list[Block]) -> Ite
 
 
 def _targets(out: str | Path, job: Prediction, dtype: str, options: dict[str, Any]) -> list[Target]:
-    channels = job.stack.frames.shape[1]
+    like = like_output(job.stack, job.scale, job.network.out_names)
     kinds = ["float32" if name == "std" else dtype for name in job.names]  # whole counts would be too coarse
     return [
-        open_target(file, job.stack, channels, kind, **options)
+        open_target(file, like, job.channels, kind, **options)
         for file, kind in zip(map_files(out, job.names), kinds, strict=True)
     ]
+
+
+def _grain(grain: tuple[int, int, int], scale: tuple[int, int]) -> tuple[int, int, int]:
+    """Frames, rows and columns of the image whose answers have to be written together."""
+    rows, columns = (math.lcm(n, by) // by for n, by in zip(grain[1:], scale, strict=True))
+    return grain[0], rows, columns
 
 
 def _plan(
@@ -203,19 +208,24 @@ def _maps(
 ) -> list[np.ndarray]:
     """The first `count` output images."""
     stack = job.stack
-    check_memory(4.0 * count * math.prod(stack.frames.shape), "result", "pass out, or fewer frames")
-    maps = [np.empty(stack.frames.shape, np.float32) for _ in range(count)]
+    down, across = job.scale
+    shape = (len(stack.frames), job.channels, stack.frames.shape[2] * down, stack.frames.shape[3] * across)
+    check_memory(4.0 * count * math.prod(shape), "result", "pass out, or fewer frames")
+    maps = [np.empty(shape, np.float32) for _ in range(count)]
     plan = plan_of()
     blocks = _blocks(plan, stack, 1)
 
     def write(block: Block, images: list[np.ndarray]) -> None:
         chosen = slice(block.first, block.first + block.count)
+        rows, columns = (
+            slice(a * by, b * by) for (a, b), by in ((block.rows, down), (block.columns, across))
+        )
         for whole, part in zip(maps, images, strict=False):
-            whole[chosen, :, slice(*block.rows), slice(*block.columns)] = part
+            whole[chosen, :, rows, columns] = part
 
     for i, _ in enumerate(_shown(_streamed(job, plan, blocks, write), blocks, blocks)):
         on_block((i + 1) / len(blocks))
-    return [stack.restore(each) for each in maps]
+    return [like_output(stack, job.scale, ()).restore(each) for each in maps]
 
 
 def _written(target: Target, ceiling: float) -> Any:

@@ -44,7 +44,7 @@ def _along(denoiser: DirectDenoiser, dim: int, multiple: int) -> int | None:
         size[dim] = math.ceil(length / multiple) * multiple
         first = size[dim] // 2 // multiple * multiple
         reached = _reached(denoiser, size, dim, first, multiple)
-        lowest, highest = int(reached.min()), int(reached.max())
+        lowest, highest = (int(each) // denoiser.scale[dim - 2] for each in (reached.min(), reached.max()))
         if lowest > 0 and highest < size[dim] - 1:
             return max(first - lowest, highest - first - multiple + 1) + multiple - 1
         length *= 2

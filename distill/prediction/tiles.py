@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 def in_tiles(
     answer: Callable[[Tensor], Tensor], noisy: Tensor, tile: int | None = None, halo: int = 64
 ) -> Tensor:
-    """(B, C, H, W) -> (B, K, H, W): `answer` on tiles of `tile` pixels, with `halo` more seen on every side.
+    """(B, C, H, W) -> (B, K, H', W'): `answer` on tiles of `tile` pixels, with `halo` more on every side.
 
     A halo of the network's receptive field makes tiles exactly the whole image: 160 px for the
     paper's U-Net. HDN's exceeds any halo. Where a tile meets the image's border there is none.
@@ -28,9 +28,14 @@ def in_tiles(
     height, width = noisy.shape[-2:]
     for (y0, y1, top, bottom), (x0, x1, left, right) in _tiles(height, width, tile, halo):
         seen = answer(noisy[..., top:bottom, left:right])
+        down, across = (
+            seen.shape[-2] // (bottom - top),
+            seen.shape[-1] // (right - left),
+        )  # how many times larger
         if not whole.numel():
-            whole = seen.new_empty(*seen.shape[:2], height, width)
-        whole[..., y0:y1, x0:x1] = seen[..., y0 - top : y1 - top, x0 - left : x1 - left]
+            whole = seen.new_empty(*seen.shape[:2], height * down, width * across)
+        kept = seen[..., (y0 - top) * down : (y1 - top) * down, (x0 - left) * across : (x1 - left) * across]
+        whole[..., y0 * down : y1 * down, x0 * across : x1 * across] = kept
     return whole
 
 
@@ -46,7 +51,7 @@ class FittingTiles:
         return self._halo_of()
 
     def __call__(self, noisy: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, K, H, W). Errors: not even tiles of ALIGNMENT pixels fit."""
+        """(B, C, H, W) -> (B, K, H', W'). Errors: not even tiles of ALIGNMENT pixels fit."""
         while (answer := self._try(noisy)) is None:
             side = min(self.tile or max(noisy.shape[-2:]), max(noisy.shape[-2:]))
             if side <= ALIGNMENT:

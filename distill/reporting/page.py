@@ -19,6 +19,7 @@ from distill.errors import UserError
 from distill.evaluation.checks import advice
 from distill.evaluation.compare import TRUTH
 from distill.evaluation.tables import CAPTION1, HEADINGS, Row, distinct, table1_cells
+from distill.evaluation.worth import worth
 from distill.files import check_folder, write_text
 from distill.images.stack import Stack
 from distill.limits import check_limits
@@ -155,7 +156,7 @@ def _evaluated(table: Path) -> dict[str, Any]:
     return {
         "title": "Images given as an array" if data == Stack.name else data,
         "table": _cells(rows),
-        "advice": advice(_rows(checks)) if checks.exists() else [],
+        "advice": worth(rows) + (advice(_rows(checks)) if checks.exists() else []),
         "plots": _inline(curves.psnr_against_time(rows)) if has_truth else [],
         "residuals": data_uri(residuals.read_bytes()) if residuals.exists() and not has_truth else None,
         "pictures": pictures(images, scores),

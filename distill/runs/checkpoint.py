@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from distill.denoiser import DirectDenoiser
-from distill.errors import UserError
-from distill.runs.rebuild import describe, rebuild
+from distill.errors import UserError, checks_of
+from distill.runs.rebuild import LARGEST, describe, rebuild
 from distill.runs.run import Run
 from distill.runs.tensors import Fields, digest, load, save
 from losses import Loss
@@ -52,7 +52,12 @@ def save_denoiser(path: Path, denoiser: DirectDenoiser) -> None:
         "outputs": list(denoiser.loss.outputs),
         "parameters": sum(p.numel() for p in denoiser.backbone.parameters()),
     }
+    if denoiser.reshapes or denoiser.out_names:
+        header |= {key: getattr(denoiser, key) for key in _OUTPUT}
     save(path, denoiser.state_dict(), header)
+
+
+_OUTPUT = ("out_channels", "scale", "out_names")  # in a header, where outputs are not like the images
 
 
 def load_sampler(
@@ -81,16 +86,38 @@ def load_denoiser(run: AnyRun, backbone: nn.Module | None = None, *, trust: Trus
     if isinstance(run, Run | DirectDenoiser):
         return (run.denoiser if isinstance(run, Run) else run).eval()
     path = _file(run, "student.safetensors")
+    if not has_student(run):
+        raise UserError(
+            f"{run}: holds a sampler and no student; pass --draws 100 to average draws, or train one: "
+            f"distill train IMAGES --from {run} --steps 0 --refine_steps 2000 --out ANOTHER"
+        )
     tensors, header = load(path, STUDENT_HEADER)
     backbone = backbone or _described(path, header, "backbone", nn.Module, trust, tensors)
     loss = _described(path, header, "loss", Loss, trust, tensors)
     channels = header["channels"]
     if "mean" not in tensors or tensors["mean"].shape != (channels, 1, 1):
         raise UserError(f"{path}: holds no mean of {channels} channels; pass another file, or retrain it")
-    denoiser = DirectDenoiser(backbone, loss, channels)
+    denoiser = _denoiser(path, backbone, loss, header)
     load_state(path, denoiser, tensors)
     denoiser.spread.mul_(_calibrated(path.with_name(CALIBRATION), digest(tensors, header)))
     return denoiser.eval().to(memory_format=torch.channels_last)
+
+
+def _denoiser(path: Path, backbone: nn.Module, loss: Loss, header: dict[str, Any]) -> DirectDenoiser:
+    output = {key: header[key] for key in _OUTPUT if key in header}
+    channels, names = output.get("out_channels", 1), output.get("out_names", [])
+    sound = isinstance(channels, int) and 0 < channels < LARGEST
+    if not sound or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path}: its header describes no images ({output}); pass another, or retrain it")
+    with checks_of(str(path)):
+        return DirectDenoiser(backbone, loss, header["channels"], **output)
+
+
+def has_student(run: AnyRun) -> bool:
+    """Whether one is to be expected: an HDN that others trained makes a run of a sampler alone."""
+    if isinstance(run, nn.Module | Run) or not Path(run).is_dir():
+        return True
+    return not (Path(run) / "sampler.safetensors").exists() or (Path(run) / "student.safetensors").exists()
 
 
 def _calibrated(path: Path, student: str) -> float:
@@ -125,8 +152,11 @@ def load_weights(run: str | os.PathLike[str], sampler: PosteriorSampler, student
     """Copies the weights of a finished run into networks of the same architecture, for training on.
 
     Statistics of the images, and the noise model, are not taken over: they belong to the run's images.
+    A student that the run does not have keeps the weights that it has.
     """
-    networks = {"sampler.safetensors": (sampler, ""), "student.safetensors": (student, "backbone.")}
+    networks = {"sampler.safetensors": (sampler, "")}
+    if has_student(run):
+        networks["student.safetensors"] = (student, "backbone.")
     for name, (network, prefix) in networks.items():
         path = _file(run, name)
         stored = {k.removeprefix(prefix): v for k, v in load(path)[0].items() if k.startswith(prefix)}

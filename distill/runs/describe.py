@@ -7,17 +7,19 @@ from typing import Any
 from distill.errors import UserError
 from distill.files import read_json_lines
 from distill.runs import tensors
-from distill.runs.checkpoint import SAMPLER_HEADER, STUDENT_HEADER
+from distill.runs.checkpoint import SAMPLER_HEADER, STUDENT_HEADER, has_student
 from distill.runs.rebuild import is_description
 
 
 def describe_run(path: Path) -> str:
     """By the headers of its files alone: nothing is built, so that any run may be looked at."""
     check_links(path)
-    weights, header = tensors.load(path / "student.safetensors", STUDENT_HEADER)
     sampler = "none in this folder"
     if (path / "sampler.safetensors").exists():
         sampler = _call(tensors.load(path / "sampler.safetensors", SAMPLER_HEADER)[1]["sampler"])
+        if not has_student(path):
+            return f"{path}: a sampler without a student\nsampler   {sampler}"
+    weights, header = tensors.load(path / "student.safetensors", STUDENT_HEADER)
     if not weights.keys() >= {"mean", "std"}:
         raise UserError(f"{path}: its student has no mean and std; pass another run, or retrain it")
     mean, std = (weights[name].flatten().tolist() for name in ("mean", "std"))
@@ -28,6 +30,9 @@ def describe_run(path: Path) -> str:
         f"loss      {_call(header['loss'])}: its output is the {', '.join(map(str, header['outputs']))}",
         f"data      mean {mean}, std {std} counts",
     ]
+    if "scale" in header:
+        names = ", ".join(map(str, header["out_names"])) or "without names"
+        lines.append(f"output    channels {header['out_channels']} ({names}), scale {header['scale']} (Y, X)")
     metrics = path / "metrics.jsonl"
     if metrics.exists() and (rows := read_json_lines(metrics)):
         lines.append(f"last      {json.dumps(rows[-1])}")
@@ -35,7 +40,7 @@ def describe_run(path: Path) -> str:
 
 
 def is_finished(run: Path) -> bool:
-    return (run / "student.safetensors").exists()
+    return any((run / f"{role}.safetensors").exists() for role in ("student", "sampler"))
 
 
 def check_links(run: Path) -> None:

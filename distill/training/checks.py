@@ -11,6 +11,7 @@ from distill.training.budget import seconds
 from losses import Loss
 from samplers import PosteriorSampler
 from samplers.base import evaluating
+from students import StabilizedUNet
 
 # Of torch.optim, those that update convolutions by their gradients alone: LBFGS needs the loss several times
 # a step, SparseAdam sparse gradients, Muon matrices.
@@ -37,11 +38,36 @@ def space(*networks: nn.Module) -> float:
     return 1e6 + 9 * sum(value.nbytes for network in networks for value in network.state_dict().values())
 
 
-def check_networks(sampler: PosteriorSampler, denoiser: DirectDenoiser, noisy: Tensor, draws: int) -> None:
-    """Runs both networks and the loss once, so that a misfit is found before anything is written."""
+def student_of(sampler: PosteriorSampler, student: nn.Module, loss: Loss, channels: int) -> DirectDenoiser:
+    """The student for images of so many channels and the draws that the sampler declares. Errors: one that
+    cannot give images of another shape than those it sees."""
+    with checks_of(type(sampler).__name__):
+        shape = sampler.out_channels, sampler.scale, sampler.out_names
+        denoiser = DirectDenoiser(student, loss, channels, *shape)
+    if denoiser.reshapes and isinstance(student, StabilizedUNet):
+        raise UserError(
+            f"student: got StabilizedUNet, which gives what it sees; {type(sampler).__name__} draws "
+            f"{denoiser.out_channels} channels at scale {denoiser.scale}; pass --student LightUNet, or UNet"
+        )
+    return denoiser
+
+
+def check_draws(sampler: PosteriorSampler, denoiser: DirectDenoiser, noisy: Tensor, draws: int) -> Tensor:
+    """Draws of noisy patches, made once so that a misfit is found before anything is written."""
+    with torch.random.fork_rng(), checks_of(type(sampler).__name__):
+        drawn = sampler.sample(noisy, draws)
+    images = noisy[:, : len(denoiser.mean)].shape
+    if drawn.shape != (wanted := (draws, *denoiser.out_shape(images))):
+        raise UserError(
+            f"{type(sampler).__name__}.sample: got shape {tuple(drawn.shape)} for {tuple(images)} noisy "
+            f"images and {draws} draws, must be {wanted}; for others set its out_channels and scale"
+        )
+    return drawn
+
+
+def check_networks(denoiser: DirectDenoiser, noisy: Tensor, draws: Tensor) -> None:
+    """Runs the student and the loss once, likewise."""
     with torch.random.fork_rng(), evaluating(denoiser):
-        with checks_of(type(sampler).__name__):
-            draw = sampler.sample(noisy, draws)
         noisy = noisy[:, : len(denoiser.mean)]
         try:
             with checks_of(type(denoiser.backbone).__name__):
@@ -52,16 +78,11 @@ def check_networks(sampler: PosteriorSampler, denoiser: DirectDenoiser, noisy: T
                 f"{tuple(noisy.shape)} (B, C, *S): {error}; set its in_channels, or its attribute "
                 "`multiple` to what H and W must be multiples of"
             ) from error
-    wanted = (len(noisy), draw.shape[2] * len(denoiser.loss.outputs), *noisy.shape[2:])
-    if draw.shape[:2] != (draws, len(noisy)) or draw.shape[3:] != noisy.shape[2:]:
-        raise UserError(
-            f"{type(sampler).__name__}.sample: got shape {tuple(draw.shape)} for {tuple(noisy.shape)} "
-            f"noisy images and {draws} draws, must be ({draws}, B, C, *S)"
-        )
+    wanted = (len(noisy), draws.shape[2] * len(denoiser.loss.outputs), *draws.shape[3:])
     if prediction.shape != wanted:
         raise UserError(
             f"{type(denoiser.backbone).__name__}: gives shape {tuple(prediction.shape)}, but "
             f"{type(denoiser.loss).__name__} needs {wanted}; set its out_channels to {wanted[1]}"
         )
     with evaluating(denoiser), checks_of("loss"):
-        denoiser.loss(prediction, denoiser.standardize(draw))
+        denoiser.loss(prediction, denoiser.standardize_draws(draws))

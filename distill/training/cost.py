@@ -100,7 +100,7 @@ def training_cost(
         if train_student:
             with hardware.autocast():
                 prediction = denoiser.predict(batch)
-            targets = denoiser.standardize(draw.detach())[None].expand(settings["draws"], *draw.shape)
+            targets = denoiser.standardize_draws(draw.detach())[None].expand(settings["draws"], *draw.shape)
             optimize_student.backward(denoiser.loss(prediction, targets), 1.0)
             optimize_student.step()
 

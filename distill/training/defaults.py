@@ -5,6 +5,7 @@ import os
 from torch import nn
 
 from distill.errors import UserError
+from distill.runs.checkpoint import has_student
 from distill.training.budget import BUDGET, BUDGET_FROM_NOTHING
 from distill.training.optimizer import careful
 from samplers import PosteriorSampler
@@ -30,7 +31,8 @@ def default_rates(
     """(lr, student_lr) as given, or those that suit the networks, their start and so many pixels."""
     if student_lr is None:
         rate = LEARNING_RATE if lr is None else lr
-        student_lr = careful(rate / 4, pixels) if starts_trained(student, init) else rate / 2
+        start = init if init == "none" or has_student(init) else "pretrained"
+        student_lr = careful(rate / 4, pixels) if starts_trained(student, start) else rate / 2
     if lr is None:
         rate = sampler.learning_rate
         lr = careful(rate / 4, pixels) if starts_trained(sampler, init) else rate

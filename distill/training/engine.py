@@ -22,13 +22,13 @@ from distill.runs.checkpoint import save_run
 from distill.runs.rebuild import describe
 from distill.runs.run import Run
 from distill.training.budget import Trial, planned_steps
-from distill.training.checks import check_arguments, check_networks, space
+from distill.training.checks import check_arguments, check_draws, check_networks, space, student_of
 from distill.training.defaults import default_length, default_rates
 from distill.training.loader import loaded
 from distill.training.logs import Log, Metrics, tensorboard_log
 from distill.training.optimizer import Optimizer, Schedule, update
 from distill.training.patches import Patches, orientations, split
-from distill.training.preparation import prepare_networks
+from distill.training.preparation import prepare_networks, prepare_outputs
 from distill.training.processes import Processes, joined
 from distill.training.resume import State, check_resumable, resumed, stop_signals, stored_settings
 from distill.training.self_supervision import Best, self_supervised_share, split_risk
@@ -123,7 +123,7 @@ def train(
         axes: letters of the images' dimensions, of STCZYX. Default: what the file says.
         init: weights that the networks start from: "pretrained", those that ship with the package, for
             networks that have some (StabilizedSampler, StabilizedUNet); "none"; or a finished run, for
-            instance of other images.
+            instance of other images. With steps=0 its sampler stays as it is.
         self_supervised: share of the student's loss that is its error on a part of the image's own light
             (`SplitRisk`), the rest is its distance to draws. Default: 1 for an L2 loss, a StabilizedUNet
             and noise of single pixels, since draws are no better than their sampler; else 0. With a fitted
@@ -163,14 +163,17 @@ def train(
     torch.manual_seed(seed)
     generator = np.random.default_rng(seed)
     co_training = sampler.trainable and (steps > 0 or budget is not None)
-    denoiser = DirectDenoiser(student, loss, channels=len(mean))
+    denoiser = student_of(sampler, student, loss, len(mean))
     light, noise_model = prepare_networks(sampler, denoiser, stack, mean, std, init, co_training)
     co_training = co_training and sampler.trainable  # which may depend on the noise that it has found
-    allowed = orientations(sampler.isotropic, sampler.mirrors)  # so may these
+    allowed = orientations(sampler.isotropic, sampler.mirrors, denoiser.scale)  # so may these
     for module in (sampler, denoiser):
         module.to(hardware.device).to(memory_format=torch.channels_last)
+    two = patches.sample(2, np.random.default_rng(0)).to(hardware.device)
+    drawn = check_draws(sampler, denoiser, two, draws)
+    prepare_outputs(sampler, denoiser, patches, hardware)
     processes.share(sampler, denoiser)
-    check_networks(sampler, denoiser, patches.sample(2, np.random.default_rng(0)).to(hardware.device), draws)
+    check_networks(denoiser, two, drawn)
     average = Average(denoiser, ema)
 
     # What the student learns from: draws, or the image's own light.

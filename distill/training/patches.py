@@ -11,9 +11,11 @@ TRANSPOSED, MIRRORED_Y, MIRRORED_X = 1, 2, 4  # each or not: the 8 orientations 
 MIRRORS = {"y": MIRRORED_Y, "x": MIRRORED_X, "yx": MIRRORED_Y | MIRRORED_X}
 
 
-def orientations(isotropic: bool, mirrors: Iterable[str]) -> list[int]:
-    """In which a sampler's patches may come; see PosteriorSampler."""
-    return list(range(8)) if isotropic else [0, *(MIRRORS[each] for each in mirrors)]
+def orientations(isotropic: bool, mirrors: Iterable[str], scale: tuple[int, int] = (1, 1)) -> list[int]:
+    """In which a sampler's patches may come; see PosteriorSampler. Not transposed where draws are enlarged
+    along one axis more than along the other."""
+    allowed = list(range(8)) if isotropic else [0, *(MIRRORS[each] for each in mirrors)]
+    return [each for each in allowed if scale[0] == scale[1] or not each & TRANSPOSED]
 
 
 def split(frames, val_fraction: float, patch_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -18,6 +18,7 @@ from distill.errors import UserError
 from distill.locks import locked
 from distill.runs import checkpoint
 from distill.runs import tensors as files
+from distill.runs.rebuild import is_description
 from distill.training.logs import Metrics
 from distill.training.optimizer import Optimizer
 from distill.training.processes import Processes
@@ -125,7 +126,7 @@ def _resume(out: Path, state: State, settings: dict[str, Any]) -> None:
     tensors, header = files.load(out / CHECKPOINT, checkpoint.CHECKPOINT_HEADER)
     stored, now = {"processes": 1} | checkpoint.settings(header), json.loads(json.dumps(settings))
     for key in MUST_MATCH:
-        if stored.get(key, now[key]) != now[key]:
+        if key in stored and stored[key] != _of_then(now[key], stored[key]):
             raise UserError(
                 f"{out}: holds a run with {key}={stored[key]}, now {now[key]}; pass another --out for a "
                 "new run, or the same settings to resume the old one"
@@ -144,6 +145,16 @@ def _resume(out: Path, state: State, settings: dict[str, Any]) -> None:
         state.step = step
         for optimizer in state.optimizers:
             optimizer.go_to(step)
+
+
+def _of_then(now: Any, stored: Any) -> Any:
+    """Settings without those arguments of networks that did not exist when the others were stored."""
+    if isinstance(now, list) and isinstance(stored, list) and len(now) == len(stored):
+        return [_of_then(*each) for each in zip(now, stored, strict=True)]
+    if not (is_description(now) and is_description(stored)):
+        return now
+    known = stored["arguments"]
+    return now | {"arguments": {k: _of_then(v, known[k]) for k, v in now["arguments"].items() if k in known}}
 
 
 def stored_settings(out: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from samplers import PosteriorSampler
 
 
 class Teach(nn.Module):
-    """noisy (B, C, *S) -> (n draws of each image (n, B, C', *S), the sampler's own loss or None).
+    """noisy (B, C, *S) -> (n draws of each image (n, B, C', *S'), the sampler's own loss or None).
 
     In train mode the first draw is the one that the sampler's ELBO pass made (Figure 2): it costs
     nothing. In eval mode the sampler is frozen and has no loss. Of 0 draws, none are made.
@@ -38,7 +38,7 @@ class Teach(nn.Module):
 
 
 class Learn(nn.Module):
-    """noisy (B, C, *S) and its draws (n, B, C', *S) -> the student's distance to them.
+    """noisy (B, C, *S) and its draws (n, B, C', *S') -> the student's distance to them.
 
     self_supervised: share of the loss that is the error on a part of the image's own light instead.
     """
@@ -60,5 +60,5 @@ class Learn(nn.Module):
             return own
         prediction = self.denoiser.predict(noisy)
         with torch.autocast(noisy.device.type, enabled=False):  # bf16 has 8 bits: too few for a loss
-            distance = self.loss(prediction, self.denoiser.standardize(draws))
+            distance = self.loss(prediction, self.denoiser.standardize_draws(draws))
         return (1 - self.self_supervised) * distance + self.self_supervised * own if self.risk else distance

@@ -26,7 +26,7 @@ def validate(
         if sampler.trainable:
             with evaluating(sampler):
                 row["val_sampler_loss"] = float(sampler.training_step(noisy)[0])
-        draws = denoiser.standardize(sampler.sample(noisy, denoiser.loss.min_draws))
+        draws = denoiser.standardize_draws(sampler.sample(noisy, denoiser.loss.min_draws))
         drawn = sampler.sample(noisy[:16], sampler.free_draws if sampler.free_draws > 1 else 8)
     noisy = noisy[:, : len(denoiser.mean)]
     few = noisy[:16]
@@ -35,8 +35,18 @@ def validate(
         denoised, mean = denoiser(few), drawn.mean(dim=0)
     error = (denoised - mean).square().mean()
     row["psnr_to_draws"] = float(20 * torch.log10((mean.max() - mean.min()) / error.sqrt()))
-    mosaic(preview, [few, drawn[0], mean, denoised])
+    mosaic(preview, _columns(denoiser, few, [drawn[0], mean, denoised]))
     return row
+
+
+def _columns(denoiser: DirectDenoiser, noisy: Tensor, outputs: list[Tensor]) -> list[Tensor]:
+    """What a preview shows beside each other: where draws are other images than the noisy one, each of their
+    channels, and all of them standardized, since they share one grey scale."""
+    if not denoiser.reshapes:
+        return [noisy, *outputs]
+    outputs = [denoiser.standardize_draws(each) for each in outputs]
+    channels = [each[:, c : c + 1] for c in range(denoiser.out_channels) for each in outputs]
+    return [denoiser.standardize(noisy), *channels]
 
 
 class Validation:

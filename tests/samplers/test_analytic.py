@@ -116,7 +116,7 @@ def test_field_takes_volumes():
     "make",
     [
         lambda: LinearGaussianField(std=0),
-        lambda: SkewedPixels(scale=-1),
+        lambda: SkewedPixels(spread=-1),
         lambda: BimodalPixels(separation=5),
         lambda: SkewedPixels().quantile(LEVELS, 1.0),
     ],

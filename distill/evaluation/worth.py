@@ -1,0 +1,40 @@
+"""How many draws the student is worth: that many have to be averaged for its error (paper, section 6)."""
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from distill.evaluation.tables import Row
+
+FAR = 10  # times the most draws that were averaged: beyond, the fit says no number
+
+
+def worth(rows: Sequence[Row]) -> list[str]:
+    """One sentence, from a table's rows with ground truth, a student and two numbers of draws; else none.
+
+    The error of the mean of n independent draws is MSE(n) = a + b / n: the sampler's own error, and the
+    draws' variance. Both are fitted to the rows, by least squares of relative errors.
+    """
+    errors = {str(row["image"]): 10 ** (-float(row["psnr_mean"]) / 10) for row in rows if "psnr_mean" in row}
+    numbers = {name: re.fullmatch(r"(\d+) draws?", name) for name in errors}
+    of_draws = {int(found[1]): errors[name] for name, found in numbers.items() if found}
+    if "student" not in errors or len(of_draws) < 2 or not np.isfinite([*errors.values()]).all():
+        return []
+    n, mse = (np.array(each, float) for each in zip(*sorted(of_draws.items()), strict=True))
+    (a, b), *_ = np.linalg.lstsq(np.stack([1 / mse, 1 / (n * mse)], axis=1), np.ones(len(n)))
+    if b <= 0:  # more draws do not help: they are all the same, or there are too few pixels
+        return []
+    return [f"The student is worth {_number(errors['student'], max(a, 0.0), b, int(n[-1]))}."]
+
+
+def _number(student: float, a: float, b: float, most: int) -> str:
+    if student <= a:
+        return "more than any number of draws: the mean of infinitely many would not have its small error"
+    equal = b / (student - a)
+    if equal > FAR * most:
+        return f"more than {FAR * most:,} draws: the mean of so many would not have its small error"
+    if equal < 1:
+        return "less than one draw: its error is larger"
+    rounded = f"{float(f'{equal:.2g}'):,.0f}" if equal >= 9.5 else f"{equal:.1f}"
+    return f"about {rounded} draws: the mean of so many has its error"

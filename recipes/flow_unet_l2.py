@@ -1,0 +1,59 @@
+"""Flow matching on pairs of noisy and clean images, and a student that needs one pass for their mean.
+
+python recipes/flow_unet_l2.py                        the built-in specimen: 3 minutes
+python recipes/flow_unet_l2.py noisy.tif clean.tif    your pairs, one clean image for each noisy one
+
+The last two pairs are held out, where there are more than four, and the table is of them.
+"""
+
+import sys
+
+import numpy as np
+import torch
+
+from distill import evaluate, predict, read, report, specimen, train
+from distill.evaluation.tables import format_table
+from distill.hardware import Hardware, keep_freed_memory
+from losses import L2
+from samplers import FlowMatching, WithTime
+from students import LightUNet
+
+
+def main(out: str, noisy: str | None = None, clean: str | None = None, *, steps: int = 1500) -> None:
+    if noisy and clean:
+        images, truth = (np.asarray(read(path).frames, np.float32)[:, 0] for path in (noisy, clean))
+    else:
+        cells = specimen()
+        images, truth = cells.noisy.astype(np.float32), cells.clean
+    known, test = slice(-2) if len(images) > 4 else slice(None), slice(-2, None)
+    pairs = np.stack([images[known], truth[known]], axis=1)  # (N, 2, Y, X)
+
+    # The sampler by itself: patches, squared error, Adam. A velocity that was trained elsewhere goes in its
+    # place as it is, and needs none of this.
+    torch.manual_seed(0)
+    device = Hardware().device
+    velocity = WithTime(LightUNet(3, 1, width=32, depth=3))
+    mean, std = float(images[known].mean()), float(images[known].std())
+    sampler = FlowMatching(velocity, mean=mean, std=std, steps=10).to(device)
+    optimizer = torch.optim.Adam(sampler.parameters(), 2e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
+        y, x = (torch.randint(n - 63, ()).item() for n in pairs.shape[2:])
+        patches = torch.from_numpy(pairs[torch.randint(len(pairs), (4,)), :, y : y + 64, x : x + 64])
+        optimizer.zero_grad()
+        sampler.squared_error(patches.to(device)).backward()
+        optimizer.step()
+        schedule.step()
+
+    # Frozen (steps=0). FlowMatching(velocity, clean=truth) would be trained beside the student instead.
+    run = train(images[known], sampler, LightUNet(), L2(), out, steps=0, refine_steps=steps // 4,
+                batch_size=4)  # fmt: skip
+
+    predict(run, images, f"{out}/denoised.tif", overwrite=True)
+    print(format_table(evaluate(run, images[test], truth[test], draws=(1, 10))))
+    print(f"student, denoised images, pictures and tables: {report(run)}")
+
+
+if __name__ == "__main__":
+    keep_freed_memory()
+    main("runs/flow_unet_l2", *sys.argv[1:])

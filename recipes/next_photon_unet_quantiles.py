@@ -1,0 +1,56 @@
+"""Photon counting: a network learns where the next photon falls, and a student gives its intervals at once.
+
+python recipes/next_photon_unet_quantiles.py                            synthetic photons: 3 minutes
+python recipes/next_photon_unet_quantiles.py photons.tif [clean.tif]    your images, 1 count per photon
+"""
+
+import sys
+
+import numpy as np
+import torch
+
+from distill import evaluate, predict, read, report, specimen, train
+from distill.evaluation.tables import format_table
+from distill.hardware import Hardware, keep_freed_memory
+from losses import Quantiles
+from samplers import NextPhoton, WithLevel
+from students import LightUNet
+
+
+def main(out: str, noisy: str | None = None, clean: str | None = None, *, steps: int = 1500) -> None:
+    if noisy:
+        photons, truth = np.asarray(read(noisy).frames)[:, 0], clean
+    else:
+        cells = specimen()
+        truth = (cells.clean - cells.clean.min()) / 10  # expected photons, about 6 at the brightest pixels
+        photons = np.random.default_rng(0).poisson(truth).astype(np.float32)
+
+    # The sampler by itself: patches, cross entropy, Adam. A network of yours goes in its place as it is.
+    torch.manual_seed(0)
+    device = Hardware().device
+    network = WithLevel(LightUNet(2, 1, width=32, depth=3, unshuffle=1))
+    sampler = NextPhoton(network, gain=1.0).to(device)
+    optimizer = torch.optim.Adam(sampler.parameters(), 1e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
+        y, x = (torch.randint(n - 63, ()).item() for n in photons.shape[1:])
+        patches = torch.from_numpy(photons[torch.randint(len(photons), (4,)), None, y : y + 64, x : x + 64])
+        optimizer.zero_grad()
+        sampler.cross_entropy(patches.to(device)).backward()
+        optimizer.step()
+        schedule.step()
+
+    # Frozen (steps=0): its draws take 36 passes each, the student's quantiles one.
+    loss = Quantiles()
+    student = LightUNet(1, len(loss.outputs))
+    options = {"steps": 0, "refine_steps": steps // 4, "batch_size": 4}
+    run = train(noisy or photons, sampler, student, loss, out, **options)
+
+    predict(run, noisy or photons, f"{out}/denoised.tif", overwrite=True)
+    print(format_table(evaluate(run, noisy or photons, truth, frames=2, draws=(1, 10))))
+    print(f"student, denoised images, pictures and tables: {report(run)}")
+
+
+if __name__ == "__main__":
+    keep_freed_memory()
+    main("runs/next_photon_unet_quantiles", *sys.argv[1:])
