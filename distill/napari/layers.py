@@ -1,5 +1,7 @@
 """napari's layers as stacks, and answers as layers that lie where their input does."""
 
+# pyright: reportMissingImports=false
+
 from dataclasses import replace
 from typing import Any
 

@@ -1,5 +1,7 @@
 """The Denoise widget: an image layer, networks for it, a button, and what it is doing."""
 
+# pyright: reportMissingImports=false
+
 import re
 from pathlib import Path
 from typing import Any
