@@ -49,8 +49,9 @@ class Curve(FigureCanvasQTAgg):
         for line, key in ((self.training, "student_loss"), (self.held_out, held_out)):
             points = [(row["step"], row[key]) for row in self.rows if key in row]
             line.set_data([step for step, _ in points], [loss for _, loss in points])
-            line.axes.relim()
-            line.axes.autoscale_view()
+        for axis in self.figure.axes:
+            axis.relim()
+            axis.autoscale_view()
         self.draw_idle()
         self.drawn = time.monotonic()
 

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from magicgui.types import FileDialogMode
 from magicgui.widgets import ComboBox, Container, FileEdit, ProgressBar, PushButton
 from napari.layers import Image
 from napari.qt.threading import create_worker
 from napari.utils.notifications import show_error
 from napari.viewer import Viewer
-from qtpy.QtCore import Signal
+from qtpy.QtCore import Signal  # pyright: ignore[reportPrivateImportUsage]
 from qtpy.QtWidgets import QLabel, QVBoxLayout, QWidget
 
 from distill.denoising import run_beside
@@ -38,10 +39,12 @@ class Denoise(QWidget):
 
     def __init__(self, viewer: Viewer) -> None:
         super().__init__()
-        self.viewer, self.worker, self.preview = viewer, None, None
+        self.viewer = viewer
+        self.worker: Any = None  # while it works
+        self.preview: Any = None  # the layer of that name
         self.image = ComboBox(label="image", choices=self._images)
         self.networks = ComboBox(label="networks", choices=NETWORKS)
-        self.folder = FileEdit(label="run folder", mode="d")
+        self.folder = FileEdit(label="run folder", mode=FileDialogMode.EXISTING_DIRECTORY)
         self.button, self.cancel = PushButton(text="Denoise"), PushButton(text="Cancel", enabled=False)
         self.bar = ProgressBar(min=0, max=1000, label="")
         self.status, self.curve = QLabel(), Curve()
@@ -82,7 +85,7 @@ class Denoise(QWidget):
         except UserError as error:
             self._refuse(str(error))
             return
-        folder, networks = self.folder.value, self.networks.value
+        folder, networks = Path(str(self.folder.value)), self.networks.value
         self._end_preview()
         self.curve.begin(folder if networks in BUDGETS else None)
 
@@ -91,7 +94,7 @@ class Denoise(QWidget):
                 raise KeyboardInterrupt
             self.news.emit(news | {"layer": layer, "networks": networks})
 
-        worker = create_worker(
+        worker: Any = create_worker(
             answer, stack, networks, folder, lambda: shown_frame(layer, stack, self.viewer.dims.point), tell
         )
         worker.finished.connect(self._finished)
