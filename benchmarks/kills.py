@@ -1,6 +1,6 @@
 """Commands that are killed at random moments and given again: is all as if nothing had happened?
 
-    python benchmarks/kills.py --kills 50                        train, cache, evaluate, predict
+    python benchmarks/kills.py --kills 50     train, cache, evaluate, predict, and in tiles to tif, zarr
     python benchmarks/kills.py --only train --kills 200 --inside 0.25
 
 Every trial kills one command by SIGKILL, once to three times, before it may end, each time by the clock or,
@@ -27,8 +27,11 @@ import numpy as np
 import skimage.metrics  # noqa: F401
 import torch
 import torch._dynamo
+import yaozarrs  # noqa: F401
+import zarr.codecs  # noqa: F401
 
 from distill import UserError, cache_draws, evaluate, files, predict, train
+from distill.images import targets
 from distill.plots import curves  # noqa: F401
 from distill.runs.tensors import load
 from samplers import HDN, GaussianNoise
@@ -36,7 +39,10 @@ from students import UNet
 
 MEASURED = {"seconds", "seconds_per_image", "memory_mb"}
 LOOSE = (".svg", ".md")  # they show measured times
+targets.SAVE_SECONDS = 0.02  # else these, which take a second, would always begin anew
 NOISY = np.random.default_rng(0).normal(200, 20, (4, 32, 32)).astype(np.float32)
+
+LARGE = np.random.default_rng(0).normal(200, 20, (2, 192, 192)).astype(np.float32)
 
 
 def train_tiny(out: Path) -> None:
@@ -51,9 +57,12 @@ COMMANDS: dict[str, Callable[[Path, Path], Any]] = {
     "cache": lambda run, out: cache_draws(run, NOISY, out, draws=24, device="cpu"),
     "evaluate": lambda run, out: evaluate(run, NOISY, NOISY[0] + 1, out, draws=[1, 60], device="cpu"),
     "predict": lambda run, out: predict(run, NOISY, out / "a.tif", draws=20, overwrite=True, device="cpu"),
-}
+    "tif": lambda run, out: predict(run, LARGE, out / "a.tif", tile=64, overwrite=True, device="cpu"),
+    "zarr": lambda run, out: predict(run, LARGE, out / "a.zarr", tile=64, chunks=64, overwrite=True,
+                                     device="cpu"),
+}  # fmt: skip
 
-WRITES = {"train": 14, "cache": 6, "evaluate": 30, "predict": 1}  # files, about
+WRITES = {"train": 14, "cache": 6, "evaluate": 30, "predict": 1, "tif": 5, "zarr": 30}  # files, about
 
 
 def in_fork(work: Callable[[], Any], kill_after: float = 1e9, kill_at_write: int = 0) -> bool:

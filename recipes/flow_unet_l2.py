@@ -19,7 +19,7 @@ from samplers import FlowMatching, WithTime
 from students import LightUNet
 
 
-def main(out: str, noisy: str | None = None, clean: str | None = None, *, steps: int = 1500) -> None:
+def main(out: str, noisy: str | None = None, clean: str | None = None, *, steps: int = 1000) -> None:
     if noisy and clean:
         images, truth = (np.asarray(read(path).frames, np.float32)[:, 0] for path in (noisy, clean))
     else:
@@ -32,7 +32,7 @@ def main(out: str, noisy: str | None = None, clean: str | None = None, *, steps:
     # place as it is, and needs none of this.
     torch.manual_seed(0)
     device = Hardware().device
-    velocity = WithTime(LightUNet(3, 1, width=32, depth=3))
+    velocity = WithTime(LightUNet(3, 1))
     mean, std = float(images[known].mean()), float(images[known].std())
     sampler = FlowMatching(velocity, mean=mean, std=std, steps=10).to(device)
     optimizer = torch.optim.Adam(sampler.parameters(), 2e-3)

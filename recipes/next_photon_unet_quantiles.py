@@ -17,7 +17,7 @@ from samplers import NextPhoton, WithLevel
 from students import LightUNet
 
 
-def main(out: str, noisy: str | None = None, clean: str | None = None, *, steps: int = 1500) -> None:
+def main(out: str, noisy: str | None = None, clean: str | None = None, *, steps: int = 1000) -> None:
     if noisy:
         photons, truth = np.asarray(read(noisy).frames)[:, 0], clean
     else:
@@ -28,7 +28,7 @@ def main(out: str, noisy: str | None = None, clean: str | None = None, *, steps:
     # The sampler by itself: patches, cross entropy, Adam. A network of yours goes in its place as it is.
     torch.manual_seed(0)
     device = Hardware().device
-    network = WithLevel(LightUNet(2, 1, width=32, depth=3, unshuffle=1))
+    network = WithLevel(LightUNet(2, 1))
     sampler = NextPhoton(network, gain=1.0).to(device)
     optimizer = torch.optim.Adam(sampler.parameters(), 1e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)

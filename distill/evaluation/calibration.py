@@ -19,6 +19,7 @@ from distill.files import check_folder, write_json
 from distill.hardware import Hardware, Precision
 from distill.images.sources import Images, as_stack, check_channels
 from distill.limits import check_limits
+from distill.prediction.receptive_field import maps_in_tiles
 from distill.runs import checkpoint
 from distill.runs.tensors import digest, load
 
@@ -124,7 +125,7 @@ def calibrate(
 
 def _pairs(
     denoiser: DirectDenoiser, run: str | os.PathLike[str], noisy: Images, clean: Images, axes: str | None
-) -> list[tuple[Tensor, Tensor]]:
+) -> Sequence[tuple[Tensor, Tensor]]:
     stack = as_stack(noisy, axes)
     check_channels(stack, checkpoint.name_of(run), denoiser.channels)
     return paired(stack, clean, axes, denoiser=denoiser)
@@ -137,7 +138,7 @@ def _z(level: float) -> float:
 
 @torch.no_grad()
 def _scores(
-    denoiser: DirectDenoiser, pairs: list[tuple[Tensor, Tensor]], level: float, hardware: Hardware
+    denoiser: DirectDenoiser, pairs: Sequence[tuple[Tensor, Tensor]], level: float, hardware: Hardware
 ) -> np.ndarray:
     """|truth - centre| in units of the interval on that side: at most 1 inside, NaN where there is no truth
     or no prediction. Flat, some pixels."""
@@ -145,7 +146,7 @@ def _scores(
     scores = []
     for noisy, clean in tqdm(pairs, desc="calibrate", unit="frame"):
         with hardware.autocast():
-            maps = denoiser.maps(noisy[None].to(hardware.device))
+            maps = maps_in_tiles(denoiser, noisy[None].to(hardware.device))
         low, centre, high = (v[0].float().cpu() for v in interval(maps, level))
         distance = torch.where(clean > centre, high - centre, centre - low)
         known = clean.isfinite() & centre.isfinite() & distance.isfinite()

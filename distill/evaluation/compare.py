@@ -25,6 +25,8 @@ from distill.evaluation.stored_draws import StoredDraws
 from distill.evaluation.tables import Row
 from distill.files import Unfinished, whole_file
 from distill.hardware import Hardware, synchronize, working_memory
+from distill.prediction.receptive_field import maps_in_tiles
+from distill.prediction.tiles import fixed_tile
 from samplers import NoiseModel, PosteriorSampler
 
 Metrics = dict[str, Callable[[Tensor, Tensor], float]]
@@ -74,7 +76,7 @@ def compare(
         stack.enter_context(torch.inference_mode())
         stack.enter_context(hardware.autocast())
         if counts:
-            next(sampler.draws(pairs[0][0].to(device)[None], 1))  # the first draw allocates
+            next(sampler.draws(_part(pairs[0][0]).to(device)[None], 1))  # the first draw allocates
         done = len(frames)
         for i in tqdm(range(done, len(pairs)), desc="evaluate", unit="image", initial=done, total=len(pairs)):
             noisy, clean = pairs[i]
@@ -95,7 +97,7 @@ def compare(
         parts = [_mean_row(same_part) for same_part in zip(*parted, strict=True)]
         for part in parts:
             part["pixels"] = float(part["pixels"]) * len(frames)
-        memory = _memory(sampler, denoiser, pairs[0][0].to(device)[None], counts, device)
+        memory = _memory(sampler, denoiser, _part(pairs[0][0]).to(device)[None], counts, device)
         for row in rows:
             row["memory_mb"] = next((v for kind, v in memory.items() if kind in str(row["image"])), 0.0)
             row.update(columns(parts, str(row["image"])))
@@ -116,15 +118,21 @@ def _answers(
     for n in counts:
         yield Answer(f"{n} draw{'s' * (n > 1)}", *drawn.take(n))
     noisy = noisy.to(device)[None]
-    denoiser.maps(noisy)  # the first pass allocates
+    denoiser.maps(_part(noisy))  # the first pass allocates
     synchronize(device)
     started = time.perf_counter()
-    maps = denoiser.maps(noisy)
+    maps = maps_in_tiles(denoiser, noisy)
     synchronize(device)
     seconds = time.perf_counter() - started
     for i, (name, images) in enumerate(maps.items()):
         image = images[0].float().cpu()
         yield Answer(f"student {name}" if i else "student", image, image, None, seconds)
+
+
+def _part(noisy: Tensor) -> Tensor:
+    """As much of an image (..., H, W) as is computed at once."""
+    side = fixed_tile(noisy.shape[-2:])
+    return noisy[..., :side, :side]
 
 
 def _judged(

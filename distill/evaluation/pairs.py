@@ -9,10 +9,32 @@ from torch import Tensor
 from distill.denoiser import DirectDenoiser
 from distill.errors import UserError
 from distill.images.sources import Images, as_stack
-from distill.images.statistics import check_finite, some_frames, spread
-from distill.memory import check_memory
+from distill.images.stack import Stack
+from distill.images.statistics import as_float32, check_finite, spread
 
 Pairs = Sequence[tuple[Tensor, Tensor | None]]
+
+
+class _Frames(Sequence[tuple[Tensor, Tensor | None]]):
+    """Reads a pair when it is asked for, so that memory holds one, however many there are."""
+
+    def __init__(self, noisy: Stack, clean: Stack | None, frames: int | None) -> None:
+        self._noisy, self._clean = noisy, clean
+        self._chosen = spread(len(noisy.frames), frames or len(noisy.frames)).tolist()
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def __getitem__(self, i):
+        frame = self._chosen[i]
+        if self._clean is None:
+            return _read(self._noisy, frame), None
+        return _read(self._noisy, frame), _read(self._clean, min(frame, len(self._clean.frames) - 1))
+
+
+def _read(stack: Stack, frame: int) -> Tensor:
+    """(C, H, W) float32, in raw counts."""
+    return torch.from_numpy(as_float32(stack.frames[frame], stack.name))
 
 
 @overload
@@ -22,7 +44,7 @@ def paired(
     axes: str | None = None,
     frames: int | None = None,
     denoiser: DirectDenoiser | None = None,
-) -> list[tuple[Tensor, Tensor]]: ...
+) -> Sequence[tuple[Tensor, Tensor]]: ...
 
 
 @overload
@@ -42,19 +64,19 @@ def paired(
     frames: int | None = None,
     denoiser: DirectDenoiser | None = None,
 ) -> Pairs:
-    """(noisy, clean) of each frame, or of `frames` of them, spread evenly; each (C, H, W) float32. denoiser:
-    whose outputs are to be compared, where they may differ from the noisy images in shape.
+    """(noisy, clean) of each frame, or of `frames` of them, spread evenly; each (C, H, W) float32, and read
+    when it is asked for.
 
-    The noisy ones are finite, else it is a UserError; where the clean ones are not there is no truth.
+    denoiser: whose outputs are to be compared, where they may differ from the noisy images in shape.
+
+    Raises UserError for noisy frames that are not finite (where the clean ones are not, there is no truth),
+    and for a truth of another shape.
     """
     noisy_stack = as_stack(noisy, axes)
     n_noisy = len(noisy_stack.frames)
     check_finite(noisy_stack, spread(n_noisy, frames or n_noisy))
-    size = 4 * noisy_stack.pixels.size * min(frames or n_noisy, n_noisy) / n_noisy
-    check_memory(2 * size, noisy_stack.name, "pass fewer frames")  # with the truth
-    chosen = torch.from_numpy(some_frames(noisy_stack, frames or n_noisy))
     if clean is None:
-        return [(frame, None) for frame in chosen]
+        return _Frames(noisy_stack, None, frames)
     clean_stack = as_stack(clean, axes)
     n_clean = len(clean_stack.frames)
     wanted = tuple(noisy_stack.frames.shape)
@@ -65,6 +87,4 @@ def paired(
             f"clean: got frames {tuple(clean_stack.frames.shape)} for noisy {noisy_stack.frames.shape} "
             f"(N, C, Y, X); pass one frame, or as many, of {same}"
         )
-    truth = torch.from_numpy(some_frames(clean_stack, frames or n_clean))
-    truth = truth.expand(len(chosen), *truth.shape[1:])
-    return list(zip(chosen, truth, strict=True))
+    return _Frames(noisy_stack, clean_stack, frames)

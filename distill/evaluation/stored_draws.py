@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill.files import Unfinished
+from distill.files import Unfinished, reserve
 from distill.hardware import seeded
+from distill.prediction.tiles import HALO, fixed_tile, tiles
 from samplers import PosteriorSampler
 from samplers.base import median
+from students.upscale import factors
 
 BAND_BYTES = 2**27  # of all draws, read at once for the median
 BLOCK = 16  # draws from one seed: samplers draw several at a time, and encode the image once for them
@@ -31,11 +33,11 @@ class StoredDraws:
     ) -> None:
         self._state, self._pixels = Unfinished(path.with_suffix(".json"), work), path.with_suffix(".f32")
         self._sampler, self._noisy, self._total, self._frame = sampler, noisy, total, frame
-        self._shape: list[int]  # (C, H, W), of one draw
-        self.seconds: list[float]
-        self._shape, self.seconds = self._state.load() or ([], [])
+        self._tile = fixed_tile(noisy.shape[-2:])
+        self._shape = sampler.draw_shape(noisy.shape)[1:]  # (C, H, W), of one draw
+        self.seconds: list[float] = self._state.load() or []
         if len(self.seconds) * math.prod(self._shape) * 4 > _size(self._pixels):  # lost by a power failure
-            self._shape, self.seconds = [], []
+            self.seconds = []
 
     def take(self, n: int) -> tuple[Tensor, Tensor, Tensor, float]:
         """Mean, median and variance of the first n draws, each (C, H, W), and the seconds they took."""
@@ -44,19 +46,29 @@ class StoredDraws:
         return *self._consensus(n), sum(self.seconds[:n])
 
     def _draw_block(self) -> None:
-        done, device, seconds = len(self.seconds), self._noisy.device, []
+        done, device = len(self.seconds), self._noisy.device
         count = min(BLOCK, self._total - done)
-        with seeded(device, self._frame, done), open(self._pixels, "r+b" if done else "wb") as file:
-            file.seek(done * math.prod(self._shape) * 4)  # over what a stop may have left of this block
-            started = time.perf_counter()
-            for draw in self._sampler.draws(self._noisy, count):
-                pixels = draw[0].float().cpu().numpy()
-                seconds.append(time.perf_counter() - started)
-                self._shape = list(pixels.shape)
-                file.write(pixels.tobytes())
+        seconds, block = np.zeros(count), self._room(done, count)
+        with seeded(device, self._frame, done):
+            for place in tiles(self._noisy.shape[-2:], self._tile, HALO):
+                tile = place.enlarged(factors(self._sampler.scale))
                 started = time.perf_counter()
-        self.seconds += seconds
-        self._state.save([self._shape, self.seconds])
+                for i, draw in enumerate(self._sampler.draws(self._noisy[(..., *tile.seen)], count)):
+                    pixels = draw[0].float().cpu().numpy()
+                    seconds[i] += time.perf_counter() - started
+                    block[(i, ..., *tile.kept)] = pixels[(..., *tile.inside)]
+                    started = time.perf_counter()
+        block.flush()
+        self.seconds += seconds.tolist()
+        self._state.save(self.seconds)
+
+    def _room(self, done: int, count: int) -> np.memmap:
+        """On the disk for so many more draws, over what a stop may have left of them."""
+        size = 4 * math.prod(self._shape)
+        with open(self._pixels, "r+b" if done else "wb") as file:
+            file.truncate((done + count) * size)
+        reserve(self._pixels)
+        return np.memmap(self._pixels, np.float32, "r+", done * size, (count, *self._shape))
 
     def _consensus(self, n: int) -> tuple[Tensor, Tensor, Tensor]:
         """(mean, median, unbiased variance: 0 of one draw), a band of rows at a time."""

@@ -1,5 +1,7 @@
 """Images that are written block by block and appear when they are complete; a stopped one goes on."""
 
+import logging
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +18,7 @@ from distill.images.stack import Stack
 from distill.images.tiff_target import ENDINGS, TiffTarget
 from distill.locks import locked
 
+log = logging.getLogger(__name__)
 Target = TiffTarget | ZarrTarget
 SAVE_SECONDS = 5.0  # of work that a kill may cost
 
@@ -56,7 +59,8 @@ class Writing:
     def __init__(self, targets: Sequence[Target], work: Any, overwrite: bool) -> None:
         self.targets = targets
         first = targets[0].path
-        self._state = Unfinished(first.with_name(f".{first.name}.unfinished.json"), work)
+        files = {"files": [target.path.name for target in targets]}
+        self._state = Unfinished(first.with_name(f".{first.name}.unfinished.json"), files | {"work": work})
         known = self._state.load() or {}
         self._finishing = bool(known.get("finishing"))
         for target in targets:
@@ -70,6 +74,7 @@ class Writing:
     def begin(self, plan: dict[str, Any], blocks: int) -> list[int]:
         """Which blocks of the plan are still to be written."""
         if self.plan is None:
+            self._remove_other()
             for target in self.targets:
                 target.create()
         self.plan = plan
@@ -78,6 +83,12 @@ class Writing:
         self.done[: 8 * len(packed)] = np.unpackbits(packed)[:blocks]
         self.save()
         return np.flatnonzero(~self.done).tolist()
+
+    def _remove_other(self) -> None:
+        """Parts of another work under the same name, which may have had more images."""
+        for name in (self._state.other() or {}).get("files", []):
+            part = self.targets[0].path.with_name(f".{Path(name).name}.part")
+            shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
 
     def write(self, first: int, y0: int, x0: int, images: Sequence[np.ndarray]) -> None:
         """A block (F, C', h, w) of each image."""
@@ -127,6 +138,10 @@ def writing(targets: Sequence[Target], work: Any, overwrite: bool) -> Iterator[W
         except BaseException:
             if written.done.any():
                 written.save()
+                log.warning(
+                    "%s: %.0f %% are done, kept in %s; the same command goes on from there, one with other "
+                    "settings replaces it", first, 100 * written.done.mean(), targets[0].part
+                )  # fmt: skip
             elif written.done.size:
                 written.discard()
             raise

@@ -22,7 +22,7 @@ from distill.images.statistics import MAX_COUNT, check_finite
 from distill.prediction.plan import Block, Cost
 from distill.prediction.pretrained import PRETRAINED, pretrained_denoiser, pretrained_sampler
 from distill.prediction.receptive_field import receptive_field
-from distill.prediction.tiles import FittingTiles
+from distill.prediction.tiles import HALO, FittingTiles
 from distill.runs import checkpoint
 from distill.runs.rebuild import describe
 from distill.runs.tensors import digest
@@ -31,7 +31,6 @@ from samplers import PosteriorSampler, posterior_mean, posterior_median, posteri
 Statistic = Literal["mean", "median", "std"]
 STATISTICS = {"mean": posterior_mean, "median": posterior_median, "std": posterior_std}
 AnyRun = str | os.PathLike[str] | DirectDenoiser | PosteriorSampler
-UNLIMITED_HALO = 64  # of networks whose receptive field no halo covers
 SAMPLE = 128  # side in pixels of the image on which memory is measured
 
 
@@ -57,7 +56,7 @@ class Prediction:
     ) -> None:
         self.draws, self.statistic, self.seed = draws, statistic, seed
         self.hardware = Hardware(device, precision)
-        self.stack, self.name = as_stack(noisy, axes), checkpoint.name_of(run)
+        self.axes, self.stack, self.name = axes, as_stack(noisy, axes), checkpoint.name_of(run)
         if run == PRETRAINED and not Path(PRETRAINED).exists():
             run = pretrained_sampler(self.stack) if draws else pretrained_denoiser(self.stack)
         self.network, trained_on = _network(run, draws, trust)
@@ -71,7 +70,7 @@ class Prediction:
     def halo(self) -> int:
         """The student's receptive field. That of samplers such as HDN is larger than any halo."""
         found = None if self.draws else receptive_field(self.network)
-        return UNLIMITED_HALO if found is None else found
+        return HALO if found is None else found
 
     @cached_property
     def has_limited_field(self) -> bool:
@@ -92,16 +91,19 @@ class Prediction:
             answer = FittingTiles(partial(self.answer, draws=few), None, lambda: self.halo)
             return Cost.of(answer, channels, outputs, sample)
 
-    def identity(self) -> dict[str, Any]:
-        """What tells this work from other work, in the terms of JSON."""
+    def identity(self, device: str) -> dict[str, Any]:
+        """What tells this work from other work, in the terms of JSON. device: type of what computes it."""
         weights = {key: value.detach().cpu().contiguous() for key, value in self.network.state_dict().items()}
         made = describe(self.network) or type(self.network).__name__
         return {
             "network": digest(weights, {"made": repr(made)}),
             "images": fingerprint(self.stack),
-            "computed": [self.draws, self.statistic, self.seed, self.hardware.device.type,
-                         self.hardware.precision],
+            "computed": [self.draws, self.statistic, self.seed, device, self.hardware.precision],
         }  # fmt: skip
+
+    def in_tiles(self, halo: int | None) -> FittingTiles:
+        """For `compute`: smaller tiles where memory runs out after all. halo: of the plan."""
+        return FittingTiles(self.answer, None, lambda: self.halo if halo is None else halo)
 
     def read(self, block: Block) -> Tensor:
         """What is seen of it: (F, C, h, w) float32. Errors: NaN, infinity."""

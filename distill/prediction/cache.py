@@ -19,7 +19,7 @@ from distill.images.stack import Stack
 from distill.images.statistics import some_frames, statistics
 from distill.limits import COUNT, check_limits
 from distill.locks import locked
-from distill.prediction.tiles import FittingTiles, check_tile
+from distill.prediction.tiles import check_tile, fixed_tile, tiles
 from distill.runs import checkpoint
 from distill.runs.rebuild import describe
 from distill.runs.tensors import digest
@@ -56,7 +56,7 @@ def cache_draws(
             the draws' own mean and std. Enough for losses that look at one pixel at a time, and for
             them alone: neighbouring pixels no longer belong to one draw. Default: all draws.
         tile: side in pixels of square tiles, for images too large to pass whole; each is drawn on its
-            own. Default: no tiles.
+            own. Default: 1024 beyond 4 million pixels, else no tiles.
         halo: pixels around each tile that the sampler sees.
         seed: seed of the draws; each frame has its own from it.
         device: "cpu", "cuda", "cuda:1", "mps". Default: the best one of this machine.
@@ -72,6 +72,7 @@ def cache_draws(
     sampler = checkpoint.load_sampler(run, trust=trust).to(hardware.device)
     stack = as_stack(images, axes)
     check_channels(stack, checkpoint.name_of(run), getattr(sampler, "channels", None))
+    tile = fixed_tile(stack.frames.shape[-2:]) if tile is None else tile
     n, channels, *size = sampler.draw_shape(stack.frames.shape)
     reshapes = [channels, *size] != list(stack.frames.shape[1:])
     mean, std = _draw_statistics(sampler, stack, hardware) if reshapes else statistics(stack)
@@ -89,7 +90,7 @@ def cache_draws(
         drawn = torch.stack(list(sampler.draws(noisy, draws)))
         return (drawn if keep is None else _shares(drawn, keep)).transpose(0, 1).flatten(1, 2)
 
-    drawn_in_tiles = FittingTiles(answer, tile, lambda: halo)
+    scale = factors(sampler.scale)
     with locked(out, "cache"):
         state = Unfinished(out / "unfinished.json", header)
         cache, checksums = _open(out, state, (n, keep or draws, channels, *size))
@@ -97,8 +98,11 @@ def cache_draws(
         for i in tqdm(range(done, n), desc="cache", unit="frame", initial=done, total=n):
             noisy = torch.from_numpy(np.array(stack.frames[i], dtype=np.float32))[None].to(hardware.device)
             with torch.inference_mode(), hardware.autocast(), seeded(hardware.device, seed, i):
-                drawn = drawn_in_tiles(noisy).float().cpu().numpy()
-            cache[i] = (drawn.reshape(-1, channels, *size) - mean) / std
+                for place in tiles(noisy.shape[-2:], tile, halo):
+                    drawn = answer(noisy[(..., *place.seen)]).float().cpu().numpy()
+                    drawn = drawn.reshape(-1, channels, *drawn.shape[-2:])
+                    larger = place.enlarged(scale)
+                    cache[(i, ..., *larger.kept)] = (drawn[(..., *larger.inside)] - mean) / std
             cache.flush()
             checksums.append(_checksum(cache[i], i, stack.name))
             state.save(checksums)
@@ -164,7 +168,7 @@ def _reopened(path: Path, shape: tuple[int, ...]) -> np.memmap:
 
 
 def _checksum(draws: np.ndarray, frame: int, name: str) -> int:
-    if not np.isfinite(draws).all():
+    if not all(np.isfinite(draw).all() for draw in draws):
         raise UserError(
             f"{name}: draws of frame {frame} are NaN, or beyond float16 in units of the images' std; check "
             "the sampler, or pass --precision fp32"

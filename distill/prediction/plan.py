@@ -15,7 +15,7 @@ from distill.errors import UserError
 ALIGNMENT = 64  # what is seen starts at multiples of this, so that every tile is downsampled on one grid
 CACHED = 2.0**26  # bytes of decoded chunks that are kept, for the tiles that share them
 FIXED = 48e6 + CACHED  # that threads, libraries and their caches take, whatever the tiles
-SHARE = 0.7  # of the ceiling, for what is planned: memory that is free between two blocks is lost to both
+SHARE = 0.5  # of the ceiling, for what is planned: freed memory lies in pieces (see `keep_freed_memory`)
 MOST_FRAMES = 64  # in a batch
 
 

@@ -4,8 +4,8 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,19 +14,19 @@ from tqdm import tqdm
 
 from distill.denoiser import DirectDenoiser
 from distill.errors import UserError
+from distill.extras import extra
 from distill.hardware import Precision
-from distill.images.chunks import CACHE
 from distill.images.enlarged import like_output
 from distill.images.sources import Images
 from distill.images.stack import Stack
 from distill.images.statistics import SCAN_BYTES, check_finite
 from distill.images.targets import Target, Writing, open_target, writing
 from distill.limits import check_limits
-from distill.memory import as_bytes, check_memory, free_on
+from distill.memory import as_bytes, check_memory
 from distill.prediction.blocks import STATISTICS, NotFinite, Prediction, Statistic
-from distill.prediction.plan import ALIGNMENT, CACHED, Block, Plan, fitting
-from distill.prediction.stream import stream
-from distill.prediction.tiles import FittingTiles, check_tile
+from distill.prediction.plan import ALIGNMENT, Block, Plan, fitting
+from distill.prediction.stream import Workers, this_process
+from distill.prediction.tiles import check_tile
 from samplers import PosteriorSampler
 
 log = logging.getLogger(__name__)
@@ -54,6 +54,7 @@ def predict(
     precision: Precision = "auto",
     axes: str | None = None,
     trust: str | Sequence[str] = (),
+    dask: str | None = None,
 ) -> Any:
     """Denoises every frame, in raw counts, and keeps the images' axes -> the denoised image.
 
@@ -86,50 +87,58 @@ def predict(
         precision: "auto" (bf16 where the hardware has it), "bf16" or "fp32".
         axes: letters of the images' dimensions, of STCZYX. Default: what the file says.
         trust: your modules whose classes the run's files may name, and so have imported. Default: none.
+        dask: cluster that computes: local:4 for four workers on this machine, which share `memory`; or the
+            address, or the .json file, of the scheduler of a running one, each of whose workers may take
+            `memory`. Its workers read `noisy` by its path. Default: this process.
     """
-    chosen = {"draws": draws, "statistic": statistic, "seed": seed, "device": device,
+    chosen: dict[str, Any] = {"draws": draws, "statistic": statistic, "seed": seed, "device": device,
               "precision": precision, "axes": axes, "trust": trust}  # fmt: skip
     options = {"chunks": chunks, "shards": shards, "pyramid": pyramid}
-    check_limits(chosen | options | {"out": out, "tile": tile, "halo": halo})
+    check_limits(chosen | options | {"out": out, "tile": tile, "halo": halo, "dask": dask})
     _check_arguments(draws, statistic, tile)
     ceiling = None if memory is None else as_bytes(memory)
-    job = Prediction(run, noisy, **chosen)
-    stack, room = job.stack, ceiling or free_on(job.hardware.device) / 2
+    # Where others compute, this process needs no device that only they have.
+    job = Prediction(run, noisy, **chosen | {"device": "cpu" if dask else device})
     targets = [] if out is None else _targets(out, job, dtype, options)
-    if math.prod(stack.frames.shape) * stack.pixels.dtype.itemsize <= min(SCAN_BYTES, room):
-        check_finite(stack)  # larger ones as they are read
-    if out is None:
-        return _in_memory(job, lambda: _plan(job, (1, 1, 1), room, tile, halo))
-    grain = _grain(targets[0].grain, job.scale)
-    settings = {"tile": tile, "halo": halo, "memory": ceiling, "dtype": dtype} | options
-    with writing(targets, job.identity() | settings, overwrite) as written:
-        plan = Plan(**written.plan) if written.plan else _plan(job, grain, room, tile, halo)
-        blocks = _blocks(plan, stack, grain[0])
-        left = written.begin(asdict(plan), len(blocks))
-        numbers = {blocks[i]: i for i in left}
-        done = _here(job, plan, list(numbers), written)
-        try:
-            for block in _shown(done, blocks, list(numbers)):
-                written.mark(numbers[block])
-        except NotFinite:
-            written.discard()
-            raise
+    with _workers(dask, job, noisy, device, precision, ceiling) as workers:
+        stack, room = job.stack, workers.room
+        if math.prod(stack.frames.shape) * stack.pixels.dtype.itemsize <= min(SCAN_BYTES, room):
+            check_finite(stack)  # larger ones as they are read
+        if out is None:
+            return _in_memory(job, lambda: _plan(job, (1, 1, 1), room, tile, halo), workers)
+        grain = _grain(targets[0].grain, job.scale)
+        settings = {"tile": tile, "halo": halo, "memory": ceiling, "dtype": dtype} | options
+        with writing(targets, job.identity(workers.device) | settings, overwrite) as written:
+            plan = Plan(**written.plan) if written.plan else _plan(job, grain, room, tile, halo)
+            _write(job, plan, _blocks(plan, stack, grain[0]), workers, written)
     return _written(targets[0], room)
 
 
-def _here(job: Prediction, plan: Plan, blocks: list[Block], written: Writing) -> Iterator[Block]:
+def _workers(
+    dask: str | None, job: Prediction, noisy: Images, device: str | None, precision: Precision,
+    ceiling: float | None,
+) -> AbstractContextManager[Workers]:  # fmt: skip
+    if dask is None:
+        return nullcontext(this_process(job, ceiling))
+    extra("distributed", "dask", f"dask {dask}")
+    from distill.prediction.cluster import cluster
+
+    return cluster(dask, job, noisy, device, precision, ceiling)
+
+
+def _write(job: Prediction, plan: Plan, blocks: list[Block], workers: Workers, written: Writing) -> None:
+    """What is left of the blocks."""
+    numbers = {blocks[i]: i for i in written.begin(asdict(plan), len(blocks))}
+
     def write(block: Block, images: list[np.ndarray]) -> None:
         written.write(block.first, block.rows[0] * job.scale[0], block.columns[0] * job.scale[1], images)
 
-    return _streamed(job, plan, blocks, write)
-
-
-def _streamed(
-    job: Prediction, plan: Plan, blocks: list[Block], write: Callable[[Block, list[np.ndarray]], None]
-) -> Iterator[Block]:
-    in_tiles = FittingTiles(job.answer, None, lambda: job.halo if plan.halo is None else plan.halo)
-    with CACHE.limited_to(CACHED):
-        yield from stream(blocks, job.read, partial(job.compute, in_tiles, plan.batch), write)
+    try:
+        for block in _shown(workers.compute(plan, list(numbers), write), blocks, list(numbers)):
+            written.mark(numbers[block])
+    except NotFinite:
+        written.discard()
+        raise
 
 
 def _shown(done: Iterator[Block], blocks: list[Block], left: list[Block]) -> Iterator[Block]:
@@ -182,8 +191,8 @@ def _blocks(plan: Plan, stack: Stack, depth: int) -> list[Block]:
     return plan.blocks(stack.frames.shape, last if depth > 1 else len(stack.frames))
 
 
-def _in_memory(job: Prediction, plan_of: Callable[[], Plan]) -> np.ndarray:
-    return _maps(job, plan_of, 1, lambda share: None)[0]
+def _in_memory(job: Prediction, plan_of: Callable[[], Plan], workers: Workers) -> np.ndarray:
+    return _maps(job, plan_of, workers, 1, lambda share: None)[0]
 
 
 def predict_maps(
@@ -194,18 +203,19 @@ def predict_maps(
     on_block: is called with the share of the work that is done, about PARTS times; what it raises ends it.
     """
     job = Prediction(run, noisy)
-    often = max(1, len(job.stack.frames) // PARTS)
+    workers, often = this_process(job, None), max(1, len(job.stack.frames) // PARTS)
 
     def plan() -> Plan:
-        fits = _plan(job, (1, 1, 1), free_on(job.hardware.device) / 2, None, None)
+        fits = _plan(job, (1, 1, 1), workers.room, None, None)
         return replace(fits, frames=min(often, fits.frames), batch=min(often, fits.batch))
 
-    return dict(zip(job.names, _maps(job, plan, len(job.names), on_block), strict=True))
+    return dict(zip(job.names, _maps(job, plan, workers, len(job.names), on_block), strict=True))
 
 
 def _maps(
-    job: Prediction, plan_of: Callable[[], Plan], count: int, on_block: Callable[[float], object]
-) -> list[np.ndarray]:
+    job: Prediction, plan_of: Callable[[], Plan], workers: Workers, count: int,
+    on_block: Callable[[float], object],
+) -> list[np.ndarray]:  # fmt: skip
     """The first `count` output images."""
     stack = job.stack
     down, across = job.scale
@@ -223,7 +233,7 @@ def _maps(
         for whole, part in zip(maps, images, strict=False):
             whole[chosen, :, rows, columns] = part
 
-    for i, _ in enumerate(_shown(_streamed(job, plan, blocks, write), blocks, blocks)):
+    for i, _ in enumerate(_shown(workers.compute(plan, blocks, write), blocks, blocks)):
         on_block((i + 1) / len(blocks))
     return [like_output(stack, job.scale, ()).restore(each) for each in maps]
 

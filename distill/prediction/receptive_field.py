@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.denoiser import DirectDenoiser
+from distill.prediction.tiles import HALO, fixed_tile, in_tiles
 
 LARGEST = 2048  # pixels of the largest probe's side; a network that sees more sees no limit
 _known: "WeakKeyDictionary[nn.Module, int | None]" = WeakKeyDictionary()
@@ -22,6 +23,21 @@ def receptive_field(denoiser: DirectDenoiser) -> int | None:
     if denoiser not in _known:
         _known[denoiser] = _radius(denoiser)
     return _known[denoiser]
+
+
+def maps_in_tiles(denoiser: DirectDenoiser, noisy: Tensor) -> dict[str, Tensor]:
+    """Raw counts (B, C, H, W) -> `denoiser.maps` of them, large images in tiles with a halo of what it can
+    see."""
+    tile = fixed_tile(noisy.shape[-2:])
+    if tile is None:
+        return denoiser.maps(noisy)
+    radius = receptive_field(denoiser)
+
+    def answer(seen: Tensor) -> Tensor:
+        return torch.cat(list(denoiser.maps(seen).values()), dim=1)
+
+    maps = in_tiles(answer, noisy, tile, HALO if radius is None else radius)
+    return dict(zip(denoiser.loss.outputs, maps.chunk(len(denoiser.loss.outputs), dim=1), strict=True))
 
 
 @torch.inference_mode()

@@ -1,9 +1,11 @@
 """Images that are too large to go through a network at once."""
 
 import logging
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import product
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,30 +14,67 @@ from distill.errors import UserError, out_of_memory
 from distill.prediction.plan import ALIGNMENT, spans
 
 log = logging.getLogger(__name__)
+LARGE, SIDE = 2048**2, 1024  # pixels of a frame beyond which it is computed in tiles, and their side
+HALO = 64  # of networks whose receptive field no halo covers
+
+
+class Tile(NamedTuple):
+    """Rows and columns: of the image that the network sees; of its answer to the whole image, where the tile
+    is written; and of its answer to what it sees, where that comes from."""
+
+    seen: tuple[slice, slice]
+    kept: tuple[slice, slice]
+    inside: tuple[slice, slice]
+
+    def enlarged(self, scale: Sequence[int]) -> "Tile":
+        """The same for an answer that is so many times larger, along Y and X."""
+        return Tile(self.seen, _times(self.kept, scale), _times(self.inside, scale))
+
+
+def _times(spans: tuple[slice, slice], scale: Sequence[int]) -> tuple[slice, slice]:
+    y, x = (slice(s.start * by, s.stop * by) for s, by in zip(spans, scale, strict=True))
+    return y, x
+
+
+def tiles(size: Sequence[int], tile: int | None, halo: int) -> Iterator[Tile]:
+    """All of an image (H, W), of `tile` pixels with `halo` more on every side; None is the whole image."""
+    if tile is None or tile >= max(size):
+        step, halo = max(size), 0
+    else:
+        step = max(ALIGNMENT, tile // ALIGNMENT * ALIGNMENT)
+    for axes in product(*(spans(length, step, halo) for length in size)):
+        y, x = (
+            (slice(*seen), slice(*kept), slice(kept[0] - seen[0], kept[1] - seen[0])) for kept, seen in axes
+        )
+        yield Tile(*zip(y, x, strict=True))
+
+
+def fixed_tile(size: Sequence[int]) -> int | None:
+    """Side of the tiles for images (H, W), None for the whole: alike on every machine and however much memory
+    is free, so that what a stop interrupted resumes with the same tiles."""
+    return SIDE if math.prod(size) > LARGE else None
 
 
 def in_tiles(
-    answer: Callable[[Tensor], Tensor], noisy: Tensor, tile: int | None = None, halo: int = 64
+    answer: Callable[[Tensor], Tensor], noisy: Tensor, tile: int | None = None, halo: int = HALO
 ) -> Tensor:
     """(B, C, H, W) -> (B, K, H', W'): `answer` on tiles of `tile` pixels, with `halo` more on every side.
 
     A halo of the network's receptive field makes tiles exactly the whole image: 160 px for the
     paper's U-Net. HDN's exceeds any halo. Where a tile meets the image's border there is none.
     """
-    if tile is None or tile >= max(noisy.shape[-2:]):
+    size = noisy.shape[-2:]
+    if tile is None or tile >= max(size):
         return answer(noisy)
     whole = noisy.new_empty(0)
-    height, width = noisy.shape[-2:]
-    for (y0, y1, top, bottom), (x0, x1, left, right) in _tiles(height, width, tile, halo):
-        seen = answer(noisy[..., top:bottom, left:right])
-        down, across = (
-            seen.shape[-2] // (bottom - top),
-            seen.shape[-1] // (right - left),
-        )  # how many times larger
+    for place in tiles(size, tile, halo):
+        seen = noisy[(..., *place.seen)]
+        part = answer(seen)
+        scale = [n // m for n, m in zip(part.shape[-2:], seen.shape[-2:], strict=True)]
         if not whole.numel():
-            whole = seen.new_empty(*seen.shape[:2], height * down, width * across)
-        kept = seen[..., (y0 - top) * down : (y1 - top) * down, (x0 - left) * across : (x1 - left) * across]
-        whole[..., y0 * down : y1 * down, x0 * across : x1 * across] = kept
+            whole = part.new_empty(*part.shape[:2], *(n * by for n, by in zip(size, scale, strict=True)))
+        larger = place.enlarged(scale)
+        whole[(..., *larger.kept)] = part[(..., *larger.inside)]
     return whole
 
 
@@ -78,12 +117,3 @@ class FittingTiles:
 def check_tile(tile: int | None) -> None:
     if tile is not None and tile < ALIGNMENT:
         raise UserError(f"tile: got {tile}, must be at least {ALIGNMENT}")
-
-
-def _tiles(height: int, width: int, tile: int, halo: int) -> Iterator[tuple[tuple[int, ...], ...]]:
-    """For each tile and axis: start and end of what is kept, start and end of what is seen."""
-    step = max(ALIGNMENT, tile // ALIGNMENT * ALIGNMENT)
-    for (rows, seen_rows), (columns, seen_columns) in product(
-        spans(height, step, halo), spans(width, step, halo)
-    ):
-        yield (*rows, *seen_rows), (*columns, *seen_columns)

@@ -19,6 +19,8 @@ def pairs():
 
 
 class Estimator(torch.nn.Module):
+    reshapes = False
+
     def __init__(self, estimate, loss=None):
         super().__init__()
         self.estimate, self.loss = estimate, loss or L2()

@@ -51,7 +51,7 @@ def test_averages_of_draws_approach_the_posterior_mean():
     noisy = field.observe(clean)
 
     class Wiener(torch.nn.Module):
-        loss = L2()
+        loss, reshapes = L2(), False
 
         def maps(self, noisy):
             return {"mean": field.posterior_mean(noisy)}

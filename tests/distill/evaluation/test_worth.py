@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from distill import evaluate, psnr
+from distill import DirectDenoiser, Run, evaluate
 from distill.evaluation.worth import worth
 from losses import L2
 from samplers import FunctionSampler
@@ -45,13 +45,8 @@ def test_two_numbers_of_draws_suffice_and_less_say_nothing():
     assert worth(rows(draws(2.0, 1.0, 1, 10))) == []
     assert worth(rows({"1 draw": 1.0, "10 draws": 1.0, "student": 1.0})) == []
     assert worth([{"image": "1 draw"}, {"image": "10 draws"}, {"image": "student"}]) == []
-    assert (
-        worth(
-            rows(draws(2.0, 1.0, 1, 10) | {"student": 1.0})[:2]
-            + [{"image": "student", "psnr_mean": math.inf}]
-        )
-        == []
-    )
+    nothing = {"image": "student", "psnr_mean": math.nan}
+    assert worth([*rows(draws(2.0, 1.0, 1, 10)), nothing]) == []
 
 
 def test_a_mean_of_known_draws_is_told_by_evaluate(tmp_path, monkeypatch):
@@ -59,8 +54,6 @@ def test_a_mean_of_known_draws_is_told_by_evaluate(tmp_path, monkeypatch):
     clean = (100 + 20 * np.random.default_rng(0).random((1, 96, 96))).astype(np.float32)
     truth = torch.from_numpy(clean)[None]
     sampler = FunctionSampler(lambda noisy: truth + 3 * torch.randn_like(noisy))
-
-    from distill import DirectDenoiser, Run
 
     class MeanOf20(torch.nn.Module):
         def forward(self, x):
@@ -71,4 +64,3 @@ def test_a_mean_of_known_draws_is_told_by_evaluate(tmp_path, monkeypatch):
     said = (tmp_path / "evaluation.md").read_text()
     number = float(said.split("worth about ")[1].split(" draws")[0])
     assert number == pytest.approx(20, rel=0.15), [row["psnr_mean"] for row in found]
-    assert psnr(truth + 1, truth) > 0

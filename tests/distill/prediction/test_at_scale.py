@@ -61,14 +61,14 @@ def test_tiles_with_the_computed_halo_are_the_whole_image(student):
 def test_a_ceiling_decides_on_tiles_and_batches():
     cost, shape = Cost(computed=1000, moved=100), (50, 1, 1000, 3000)
     whole = fitting(shape, (1, 1, 1), lambda: 1 / 0, cost, 1e11)
-    assert whole == Plan(1000, 3000, frames=21, batch=21)
+    assert whole == Plan(1000, 3000, frames=15, batch=15)
     tiles = fitting(shape, (1, 1, 1), lambda: 90, cost, 1e9)
     assert tiles.batch == 1 and tiles.height % 64 == 0 == tiles.width % 64
     assert (tiles.height + 180) * (tiles.width + 180) * 1100 < 1e9
     in_chunks = fitting(shape, (4, 100, 300), lambda: 90, cost, 2e9)
     assert in_chunks.frames == 4 and in_chunks.height % 100 == 0 == in_chunks.width % 300
     with pytest.raises(UserError, match=r"the smallest tile needs .* GB .*; pass more"):
-        fitting(shape, (1, 1, 1), lambda: 90, cost, 1.2e8)
+        fitting(shape, (1, 1, 1), lambda: 90, cost, 1.7e8)
 
 
 @pytest.mark.parametrize("plan", [Plan(64, 128, 3, 2, 40), Plan(200, 100, 1, 1, 10), Plan(100, 300, 4, 4, 0)])
@@ -122,7 +122,7 @@ def test_reading_computing_and_writing_overlap_in_order():
 
 @pytest.mark.parametrize("name", ["a.tif", "a.ome.tif", "a.zarr"])
 @pytest.mark.parametrize("stop", [0, 1, 5])
-def test_a_stopped_prediction_ends_with_the_same_bytes(tmp_path, name, stop, monkeypatch):
+def test_a_stopped_prediction_ends_with_the_same_bytes(tmp_path, name, stop, monkeypatch, caplog):
     pytest.importorskip("zarr")
     noisy = as_stack(np.random.default_rng(0).normal(100, 10, (3, 130, 200)).astype(np.float32))
     noisy.compression = "zlib" if name == "a.ome.tif" else None
@@ -146,11 +146,36 @@ def test_a_stopped_prediction_ends_with_the_same_bytes(tmp_path, name, stop, mon
         with pytest.raises(KeyboardInterrupt):
             predict(network, noisy, tmp_path / "stopped" / name, **options)
     assert not (tmp_path / "stopped" / name).exists()
+    told = f".{name}.part; the same command goes on from there, one with other settings replaces it"
+    assert (told in caplog.text) == (stop > 1)  # of one block it is not known yet that it was written
     monkeypatch.setattr(Prediction, "compute", lambda *each: calls.append(1) or compute(*each))
     calls.clear()
     np.testing.assert_array_equal(predict(network, noisy, tmp_path / "stopped" / name, **options), whole)
     assert len(calls) in (36 - stop, 37 - stop)  # the last one was computed, but not written yet
     assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.ome.zarr"])
+def test_parts_of_other_work_are_replaced(tmp_path, noisy, name, monkeypatch):
+    """Also those of its further images, which this work has not."""
+    pytest.importorskip("zarr")
+    compute, calls = Prediction.compute, []
+
+    def stopping(*arguments):
+        calls.append(1)
+        if len(calls) > 2:
+            raise KeyboardInterrupt
+        return compute(*arguments)
+
+    two, large = denoiser(LightUNet(out_channels=2, width=8), MeanVariance()), np.tile(noisy, (1, 4, 4))
+    with monkeypatch.context() as patch:
+        patch.setattr(Prediction, "compute", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            predict(two, large, tmp_path / name, tile=64, chunks=64 if "zarr" in name else None)
+    assert len(list(tmp_path.glob(".*.part"))) == 2 and (tmp_path / f".{name}.unfinished.json").exists()
+    network = denoiser(LightUNet(width=8))
+    np.testing.assert_array_equal(predict(network, noisy, tmp_path / name), predict(network, noisy))
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def contents(folder):
@@ -159,7 +184,7 @@ def contents(folder):
 
 def test_draws_do_not_depend_on_where_a_run_was_stopped_or_how_many_frames_go_at_once(noisy):
     sampler = FunctionSampler(lambda noisy: noisy + torch.randn_like(noisy))
-    drawn = [predict(sampler, noisy, draws=2, device="cpu", memory=m) for m in ("1GB", "166MB")]
+    drawn = [predict(sampler, noisy, draws=2, device="cpu", memory=m) for m in ("1GB", "233MB")]
     np.testing.assert_array_equal(*drawn)
     assert (predict(sampler, noisy, draws=2, seed=1, device="cpu") != drawn[0]).any()
 

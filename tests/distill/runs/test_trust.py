@@ -151,7 +151,7 @@ def test_an_encoder_is_rebuilt_without_its_first_weights(weights, tmp_path, monk
 
 
 def test_every_text_that_our_classes_take_is_a_choice_or_listed_as_a_file():
-    choices = {"net", "backbone", "architecture", "encoder"}
+    choices = {"net", "backbone", "architecture", "encoder", "out_names"}  # or names that are only shown
     for package in (samplers, students, losses):
         for name in package.__all__:
             kind = getattr(package, name)
