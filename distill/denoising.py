@@ -87,9 +87,7 @@ def denoise(
     if whole:
         finished = _loaded(folder, trust)
     elif trained is None:
-        torch.manual_seed(0)
-        networks = StabilizedSampler(channels=_channels(stack)), _student(stack)
-        patch = min(PATCH, *stack.frames.shape[2:])
+        networks, patch = networks_for(stack), min(PATCH, *stack.frames.shape[2:])
         finished = train(stack, *networks, L2(), folder, budget=budget, patch_size=patch, **machine)
     else:
         finished = _taken_over(trained, stack, folder, trust)
@@ -100,6 +98,12 @@ def denoise(
     evaluate(finished, sample, out=folder, draws=DRAWS, **machine)
     report(folder)
     return finished
+
+
+def networks_for(stack: Stack) -> tuple[StabilizedSampler, StabilizedUNet]:
+    """What `denoise` trains; the same each time."""
+    torch.manual_seed(0)
+    return StabilizedSampler(channels=_channels(stack)), _student(stack)
 
 
 def run_beside(out: str | os.PathLike[str]) -> Path:

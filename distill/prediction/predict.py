@@ -31,6 +31,7 @@ from samplers import PosteriorSampler
 
 log = logging.getLogger(__name__)
 SMALL = 0.25  # of the memory: results up to this are returned as an array
+PARTS = 20  # in which `predict_maps` tells how far it is
 
 
 def predict(
@@ -191,11 +192,36 @@ def _blocks(plan: Plan, stack: Stack, depth: int) -> list[Block]:
 
 
 def _in_memory(job: Prediction, plan_of: Callable[[], Plan], workers: Workers) -> np.ndarray:
+    return _maps(job, plan_of, workers, 1, lambda share: None)[0]
+
+
+def predict_maps(
+    run: str | os.PathLike[str] | DirectDenoiser, noisy: Images, on_block: Callable[[float], object]
+) -> dict[str, np.ndarray]:
+    """Every output image of a student by its name, the central one first, each as `predict` returns it.
+
+    on_block: is called with the share of the work that is done, about PARTS times; what it raises ends it.
+    """
+    job = Prediction(run, noisy)
+    workers, often = this_process(job, None), max(1, len(job.stack.frames) // PARTS)
+
+    def plan() -> Plan:
+        fits = _plan(job, (1, 1, 1), workers.room, None, None)
+        return replace(fits, frames=min(often, fits.frames), batch=min(often, fits.batch))
+
+    return dict(zip(job.names, _maps(job, plan, workers, len(job.names), on_block), strict=True))
+
+
+def _maps(
+    job: Prediction, plan_of: Callable[[], Plan], workers: Workers, count: int,
+    on_block: Callable[[float], object],
+) -> list[np.ndarray]:  # fmt: skip
+    """The first `count` output images."""
     stack = job.stack
     down, across = job.scale
     shape = (len(stack.frames), job.channels, stack.frames.shape[2] * down, stack.frames.shape[3] * across)
-    check_memory(4.0 * math.prod(shape), "result", "pass out, or fewer frames")
-    frames = np.empty(shape, np.float32)
+    check_memory(4.0 * count * math.prod(shape), "result", "pass out, or fewer frames")
+    maps = [np.empty(shape, np.float32) for _ in range(count)]
     plan = plan_of()
     blocks = _blocks(plan, stack, 1)
 
@@ -204,11 +230,12 @@ def _in_memory(job: Prediction, plan_of: Callable[[], Plan], workers: Workers) -
         rows, columns = (
             slice(a * by, b * by) for (a, b), by in ((block.rows, down), (block.columns, across))
         )
-        frames[chosen, :, rows, columns] = images[0]
+        for whole, part in zip(maps, images, strict=False):
+            whole[chosen, :, rows, columns] = part
 
-    for _ in _shown(workers.compute(plan, blocks, write), blocks, blocks):
-        pass
-    return like_output(stack, job.scale, ()).restore(frames)
+    for i, _ in enumerate(_shown(workers.compute(plan, blocks, write), blocks, blocks)):
+        on_block((i + 1) / len(blocks))
+    return [like_output(stack, job.scale, ()).restore(each) for each in maps]
 
 
 def _written(target: Target, ceiling: float) -> Any:

@@ -120,7 +120,8 @@ def train(
         precision: "auto" (bf16 where the hardware has it), "bf16" or "fp32".
         compile: torch.compile both networks: slow for some minutes, faster afterwards.
         tensorboard: write event files to `out` with all that metrics.jsonl has.
-        on_log: function that is called with every row of metrics.jsonl, numbers by name, in one process.
+        on_log: function that is called with every row of metrics.jsonl, numbers by name, in one process. It
+            may raise KeyboardInterrupt to stop as Ctrl-C does, with a checkpoint: also in a thread.
         axes: letters of the images' dimensions, of STCZYX. Default: what the file says.
         init: weights that the networks start from: "pretrained", those that ship with the package, for
             networks that have some (StabilizedSampler, StabilizedUNet); "none"; or a finished run, for
@@ -271,7 +272,7 @@ def train(
                 bar.set_description("co-train" if co_training else "student", refresh=False)
                 bar.set_postfix({k: f"{row[k]:.3f}" for k in _SHOWN if k in row}, refresh=False)
             bar.update()
-            stopping = processes.any(stop)
+            stopping = processes.any(stop or metrics.interrupted)
             if validating or stopping:
                 state.save(out, settings)
             if stopping:

@@ -13,16 +13,22 @@ Log = Callable[[dict[str, Any]], object]
 
 
 class Metrics:
-    """Appends each row to metrics.jsonl in the run's folder, and hands it to the other logs."""
+    """Appends each row to metrics.jsonl in the run's folder, and hands it to the other logs.
+
+    A log may raise KeyboardInterrupt to stop the training: then this is `interrupted`.
+    """
 
     def __init__(self, out: Path, logs: list[Log]) -> None:
-        self.path, self.logs = out / "metrics.jsonl", logs
+        self.path, self.logs, self.interrupted = out / "metrics.jsonl", logs, False
 
     def write(self, row: dict[str, Any]) -> None:
         with open(self.path, "a") as file:
             file.write(json.dumps(row) + "\n")
         for log in self.logs:
-            log(row)
+            try:
+                log(row)
+            except KeyboardInterrupt:
+                self.interrupted = True
 
     def forget_after(self, step: int) -> None:
         """Drops the rows of steps that the checkpoint does not know of: they will come again."""

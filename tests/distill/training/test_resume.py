@@ -1,6 +1,7 @@
 """Where a stopped, a longer or an older run resumes, and training from another run's weights."""
 
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from distill import UserError, load_denoiser, load_sampler, train
 from distill.plots.curves import training_curves
 from distill.runs.describe import describe_run
 from distill.runs.tensors import load, save
+from distill.training.resume import stored_settings
 from losses import L2, Quantiles
 from samplers import HDN, FunctionSampler, GaussianNoise
 from students import UNet
@@ -144,3 +146,25 @@ def test_a_frozen_sampler_runs_on_too(noisy, tmp_path):
     train(noisy, identity, networks()[1], out=tmp_path, steps=2, refine_steps=1, **QUICK)
     train(noisy, identity, networks()[1], out=tmp_path, steps=5, refine_steps=1, **QUICK)
     assert rows(tmp_path)[-1]["step"] == 6
+
+
+def test_a_log_stops_a_training_in_any_thread(noisy, tmp_path):
+    options = {"steps": 11, "refine_steps": 0} | QUICK | {"validate_every": 11}
+    whole, stopped = train(noisy, *networks(), out=tmp_path / "whole", **options), []
+
+    def stop(row):
+        raise KeyboardInterrupt
+
+    def work():
+        try:
+            train(noisy, *networks(), out=tmp_path / "parts", on_log=stop, **options)
+        except KeyboardInterrupt:
+            stopped.append(stored_settings(tmp_path / "parts")["steps"])
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert stopped == [11] and [row["step"] for row in rows(tmp_path / "parts")] == [10]
+    resumed = train(noisy, *networks(), out=tmp_path / "parts", **options)
+    assert weights(resumed.denoiser).equal(weights(whole.denoiser))
+    assert [row["step"] for row in rows(tmp_path / "parts")] == [10, 11]
