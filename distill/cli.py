@@ -97,7 +97,7 @@ def _denoise(arguments: list[str]) -> None:
     parser.add_argument("--trained", "--with", type=str, metavar="RUN",
                         help="finished run that denoises the images without any training; or pretrained, the "
                         "weights in the package (default: train)")  # fmt: skip
-    _add_options(parser, denoising.denoise, skip=("draws", "statistic", "seed"))
+    _add_options(parser, denoising.denoise, skip=("draws", "statistic", "seed", "dask"))
     chosen = _without_config(parser.parse_args(arguments))
     run, out = denoising.denoise(**chosen), chosen["out"]
     other = f"other_clean{Path(out).name.removeprefix(denoising.run_beside(out).stem)}"

@@ -36,6 +36,7 @@ from students import StabilizedUNet
 
 FRAMES, SIDE, DRAWS = 2, 512, (1, 10)  # of the evaluation: seconds, however large the images are
 PATCH = 64  # px, or the smaller side of smaller images
+LAYOUT = ("dtype", "chunks", "shards", "pyramid")  # what decides how the output is written
 WRITTEN = "denoised.json"  # in the run: which output is whole already
 
 
@@ -128,8 +129,8 @@ def _check_output(
     stack: Stack, out: str | Path, overwrite: bool, machine: dict[str, Any], options: dict[str, Any]
 ) -> None:
     """Everything that `predict` would refuse after the training, on a student of the same size."""
-    layout: dict[str, Any] = {"dtype": "float32"} | options
-    memory, tile, halo = (layout.pop(name, None) for name in ("memory", "tile", "halo"))
+    layout = {name: options[name] for name in LAYOUT if name in options}
+    memory, tile, halo = (options.get(name) for name in ("memory", "tile", "halo"))
     ceiling = None if memory is None else as_bytes(memory)
     check_tile(tile)
     target = open_target(out, stack, _channels(stack), **layout)
