@@ -67,8 +67,8 @@ def make_store(path: Path, frames: int, height: int, width: int) -> Path:
         if len(made) < TILES:
             ramp = 100 + 50 * np.sin(np.arange(CHUNK) / 40 + i)
             whole = rng.poisson(ramp[:, None] * np.ones(CHUNK)).astype(np.uint16)
-            encoded = zarr.create_array(path / "one", data=whole[None], chunks=(1, CHUNK, CHUNK),
-                                        compressors=array.compressors, overwrite=True)  # fmt: skip
+            zarr.create_array(path / "one", data=whole[None], chunks=(1, CHUNK, CHUNK),
+                              compressors=array.compressors, overwrite=True)  # fmt: skip
             shutil.move(Path(path / "one", "c", "0", "0", "0"), file)
             shutil.rmtree(path / "one")
             made.append(file)
