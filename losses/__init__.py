@@ -1,4 +1,4 @@
-"""Losses for distillation: each elicits a different functional of the posterior."""
+"""Losses for distillation, each of which elicits another functional of the posterior."""
 
 from losses.base import Loss
 from losses.energy import EnergyScore

@@ -1,4 +1,4 @@
-"""A loss decides which functional of the posterior the student learns."""
+"""The interface of losses, which decide the functional of the posterior that the student learns."""
 
 from abc import ABC, abstractmethod
 
@@ -6,12 +6,13 @@ from torch import Tensor, nn
 
 
 class Loss(nn.Module, ABC):
-    """What the student's output means: the functional of the posterior that this loss elicits.
+    """A loss between the student's prediction and draws, which decides what the prediction means.
 
-    outputs: the names of the student's output images, the central one first. A map named "std"
-    is a spread; every other one is a location.
-    min_draws: how many draws of each image the loss needs at least.
-    files: constructor arguments that may name files, or URLs; they are never taken from a model file.
+    Attributes:
+        outputs: names of the student's output images, the central one first. A map named "std" is a spread,
+            every other map a location.
+        min_draws: smallest number of draws of each image that the loss needs.
+        files: constructor arguments that may name files or URLs; they are never taken from a model file.
     """
 
     outputs: tuple[str, ...] = ("mean",)
@@ -28,11 +29,11 @@ class Loss(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, prediction: Tensor, draws: Tensor) -> Tensor:
-        """prediction (B, len(outputs)*C, *S), draws (n, B, C, *S), both standardized -> scalar.
+        """The loss, a scalar, of a prediction (B, len(outputs) * C, *S) for draws (n, B, C, *S).
 
-        With `min_draws` above 1, n is at least that.
+        Both are standardized, and n is at least `min_draws`.
         """
 
     def maps(self, prediction: Tensor) -> dict[str, Tensor]:
-        """(B, len(outputs)*C, *S) -> the named output images, each (B, C, *S)."""
+        """Prediction (B, len(outputs) * C, *S) -> output images by name, each (B, C, *S)."""
         return dict(zip(self.outputs, prediction.chunk(len(self.outputs), dim=1), strict=True))

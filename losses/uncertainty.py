@@ -1,4 +1,4 @@
-"""Losses whose students tell how far the posterior spreads, beside its centre."""
+"""Losses whose students predict the spread of the posterior beside its centre."""
 
 from collections.abc import Sequence
 
@@ -12,14 +12,14 @@ from losses.base import Loss
 class Quantiles(Loss):
     """Pinball loss: the student learns quantiles of each pixel's posterior (Koenker & Bassett, 1978).
 
-    The maps are the level nearest 0.5 first, then the others in ascending order, named "median",
-    "q05", "q95". They cannot cross: the student gives the central one, and the gaps to the next
-    outer ones through a softplus. Each level's loss is divided by 2 level (1 - level), which gives
-    all of them the same gradient where they are right; that of the median is L1. The tails do not
-    move the central map: they learn gaps to it as it is.
+    The first map is the level nearest 0.5, followed by the others in ascending order; their names are
+    "median", "q05", "q95" and so on. Quantiles cannot cross: the student predicts the central one, and the
+    gaps to the next outer ones through a softplus. The loss of each level is divided by 2 level (1 - level),
+    which gives all levels the same gradient near their solution; for the median it is L1. The outer levels
+    do not influence the central map.
 
     Args:
-        levels: which quantiles, each strictly between 0 and 1.
+        levels: levels of the quantiles, each strictly between 0 and 1.
     """
 
     def __init__(self, levels: Sequence[float] = (0.05, 0.5, 0.95)) -> None:
@@ -47,7 +47,7 @@ class Quantiles(Loss):
         return dict(zip(self.outputs, self._quantiles(prediction), strict=True))
 
     def _quantiles(self, prediction: Tensor, apart: bool = False) -> list[Tensor]:
-        """In the order of `outputs`; `apart` keeps the gradient of the outer ones from the centre."""
+        """Quantiles in the order of `outputs`; `apart` keeps the gradient of outer levels from the centre."""
         centre, *raw = prediction.chunk(len(self.levels), dim=1)
         gaps = [F.softplus(each) for each in raw]
         start = centre.detach() if apart else centre
@@ -57,14 +57,14 @@ class Quantiles(Loss):
 
 
 class MeanVariance(Loss):
-    """The student learns the posterior's mean, by L2, and its std.
+    """L2 for the mean and a second loss for the std: the student learns both for each pixel.
 
-    The std's own loss is std + (draw - mean)^2 / std with the mean held fixed: least where std^2 is
-    the expected squared residual. Its gradient is that of the beta-NLL with beta = 1/2 (Seitzer et
-    al., 2022), as a proper score. Unlike a Gaussian likelihood it leaves the mean's gradient alone,
-    so that poor fits do not excuse themselves by a large std.
+    The loss of the std is std + (draw - mean)^2 / std with the mean held fixed, which is least if std^2 is
+    the expected squared residual. Its gradient is that of the beta-NLL with beta = 1/2 (Seitzer et al.,
+    2022), as a proper score. Unlike a Gaussian likelihood it does not change the gradient of the mean, so a
+    large std cannot make up for a poor mean.
 
-    The std is that of the clean signal under the sampler: no sensor noise is in it.
+    The std is that of the clean signal under the sampler; it does not contain the noise of the sensor.
 
     Args:
         min_std: smallest std, in standard deviations of the data.

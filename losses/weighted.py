@@ -1,4 +1,4 @@
-"""Several losses on the same output."""
+"""A weighted sum of several losses on the same output."""
 
 from collections.abc import Iterable, Sequence
 from typing import cast
@@ -10,11 +10,11 @@ from losses.base import Loss
 
 
 class WeightedSum(Loss):
-    """sum_i weights[i] * losses[i]: the student's maps are those of the first loss.
+    """sum_i weights[i] * losses[i]; the student's maps are those of the first loss.
 
     Args:
-        losses: losses with equally many outputs.
-        weights: a positive number for each. Default: all 1.
+        losses: losses with the same number of outputs.
+        weights: a positive weight for each loss. Default: all 1.
     """
 
     def __init__(self, losses: Sequence[Loss], weights: Sequence[float] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Posteriors with closed forms: the yardstick for a student, which must reach these functionals."""
+"""Samplers of posteriors with closed forms, against which a student's answers can be checked exactly."""
 
 from __future__ import annotations
 
@@ -13,9 +13,17 @@ from samplers.base import PosteriorSampler
 class LinearGaussianField(PosteriorSampler):
     """Stationary Gaussian field plus white Gaussian noise, on a periodic grid, in raw counts.
 
-    Matern-like power spectrum (1 + (2 pi correlation_length |f|)^2)^-exponent, f in cycles per
-    pixel, scaled to a pixel variance of std^2. The posterior is Gaussian and diagonal in the
-    Fourier domain: its mean (and median and mode) is the Wiener filter. Any number of spatial axes.
+    The field has the Matern-like power spectrum (1 + (2 pi correlation_length |f|)^2)^-exponent, with f
+    in cycles per pixel, scaled to a pixel variance of std^2. The posterior is Gaussian and diagonal in
+    the Fourier domain; its mean, median and mode are the Wiener filter. Images may have any number of
+    spatial axes.
+
+    Args:
+        mean: mean of the field in raw counts.
+        std: standard deviation of the field in raw counts.
+        correlation_length: correlation length of the field in pixels.
+        noise_std: standard deviation of the noise in raw counts.
+        exponent: exponent of the power spectrum; larger values give smoother fields.
     """
 
     def __init__(
@@ -38,12 +46,12 @@ class LinearGaussianField(PosteriorSampler):
         generator: torch.Generator | None = None,
         device: torch.device | str | None = None,
     ) -> Tensor:
-        """n clean images (n, 1, *shape)."""
+        """Draws n clean images (n, 1, *shape) in raw counts."""
         white = torch.randn((n, 1, *shape), generator=generator, device=device)
         return self.mean + self._filter(white, self._spectrum(white).sqrt())
 
     def observe(self, signal: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """A noisy observation of clean images, shaped like them."""
+        """Adds noise to clean images; returns one observation of the same shape."""
         white = torch.empty_like(signal).normal_(generator=generator)
         return signal + self.noise_std * white
 
@@ -53,16 +61,16 @@ class LinearGaussianField(PosteriorSampler):
         return self.posterior_mean(noisy) + spread
 
     def posterior_mean(self, noisy: Tensor) -> Tensor:
-        """The Wiener filter, shaped like `noisy`."""
+        """The Wiener filter of `noisy`, in the same shape and in raw counts."""
         gain = self._posterior_spectrum(noisy) / self.noise_std**2
         return self.mean + self._filter(noisy - self.mean, gain)
 
     def posterior_std(self, noisy: Tensor) -> Tensor:
-        """Standard deviation of each pixel (the same for all), shaped like `noisy`."""
+        """Posterior standard deviation in raw counts, shaped like `noisy`; it is the same for all pixels."""
         return torch.full_like(noisy, self._posterior_spectrum(noisy).mean().sqrt().item())
 
     def _spectrum(self, like: Tensor) -> Tensor:
-        """Prior variance of each frequency, shaped like one image; its mean is std^2."""
+        """Prior variance of each frequency (*S); its mean is std^2."""
         axes = [torch.fft.fftfreq(size, dtype=like.dtype, device=like.device) for size in like.shape[2:]]
         squared = sum(f**2 for f in torch.meshgrid(*axes, indexing="ij"))
         power = (1 + (2 * math.pi * self.correlation_length) ** 2 * squared) ** -self.exponent
@@ -74,17 +82,18 @@ class LinearGaussianField(PosteriorSampler):
 
     @staticmethod
     def _filter(images: Tensor, response: Tensor) -> Tensor:
-        """Multiply by a real symmetric `response` in the Fourier domain."""
+        """Multiplies by a real symmetric `response` in the Fourier domain."""
         axes, size = tuple(range(-response.ndim, 0)), response.shape
         half = torch.fft.rfftn(images, dim=axes) * response[..., : size[-1] // 2 + 1]
         return torch.fft.irfftn(half, s=size, dim=axes)
 
 
 class SkewedPixels(PosteriorSampler):
-    """signal | noisy = location + spread * LogNormal(0, sigma): mean > median > mode.
+    """Independent pixels with a shifted log-normal posterior, whose mean > median > mode.
 
-    g = sigmoid((noisy - center) / width) sets spread * (1 + g) and sigma from sigma_low to
-    sigma_high; location = center + shrink * (noisy - center). Pixels are independent.
+    signal | noisy = location + spread * (1 + g) * LogNormal(0, sigma), where g = sigmoid((noisy - center) /
+    width), location = center + shrink * (noisy - center), and sigma = sigma_low + g * (sigma_high -
+    sigma_low). `center`, `width` and `spread` are in raw counts.
     """
 
     def __init__(
@@ -134,11 +143,12 @@ class SkewedPixels(PosteriorSampler):
 
 
 class BimodalPixels(PosteriorSampler):
-    """signal | noisy = two Gaussians of the same std, `separation` apart around a location.
+    """Independent pixels whose posterior is a mixture of two Gaussians with the same std.
 
-    location = center + shrink * (noisy - center); the upper one's weight goes from weight_low to
-    weight_high with sigmoid((noisy - center) / width). Pixels are independent. While the weight
-    stays below one half, mode and median lie in the lower peak and the mean between the two.
+    The two peaks lie `separation` apart around location = center + shrink * (noisy - center). The weight of
+    the upper peak rises from weight_low to weight_high with sigmoid((noisy - center) / width). While that
+    weight is below one half, mode and median lie in the lower peak and the mean between the two. `center`,
+    `width`, `separation` and `std` are in raw counts.
     """
 
     def __init__(
@@ -163,7 +173,7 @@ class BimodalPixels(PosteriorSampler):
             )
 
     def _law(self, noisy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(lower peak, upper peak, weight of the upper one)."""
+        """(lower peak, upper peak, weight of the upper peak), each shaped like `noisy`."""
         g = ((noisy - self.center) / self.width).sigmoid()
         location = self.center + self.shrink * (noisy - self.center)
         weight = self.weight_low + g * (self.weight_high - self.weight_low)
@@ -183,7 +193,7 @@ class BimodalPixels(PosteriorSampler):
         return self.quantile(noisy, 0.5)
 
     def mode(self, noisy: Tensor) -> Tensor:
-        """Highest peak of the density, by mean shift (it contracts e^-8 and faster here)."""
+        """Highest peak of the density, found by mean shift, which contracts by e^-8 or faster here."""
         lower, upper, weight = self._law(noisy.double())
         mode = torch.where(weight > 0.5, upper, lower)
         for _ in range(50):
@@ -192,15 +202,15 @@ class BimodalPixels(PosteriorSampler):
         return mode.to(noisy.dtype)
 
     def quantile(self, noisy: Tensor, q: float) -> Tensor:
-        """By bisection in float64, to 1e-12 of the bracket."""
-        reach = abs(_normal_quantile(q))
+        """The q-quantile, found by bisection in float64 to 1e-12 of the bracket."""
+        z = abs(_normal_quantile(q))
         lower, upper, weight = self._law(noisy.double())
-        left, right = lower - reach * self.std, upper + reach * self.std
+        left, right = lower - z * self.std, upper + z * self.std
         for _ in range(60):
-            middle = (left + right) / 2
-            below = (1 - weight) * self._cdf(middle - lower) + weight * self._cdf(middle - upper)
-            left = torch.where(below < q, middle, left)
-            right = torch.where(below < q, right, middle)
+            midpoint = (left + right) / 2
+            cdf = (1 - weight) * self._cdf(midpoint - lower) + weight * self._cdf(midpoint - upper)
+            left = torch.where(cdf < q, midpoint, left)
+            right = torch.where(cdf < q, right, midpoint)
         return ((left + right) / 2).to(noisy.dtype)
 
     def variance(self, noisy: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Draws that a finished sampler made once, read back for any number of students."""
+"""Draws that a sampler made once, read from disk to train any number of students."""
 
 import hashlib
 import json
@@ -17,14 +17,18 @@ from students.upscale import factors
 
 
 class CachedDraws(PosteriorSampler):
-    """The draws in a folder that `distill.cache_draws` wrote, of the images they were made of.
+    """A frozen sampler that returns the draws that `distill.cache_draws` wrote to a folder.
 
-    Training gives it patches of the images with their draws as further channels, so the sampler
-    itself is never run: a student learns from all of them at the cost of one. It knows no other
-    images.
+    In training, the draws of each patch come as further channels of that patch, so the original sampler is
+    never run, and many students cost as many draws as one. Only the images that the cache was made from have
+    draws.
 
-    A run may not say which cache to open, so the sampler of a run that is loaded from its files has no path,
-    and no draws.
+    A model file may not say which folder to open, so a CachedDraws that is loaded from a run has neither a
+    path nor draws.
+
+    Args:
+        path: folder that `distill cache` or `distill.cache_draws` wrote. ValueError if it is not a finished
+            cache.
     """
 
     files = ("path",)
@@ -46,15 +50,16 @@ class CachedDraws(PosteriorSampler):
         scale, names = self._header.get("scale", 1), self._header.get("out_names", ())
         self.declare(self._draws.shape[2], scale, names)
         self._channels = self._header.get("channels", self._draws.shape[2])  # of the images
-        if factors(scale) != (
-            1,
-            1,
-        ):  # a patch has its draws' pixels in an order that mirrors do not keep
+        # The pixels of an enlarged draw are channels in a fixed order, which mirroring the patch would break.
+        if factors(scale) != (1, 1):
             self.isotropic, self.mirrors = False, ()
 
     def training_images(self, frames: Any) -> "FramesAndDraws":
-        """Frames (N, C, Y, X) -> (N, C + K * C' * y * x, Y, X), for draws of C' channels that are y and x
-        times larger. ValueError for other images."""
+        """Appends the draws to the frames: (N, C, Y, X) -> (N, C + K * C' * y * x, Y, X).
+
+        A frame has K draws of C' channels, y and x times as large as the frame. Raises ValueError if the
+        cache was not made from these frames.
+        """
         self._check_path()
         if fingerprint(frames) != self._header["images"]:
             raise ValueError(
@@ -64,14 +69,14 @@ class CachedDraws(PosteriorSampler):
         return FramesAndDraws(frames, self._draws, self._header, self.path)
 
     def sample(self, noisy: Tensor, n: int = 1) -> Tensor:
-        """(B, C + K * C' * y * x, *S), cut from what `training_images` gives -> n <= K different draws."""
+        """n <= K different draws of patches (B, C + K * C' * y * x, *S) that `training_images` provides."""
         self._check_path()
         (k, channels), (y, x) = self._draws.shape[1:3], factors(self.scale)
-        wanted = self._channels + k * channels * y * x
-        if noisy.shape[1] != wanted or n > k:
+        total = self._channels + k * channels * y * x
+        if noisy.shape[1] != total or n > k:
             raise ValueError(
                 f"CachedDraws: got {noisy.shape[1]} channels and n={n}, has {k} draws of its own "
-                f"images ({wanted} channels); for others, use the sampler itself"
+                f"images ({total} channels); for others, use the sampler itself"
             )
         draws = noisy[:, self._channels :].unflatten(1, (k, channels, y, x)).transpose(0, 1)
         draws = draws.permute(0, 1, 2, 5, 3, 6, 4).flatten(5).flatten(3, 4)  # (K, B, C', H * y, W * x)
@@ -83,17 +88,18 @@ class CachedDraws(PosteriorSampler):
     def _check_path(self) -> None:
         if not self.path:
             raise ValueError(
-                "CachedDraws: has no path, and a run may not say which cache to open; use the sampler itself "
-                "for draws, or none (evaluate: an empty --draws)"
+                "CachedDraws: has no path, because a run may not say which cache to open; use the sampler "
+                "itself for draws, or ask for none (evaluate: an empty --draws)"
             )
 
 
 class FramesAndDraws:
-    """Frames (N, C, Y, X) and their draws (N, K, C', Y * y, X * x) as one (N, C + K * C' * y * x, Y, X), raw
-    counts: the y * x pixels of a draw that lie in one of the frame are channels there.
+    """Frames and their draws as one array-like (N, C + K * C' * y * x, Y, X), in raw counts.
 
-    Index it with [frame, :, rows, columns]; only what is indexed is read, and all draws of a frame the
-    first time, for their checksum.
+    The frames are (N, C, Y, X), the draws (N, K, C', Y * y, X * x); the y * x pixels of a draw that cover
+    one pixel of the frame become channels of that pixel. Index it with [frame, :, rows, columns]. Only the
+    indexed part is read, except that the first access to a frame reads all its draws to verify their
+    checksum.
     """
 
     def __init__(self, frames: Any, draws: np.ndarray, header: dict[str, Any], path: str) -> None:
@@ -121,7 +127,7 @@ class FramesAndDraws:
         return np.concatenate([noisy, inside.reshape(-1, height, width)])
 
     def _check(self, frame: int) -> None:
-        expected = self._unchecked.pop(frame, None)  # None: another thread is at it
+        expected = self._unchecked.pop(frame, None)  # None: another thread checks it
         if expected is not None and checksum(self._draws[frame]) != expected:
             raise ValueError(
                 f"CachedDraws: {self._path}: the draws of frame {frame} are damaged (their checksum does not "
@@ -130,13 +136,13 @@ class FramesAndDraws:
 
 
 def _enlarged(places: slice, length: int, scale: int) -> slice:
-    """Where these pixels of an axis lie in a draw."""
+    """Maps a slice of a frame's axis to the slice of a draw's axis, which is `scale` times as long."""
     start, stop, _ = places.indices(length)
     return slice(start * scale, stop * scale)
 
 
 def sealed(header: dict[str, Any]) -> dict[str, Any]:
-    """The header with a digest of itself, as draws.json has it."""
+    """The header with its own digest under "sha256", as draws.json stores it."""
     return header | {"sha256": _digest(header)}
 
 
@@ -154,12 +160,12 @@ def _digest(header: dict[str, Any]) -> str:
 
 
 def checksum(draws: np.ndarray) -> int:
-    """Of one frame's draws, (K, C, Y, X)."""
+    """CRC-32 of the draws of one frame (K, C, Y, X)."""
     return crc32(np.ascontiguousarray(draws).data)
 
 
 def layout(path: Path, draws: np.memmap) -> dict[str, Any]:
-    """How the draws lie in their file, and the checksum of what numpy wrote before them."""
+    """Position and type of the draws in their .npy file, with a checksum of the .npy header before them."""
     head = _checksum_of_start(path, draws.offset)
     return {"dtype": draws.dtype.str, "shape": list(draws.shape), "offset": draws.offset, "head": head}
 
@@ -176,7 +182,7 @@ def _checksum_of_start(path: Path, size: int) -> int:
 
 
 def fingerprint(frames: Any) -> str:
-    """Of images (N, C, Y, X): their shape, and the pixels of the first, middle and last frame."""
+    """SHA-256 of the shape of images (N, C, Y, X) and of the pixels of their first, middle and last frame."""
     digest = hashlib.sha256(repr(tuple(frames.shape)).encode())
     for i in sorted({0, len(frames) // 2, len(frames) - 1}):
         digest.update(np.ascontiguousarray(frames[i], np.float32).data)

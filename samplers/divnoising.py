@@ -11,7 +11,7 @@ from students.precision import in_float32
 
 
 class FlatVAE(nn.Module):
-    """Standardized images -> latents ~ N(mean, exp(logvar)) at 1 / 2^depth of their size -> signal."""
+    """A VAE on standardized images, whose latents ~ N(mean, exp(logvar)) have 1 / 2^depth of their size."""
 
     def __init__(self, channels: int, depth: int, filters: int, latents: int, in_channels: int) -> None:
         super().__init__()
@@ -28,14 +28,14 @@ class FlatVAE(nn.Module):
         self.head = nn.Conv2d(filters, channels, 3, padding=1)
 
     def encode(self, x: Tensor) -> list[Tensor]:
-        """(B, C, H, W) -> mean and log variance of the latents, (B, L, h, w) each."""
+        """(B, C, H, W) -> mean and log variance of the latents, each (B, L, h, w)."""
         height, width = x.shape[-2:]
         padding = (0, -width % self.multiple, 0, -height % self.multiple)
         features = self.down(F.pad(x, padding, mode="replicate"))
         return [self.to_mean(features).float(), self.to_logvar(features).float()]
 
     def decode(self, latents: list[Tensor], height: int, width: int) -> tuple[Tensor, Tensor]:
-        """One draw -> signal (B, C, height, width), and KL to N(0, I) per image (B,) in nats."""
+        """Draws latents once -> signal (B, C, height, width), and KL to N(0, I) per image (B,) in nats."""
         mean, logvar = latents
         latent = mean + (logvar / 2).exp() * torch.randn_like(mean)
         signal = in_float32(self.head, self.up(latent)[..., :height, :width])
@@ -52,12 +52,19 @@ def _convs(before: int, after: int) -> list[nn.Module]:
 
 
 class DivNoising(VAESampler):
-    """Fully convolutional DivNoising with its published network: depth 2, 32 filters, 64 latents.
+    """Fully convolutional DivNoising (Prakash et al., 2021), by default with its published network.
 
-    noise_model: p(noisy | signal), or the .npz file of one; None estimates variance = gain *
-    signal + offset from the noisy training images. kl_warmup: see HDN (the authors trained anew
-    on posterior collapse, up to 20 times, and then with such a ramp). in_channels: `channels`, and those of
-    neighbouring planes that the encoder sees too; by default none.
+    Args:
+        noise_model: p(noisy | signal), or the .npz file of one. Default: a line, variance = gain * signal +
+            offset, which is estimated from the noisy training images.
+        channels: number of channels of the image.
+        depth: how many times the network halves the image.
+        filters: number of filters of the finest level.
+        latents: number of channels of the latents.
+        kl_warmup: training steps over which the weight of the KL rises from 0 to 1. It prevents posterior
+            collapse, after which the authors retrained, up to 20 times, and then with such a ramp.
+        in_channels: number of channels that the encoder sees, those of neighbouring planes included.
+            Default: `channels`, without neighbouring planes.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Conditional flow matching: draws by a few steps along a learnt velocity, from noise to image."""
+"""Conditional flow matching: a few steps along a learnt velocity lead from noise to a clean image."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,21 +12,23 @@ from students.padding import crop, pad_to_multiple
 
 
 class FlowMatching(PosteriorSampler):
-    """Flow matching on straight paths (Lipman et al. 2023, arXiv:2210.02747), given the noisy image.
+    """Flow matching on straight paths, conditioned on the noisy image (Lipman et al. 2023, arXiv:2210.02747).
 
-    From x_0 ~ N(0, I), dx/dt = v(x, t, noisy) leads at t = 1 to a draw of the clean image; `steps` Euler
-    steps follow it. v is trained to be E[x_1 - x_0 | x_t, noisy] with x_t = (1 - t) x_0 + t x_1, for which
-    pairs of noisy and clean images are needed.
+    From x_0 ~ N(0, I), the solution of dx/dt = v(x, t, noisy) at t = 1 is a draw of the clean image; it is
+    integrated by `steps` Euler steps. v is trained to be E[x_1 - x_0 | x_t, noisy], where x_t = (1 - t) x_0 +
+    t x_1, which takes pairs of noisy and clean images.
 
     Args:
-        velocity: (x_t (B, C, H, W), t (B,), noisy (B, C, H, W)) -> (B, C, H, W), all in units of
-            (counts - mean) / std. `WithTime` makes one of a student's network.
-        mean, std: those units, in raw counts, for a velocity that was trained elsewhere. Default: of the
+        velocity: network (x_t (B, C, H, W), t (B,), noisy (B, C, H, W)) -> (B, C, H, W), with images in
+            units of (counts - mean) / std. `WithTime` makes one from a student's network.
+        channels: number of channels C of the image.
+        steps: number of Euler steps, each one pass of the network, per draw.
+        mean: mean of a velocity's units in raw counts, if it was trained elsewhere. Default: the mean of the
             noisy training images.
-        clean: clean images (N, C, Y, X) or (N, Y, X) in raw counts, one for each training image: with them,
-            and images of the same N, Y and X, `train` trains the velocity too. Without, it is frozen. A run
-            does not keep them.
-        steps: passes of the network per draw.
+        std: standard deviation of these units in raw counts. Default: that of the noisy training images.
+        clean: clean images (N, C, Y, X) or (N, Y, X) in raw counts, one for each training image of the same Y
+            and X. With them `train` trains the velocity too; without them it stays frozen. A run does not
+            store them.
     """
 
     mean_of: Tensor
@@ -48,7 +50,7 @@ class FlowMatching(PosteriorSampler):
                 f"FlowMatching: got {steps=}, {mean=}, {std=}; needs at least 1 step, and mean with a std "
                 "above 0, or neither"
             )
-        self.declare(channels)  # though its training images have those of the clean ones too
+        self.declare(channels)  # its training images have twice as many, with those of the clean images
         self.velocity, self.channels, self.steps = velocity, channels, steps
         self.mean, self.std, self.clean = mean, std, None
         self._clean = None if clean is None else _frames(clean)
@@ -65,7 +67,7 @@ class FlowMatching(PosteriorSampler):
             self.std_of.copy_(std)
 
     def training_images(self, frames: Any) -> Any:
-        """Frames (N, C, Y, X) -> (N, 2 C, Y, X), the clean ones behind the noisy. ValueError for others."""
+        """Appends the clean images: (N, C, Y, X) -> (N, 2 C, Y, X). ValueError if the shapes differ."""
         if self._clean is None:
             return frames
         if tuple(self._clean.shape) != tuple(frames.shape):
@@ -77,40 +79,42 @@ class FlowMatching(PosteriorSampler):
 
     def sample(self, noisy: Tensor, n: int = 1) -> Tensor:
         with evaluating(self):
-            given = (noisy[:, : self.channels] - self.mean_of) / self.std_of
-            draws = torch.stack([self._draw(given) for _ in range(n)])
+            condition = (noisy[:, : self.channels] - self.mean_of) / self.std_of
+            draws = torch.stack([self._draw(condition) for _ in range(n)])
             return (draws * self.std_of + self.mean_of).to(noisy.dtype)
 
     def training_step(self, noisy: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 2 C, H, W), noisy and clean -> `squared_error`, and a draw, by the passes of `sample`."""
+        """(B, 2 C, H, W), noisy and clean -> (`squared_error`, a draw (B, C, H, W) made by `sample`)."""
         return self.squared_error(noisy), self.sample(noisy)[0]
 
     def squared_error(self, noisy: Tensor) -> Tensor:
-        """(B, 2 C, H, W), noisy and clean -> that of the velocity at a random time, in standardized units."""
+        """(B, 2 C, H, W), noisy and clean -> mean squared error of the velocity at random times."""
         if noisy.shape[1] != 2 * self.channels:
             raise NotImplementedError("FlowMatching: has no clean images to learn from; pass clean")
-        given, target = ((noisy - self.mean_of.repeat(2, 1, 1)) / self.std_of.repeat(2, 1, 1)).chunk(2, dim=1)
+        both = (noisy - self.mean_of.repeat(2, 1, 1)) / self.std_of.repeat(2, 1, 1)
+        condition, target = both.chunk(2, dim=1)
         start, t = torch.randn_like(target), torch.rand(len(target), device=target.device)
         x = torch.lerp(start, target, t[:, None, None, None])
-        return (self._v(x, t, given) - (target - start)).square().mean()
+        return (self._v(x, t, condition) - (target - start)).square().mean()
 
-    def _draw(self, given: Tensor) -> Tensor:
-        x = torch.randn_like(given)
+    def _draw(self, condition: Tensor) -> Tensor:
+        x = torch.randn_like(condition)
         for i in range(self.steps):
             t = x.new_full((len(x),), i / self.steps)
-            x = x + self._v(x, t, given) / self.steps
+            x = x + self._v(x, t, condition) / self.steps
         return x
 
-    def _v(self, x: Tensor, t: Tensor, given: Tensor) -> Tensor:
+    def _v(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         multiple = getattr(self.velocity, "multiple", 1)
-        x_padded, given_padded = (pad_to_multiple(each, multiple) for each in (x, given))
-        return crop(self.velocity(x_padded, t, given_padded).float(), x.shape[2:])
+        x_padded, condition = (pad_to_multiple(each, multiple) for each in (x, condition))
+        return crop(self.velocity(x_padded, t, condition).float(), x.shape[2:])
 
 
 class WithTime(nn.Module):
-    """A network of images as a velocity: it sees x_t, the noisy image and t as further channels.
+    """Makes a velocity from an image network, which sees x_t, the noisy image and t as channels.
 
-    backbone: (B, 2 C + 1, H, W) -> (B, C, H, W), such as UNet(in_channels=3) for C = 1.
+    Args:
+        backbone: network (B, 2 C + 1, H, W) -> (B, C, H, W), such as UNet(in_channels=3) for C = 1.
     """
 
     def __init__(self, backbone: nn.Module) -> None:
@@ -123,7 +127,7 @@ class WithTime(nn.Module):
 
 
 class Pairs:
-    """Noisy and clean frames (N, C, Y, X) as one (N, 2 C, Y, X); only what is indexed is read."""
+    """Noisy and clean frames (N, C, Y, X) as one (N, 2 C, Y, X), of which only the indexed part is read."""
 
     def __init__(self, noisy: Any, clean: Any) -> None:
         self._both = (noisy, clean)

@@ -1,4 +1,4 @@
-"""Any function or network that draws clean images, of torch or of NumPy, as a posterior sampler."""
+"""Posterior samplers from any function or network that draws clean images, in torch or NumPy."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -12,16 +12,19 @@ from students.upscale import Scale
 
 
 class FunctionSampler(PosteriorSampler):
-    """A frozen sampler around `fn`, in raw counts, which is either
+    """A frozen sampler around a function of torch tensors, in raw counts.
 
-    - fn(noisy (B, C, *S)) -> one fresh draw (B, C', *S), called once per draw, or
-    - fn(noisy, n) -> (n, B, C', *S), if it has a parameter `n` or two required ones.
+    An `fn` that is an nn.Module becomes a submodule: it moves to other devices with the sampler, and draws in
+    eval mode. `sample` raises ValueError if `fn` returns another shape than it should.
 
-    A `fn` that is an nn.Module becomes a submodule: it moves with the sampler, and draws in eval
-    mode. Raises ValueError if `fn` returns another shape.
-
-    out_channels, scale, out_names: of what it draws, as `PosteriorSampler` has them: out_channels=3 for a
-    function that unmixes one image into three, scale=2 for one that doubles its size.
+    Args:
+        fn: either fn(noisy (B, C, *S)) -> one fresh draw (B, C', *S'), which is called once for each draw; or
+            fn(noisy, n) -> n draws (n, B, C', *S'), if it has a parameter `n` or two required parameters.
+        out_channels: number of channels C' of a draw, such as 3 for a function that unmixes one image into
+            three. Default: those of the image.
+        scale: factor by which a draw is larger than the image, such as 2 for super-resolution; one whole
+            number, or one each for Y and X. Default: 1.
+        out_names: name of each channel of a draw, for files and reports. Default: see PosteriorSampler.
     """
 
     def __init__(
@@ -54,20 +57,27 @@ class FunctionSampler(PosteriorSampler):
         fits = isinstance(draw, Tensor) and draw.ndim == len(lead) + noisy.ndim
         channels = self.out_channels or (draw.shape[len(lead) + 1] if fits else "C")
         if got != (*lead, batch, channels, *space):
-            wanted = ", ".join(map(str, (*lead, batch, self.out_channels or "C", *space)))
+            expected = ", ".join(map(str, (*lead, batch, self.out_channels or "C", *space)))
             raise ValueError(
                 f"FunctionSampler: fn returned {got} for noisy {tuple(noisy.shape)}; "
-                f"it must return a tensor ({wanted})"
+                f"it must return a tensor ({expected})"
             )
         return draw
 
 
 class NumpySampler(PosteriorSampler):
-    """A frozen sampler around `fn(noisy, rng)`, which draws with NumPy: float32 images (B, C, Y, X) in raw
-    counts and a numpy.random.Generator -> one fresh draw (B, C', Y', X').
+    """A frozen sampler around a function of NumPy arrays, in raw counts.
 
-    The generator is seeded from torch's random state, so that a seed repeats the draws. Whatever the device,
-    it is computed on the CPU. out_channels, scale, out_names: see FunctionSampler.
+    The generator is seeded from torch's random state, so torch.manual_seed repeats the draws. The function
+    runs on the CPU, whatever the device of the images. `sample` raises ValueError if `fn` returns another
+    shape than it should, or no real numbers.
+
+    Args:
+        fn: fn(noisy, rng) -> one fresh draw (B, C', Y', X'), from float32 images (B, C, Y, X) and a
+            numpy.random.Generator.
+        out_channels: see FunctionSampler.
+        scale: see FunctionSampler.
+        out_names: see FunctionSampler.
     """
 
     def __init__(
@@ -91,20 +101,20 @@ class NumpySampler(PosteriorSampler):
 
     def _draw(self, noisy: Tensor) -> Tensor:
         rng = np.random.default_rng(int(torch.randint(2**62, ())))
-        images = noisy.detach().float().cpu().numpy().copy()  # which it may write to
+        images = noisy.detach().float().cpu().numpy().copy()  # fn may write to them
         draw = self.fn(images, rng)
-        wanted = self.draw_shape(noisy.shape)
-        if not isinstance(draw, np.ndarray) or draw.shape != wanted or draw.dtype.kind not in "fiu":
+        shape = self.draw_shape(noisy.shape)
+        if not isinstance(draw, np.ndarray) or draw.shape != shape or draw.dtype.kind not in "fiu":
             got = f"{draw.dtype} {draw.shape}" if isinstance(draw, np.ndarray) else type(draw).__name__
             raise ValueError(
                 f"NumpySampler: fn returned {got} for noisy {tuple(noisy.shape)}; it must return an array of "
-                f"real numbers {wanted}"
+                f"real numbers {shape}"
             )
         return torch.from_numpy(draw.astype(np.float32)).to(noisy)
 
 
 def _takes_n(fn: Callable[..., Tensor]) -> tuple[bool, bool]:
-    """(whether fn makes n draws in one call, whether it takes n by name)."""
+    """(whether fn makes n draws in one call, whether it takes `n` as a keyword)."""
     try:
         parameters = inspect.signature(fn.forward if isinstance(fn, nn.Module) else fn).parameters
     except (TypeError, ValueError):  # builtins have no signature

@@ -16,15 +16,23 @@ LIGHT: dict[str, Any] = dict(
 
 
 class HDN(VAESampler):
-    """Hierarchical DivNoising with its published defaults.
+    """Hierarchical DivNoising (Prakash et al., ICLR 2022), by default with the published network.
 
-    noise_model: p(noisy | signal), or the .npz file of one; None estimates variance = gain *
-    signal + offset from the noisy training images. free_bits: nats per level and image below
-    which the KL costs nothing. kl_warmup: training steps over which its weight rises from 0 to 1,
-    0 as published; HDN3-6 with small networks or data needs it.
-    active_levels, unshuffle, growth: see LadderVAE; HDN3-6 for structured noise is range(3, 7), and
-    HDN(**LIGHT) a network of half the resolution that a CPU trains in minutes.
-    in_channels: `channels`, and those of neighbouring planes that the encoder sees too; by default none.
+    HDN(**LIGHT) is a network at half the resolution, which a CPU trains in minutes. HDN3-6, for structured
+    noise, is active_levels=range(3, 7).
+
+    Args:
+        noise_model: p(noisy | signal), or the .npz file of one. Default: a line, variance = gain * signal +
+            offset, which is estimated from the noisy training images.
+        channels: number of channels of the image.
+        free_bits: nats per level and image below which the KL costs nothing.
+        kl_warmup: training steps over which the weight of the KL rises from 0 to 1; 0, as published, for
+            none. HDN3-6 needs it with small networks or little data.
+        active_levels: see LadderVAE.
+        unshuffle: see LadderVAE.
+        growth: see LadderVAE.
+        in_channels: number of channels that the encoder sees, those of neighbouring planes included.
+            Default: `channels`, without neighbouring planes.
     """
 
     def __init__(
@@ -59,13 +67,16 @@ class HDN(VAESampler):
 
     @property
     def learning_rate(self) -> float:
-        """Lower for wide and for deep networks: what one update of every weight changes in the output
-        grows with the inputs of a convolution and with the blocks in a row. Measured on confocal FOV 1,
-        batches of 4: at 2e-3 the loss of LIGHT with 48 filters that grow by 1.5 goes to 1e9 from step 45
-        on, at 1.3e-3 it has a spike of 4e4, at 8e-4 none; that of 64 filters and 5 blocks rises from 3.8
-        to 7 at 2e-3, and falls at 5e-4."""
+        """Default learning rate, which is lower for wide and deep networks.
+
+        The change of the output by one update of all weights grows with the number of inputs of a
+        convolution and with the number of blocks in a row. Measured on confocal FOV 1 with batches of 4: at
+        2e-3 the loss of LIGHT with 48 filters and growth 1.5 rises to 1e9 from step 45 on, at 1.3e-3 it has a
+        spike of 4e4, at 8e-4 it has none; with 64 filters and 5 blocks it rises from 3.8 to 7 at 2e-3 and
+        falls at 5e-4.
+        """
         return LEARNING_RATE * min(1.0, 32 / self.width) * min(1.0, 2 / self.blocks)
 
     def kl_cost(self, kl: Tensor) -> Tensor:
-        """(B, levels) -> scalar: each image's KL per level counts from `free_bits` upwards."""
+        """(B, levels) -> scalar: nats per image, where a level counts only above `free_bits`."""
         return kl.clamp(min=self.free_bits).mean(dim=0).sum()

@@ -1,4 +1,4 @@
-"""The ladder VAE of HDN (Prakash et al., ICLR 2022): deterministic bottom-up, stochastic top-down."""
+"""The ladder VAE of HDN (Prakash et al., ICLR 2022), deterministic bottom-up and stochastic top-down."""
 
 from collections.abc import Iterable
 from itertools import pairwise
@@ -13,7 +13,7 @@ MAX_LOGVAR = 12.0
 
 
 class ResidualBlock(nn.Module):
-    """x + gate(2 x (batch norm, ELU, 3x3 convolution, channel dropout)(x))."""
+    """x + gate(f(x)), where f is twice: batch norm, ELU, 3x3 convolution, channel dropout."""
 
     def __init__(self, filters: int, dropout: float, gated: bool = True) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ def _unit(filters: int, dropout: float) -> list[nn.Module]:
 
 
 class Merge(nn.Module):
-    """Two feature maps of equal size into one."""
+    """Merges two feature maps of equal size into one."""
 
     def __init__(self, filters: int, dropout: float) -> None:
         super().__init__()
@@ -50,18 +50,21 @@ class Merge(nn.Module):
 
 
 class TopDownLevel(nn.Module):
-    """One stochastic level: prior p(z | above), posterior q(z | above, bottom-up), features one
-    octave finer."""
+    """One stochastic level: prior p(z | above), posterior q(z | above, bottom-up), and finer features."""
 
     def __init__(
         self, filters: int, finer: int, latents: int, blocks: int, dropout: float, top_size: int
     ) -> None:
-        """top_size > 0 makes it the top level, whose prior is learned instead of computed.
-        finer: filters of the level below, which its features are for."""
+        """Builds the level.
+
+        top_size: size in pixels of the learned prior of the top level; 0 for other levels, whose prior is
+        computed from the level above.
+        finer: number of filters of the level below, which receives the features.
+        """
         super().__init__()
         self.is_top = top_size > 0
         if self.is_top:
-            # zeros are N(0, I); per position, at the size of the training patches
+            # zeros mean N(0, I); one prior per position, at the size of the training patches
             self.prior = nn.Parameter(torch.zeros(1, 2 * latents, top_size, top_size))
         else:
             self.to_prior = nn.Conv2d(filters, 2 * latents, 3, padding=1)
@@ -75,7 +78,7 @@ class TopDownLevel(nn.Module):
         )
 
     def forward(self, bottom_up: Tensor, above: Tensor | None, active: bool) -> tuple[Tensor, Tensor]:
-        """(B, F, h, w) twice -> features (B, F', 2h, 2w) and KL(q || p) per image (B,) in nats."""
+        """Two maps (B, F, h, w) -> features (B, F', 2h, 2w) and KL(q || p) per image (B,) in nats."""
         if self.is_top:
             prior = self.prior
             if prior.shape[-2:] != bottom_up.shape[-2:]:
@@ -95,8 +98,11 @@ class TopDownLevel(nn.Module):
 
 
 def moments(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and log-variance of latents, in float32, for they must not be rounded. A log-variance beyond
-    what training reaches would overflow in exp, and one such step ends a training with NaN."""
+    """Mean and log-variance of latents, in float32, because half precision would round them.
+
+    The log-variance is bounded: one value beyond the range that training reaches would overflow in exp, and
+    a single NaN ends a training.
+    """
     mean, logvar = features.float().chunk(2, dim=1)
     return mean, logvar.clamp(-MAX_LOGVAR, MAX_LOGVAR)
 
@@ -110,12 +116,16 @@ def gaussian_kl(mean: Tensor, logvar: Tensor, prior_mean: Tensor, prior_logvar: 
 class LadderVAE(nn.Module):
     """Standardized images -> signal features, through `levels` stochastic levels.
 
-    active_levels: those, numbered from 1 (finest), that see the image; the others only pass on
-    what is above them (HDN3-6 is 3, 4, 5, 6).
-    unshuffle: every `unshuffle` x `unshuffle` pixels become channels of one, so that nothing is
-    computed at full resolution, where the published network (1) does 70 % of its arithmetic.
-    growth: factor from one level's filters to the next coarser one's, kept to multiples of 8.
-    in_channels: of the images that it encodes, by default `channels`, which it gives.
+    Args:
+        active_levels: levels that see the image, numbered from 1 (finest); the others only pass on the
+            features from above. HDN3-6 has 3, 4, 5, 6. Default: all.
+        unshuffle: `unshuffle` x `unshuffle` pixels become channels of one coarser pixel, so that nothing is
+            computed at full resolution, where the published network (unshuffle 1) does 70 % of its
+            arithmetic.
+        growth: factor from the filters of one level to those of the next coarser one, which are rounded to
+            multiples of 8.
+        in_channels: number of channels of the encoded images. Default: `channels`, the number of channels of
+            the signal.
     """
 
     def __init__(
@@ -168,11 +178,11 @@ class LadderVAE(nn.Module):
         self.head = nn.Conv2d(filters, image_channels, 3, padding=1)
 
     def encode(self, x: Tensor) -> list[Tensor]:
-        """(B, C, H, W) standardized -> bottom-up features, finest first, at the padded size / 2^level."""
+        """Standardized (B, C, H, W) -> bottom-up features, finest first, at the padded size / 2^level."""
         height, width = x.shape[-2:]
         top, bottom = _centred(height, self.multiple)
         left, right = _centred(width, self.multiple)
-        x = F.pad(x, (left, right, top, bottom))  # zero is the data's mean
+        x = F.pad(x, (left, right, top, bottom))  # zero is the mean of the data
         features = self.stem(F.pixel_unshuffle(x, self.unshuffle))
         bottom_up = []
         for level in self.bottom_up:
@@ -181,7 +191,7 @@ class LadderVAE(nn.Module):
         return bottom_up
 
     def decode(self, bottom_up: list[Tensor], height: int, width: int) -> tuple[Tensor, Tensor]:
-        """One draw -> signal (B, C, height, width) standardized, KL per image and level (B, levels)."""
+        """Draws latents once -> signal (B, C, height, width), standardized, and KL (B, levels) in nats."""
         features, kl = None, []
         for i in reversed(range(len(bottom_up))):
             features, level_kl = self.top_down[i](bottom_up[i], features, i + 1 in self.active)
@@ -197,6 +207,6 @@ class LadderVAE(nn.Module):
 
 
 def _centred(size: int, multiple: int) -> tuple[int, int]:
-    """Padding before and after that centres `size` in the next multiple."""
+    """Padding before and after that centres `size` in the next multiple of `multiple`."""
     total = -size % multiple
     return total // 2, total - total // 2

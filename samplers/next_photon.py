@@ -12,32 +12,35 @@ from samplers.noise.channels import ChannelNoise, estimate_noise
 from samplers.noise.gaussian import GaussianNoise
 from students.padding import crop, pad_to_multiple
 
-LEAST_SHARE, MOST_SHARE = 0.01, 0.99  # of an image's photons that the network sees in training
+LEAST_SHARE, MOST_SHARE = 0.01, 0.99  # shares of an image's photons that the network sees in training
 
 
 class NextPhoton(PosteriorSampler):
     """Generative Accumulation of Photons (GAP; Krull et al. 2023, arXiv:2307.06607).
 
-    The network sees the photons of an image so far and gives the distribution of the next one's place. Added
-    again and again from there, photons become an image almost free of shot noise: one draw. It learns from
-    noisy images alone, by cross entropy, from a random part of their photons and the rest.
+    From the photons of an image the network predicts the distribution of the position of the next photon.
+    Photons that are drawn from it and added, again and again, make an image almost free of shot noise, which
+    is one draw. The network learns from noisy images alone: it sees a random part of their photons and
+    predicts the rest under the cross entropy.
 
-    Where signals are intensities that Poisson statistics made photons of, draws are exact in the limit of
-    small `growth` and large `accumulation`. Otherwise their variance is less than the posterior's by the
-    factor (1 - 1 / accumulation) / (1 + growth): 0.88 by default. The total of a draw is that of the image.
+    If the noise is Poisson noise of the signal, draws are exact in the limit of small `growth` and large
+    `accumulation`. Otherwise their variance is that of the posterior times (1 - 1 / accumulation) / (1 +
+    growth), 0.88 by default. A draw has as much light in total as its image.
 
-    What one pass predicts, `predictive`, is the posterior mean already. A student is worth its training for
-    other functionals (median, mode, intervals), for a faster network, or for raw counts in one file.
+    One pass already gives the posterior mean (`predictive`). A student is worth its training for other
+    functionals (median, mode, intervals), for a faster network, or for a single file that takes raw counts.
 
     Args:
-        network: photons (B, C, *S), whole numbers -> logits (B, C, *S). If it needs sizes that are multiples
-            of a number, it says so in an attribute `multiple`. `WithLevel` makes one of a student's network.
+        network: network from photons (B, C, *S), whole numbers, to logits (B, C, *S). If it needs sizes that
+            are multiples of a number, it states that number in an attribute `multiple`. `WithLevel` makes
+            one from a student's network.
         gain: raw counts per photon. Default: estimated from the noisy training images.
-        black: raw counts of no light; only with `gain`.
-        channels: of the images.
-        growth: photons that are added between two passes of the network, as a share of those there.
-        accumulation: photons at the end, as a multiple of the image's. It takes log(accumulation) /
-            log(1 + growth) passes: 36 by default. The network meets brighter images than it was trained on.
+        black: raw counts without any light; only together with `gain`.
+        channels: number of channels of the images.
+        growth: photons that are added between two passes of the network, as a fraction of those in the image.
+        accumulation: photons of a finished draw, as a multiple of those of the image. A draw takes
+            log(accumulation) / log(1 + growth) passes, 36 by default. The network sees brighter images
+            there than those that it was trained on.
     """
 
     gain_of: Tensor
@@ -80,11 +83,11 @@ class NextPhoton(PosteriorSampler):
             self.gain_of[c], self.black_of[c] = gain, -offset / gain
 
     def photons(self, noisy: Tensor) -> Tensor:
-        """Raw counts -> whole numbers of photons."""
+        """Raw counts -> photons, rounded to whole numbers of at least 0, in the same shape."""
         return ((noisy.float() - self.black_of) / self.gain_of).round().clamp(min=0)
 
     def predictive(self, noisy: Tensor) -> Tensor:
-        """The posterior mean (B, C, *S) in raw counts, by one pass."""
+        """The posterior mean (B, C, *S) in raw counts, in one pass."""
         photons = self.photons(noisy)
         return self._counts(self._log_shares(photons).exp(), _total(photons))
 
@@ -101,11 +104,11 @@ class NextPhoton(PosteriorSampler):
         return torch.stack(list(self.draws(noisy, n)))
 
     def training_step(self, noisy: Tensor) -> tuple[Tensor, Tensor]:
-        """`cross_entropy`, and a draw, by the passes of `sample`."""
+        """(`cross_entropy`, a draw (B, C, *S) in raw counts made by `sample`)."""
         return self.cross_entropy(noisy), self.sample(noisy)[0]
 
     def cross_entropy(self, noisy: Tensor) -> Tensor:
-        """Nats per photon, of those that were kept from the network: a scalar."""
+        """Cross entropy, in nats per photon, of the photons that the network did not see: a scalar."""
         photons = self.photons(noisy)
         width = math.log(MOST_SHARE / LEAST_SHARE)
         share = MOST_SHARE * (-width * torch.rand_like(photons[:, :1, :1, :1])).exp()
@@ -114,14 +117,14 @@ class NextPhoton(PosteriorSampler):
         return -(rest * self._log_shares(part)).sum() / rest.sum().clamp(min=1)
 
     def _accumulated(self, photons: Tensor, shares: Tensor) -> Tensor:
-        """The last distribution of the next photon, after `passes` rounds."""
+        """Distribution of the next photon after `passes` rounds of adding photons."""
         for _ in range(self.passes):
             photons = photons + torch.poisson(shares * (self.growth * _total(photons)))
             shares = self._log_shares(photons).exp()
         return shares
 
     def _log_shares(self, photons: Tensor) -> Tensor:
-        """log p(next photon falls there), normalised over each image with all its channels."""
+        """log p(the next photon falls on a pixel), normalised over the pixels and channels of each image."""
         padded = pad_to_multiple(photons, getattr(self.network, "multiple", 1))
         logits = crop(self.network(padded).float(), photons.shape[2:])
         return logits.flatten(1).log_softmax(1).view_as(logits)
@@ -131,11 +134,14 @@ class NextPhoton(PosteriorSampler):
 
 
 class WithLevel(nn.Module):
-    """A network of images as one of photons: it sees how each pixel differs from the image's mean, as a share
-    of it, and the logarithm of that mean as a further channel; so it may meet brighter images than it has
-    seen.
+    """Makes a network of photons from an image network.
 
-    backbone: (B, C + 1, H, W) -> (B, C, H, W), such as UNet(in_channels=2) for C = 1.
+    The backbone sees the difference of each pixel from the image's mean, relative to that mean, and the
+    logarithm of the mean as a further channel. So the network also works on brighter images than those that
+    it was trained on.
+
+    Args:
+        backbone: network (B, C + 1, H, W) -> (B, C, H, W), such as UNet(in_channels=2) for C = 1.
     """
 
     def __init__(self, backbone: nn.Module) -> None:
@@ -143,11 +149,11 @@ class WithLevel(nn.Module):
         self.backbone, self.multiple = backbone, getattr(backbone, "multiple", 1)
 
     def forward(self, photons: Tensor) -> Tensor:
-        level = photons.mean(dim=(1, 2, 3), keepdim=True) + 0.1  # of images without any
+        level = photons.mean(dim=(1, 2, 3), keepdim=True) + 0.1  # an image may have no photon at all
         plane = level.log().expand(-1, 1, *photons.shape[2:])
         return self.backbone(torch.cat([(photons / level).sqrt() - 1, plane / 5], dim=1))
 
 
 def _total(photons: Tensor) -> Tensor:
-    """Of each image, (B, 1, 1, 1); at least 1, for images without any."""
+    """Photons of each image (B, 1, 1, 1); at least 1, so that images without photons work."""
     return photons.sum(dim=(1, 2, 3), keepdim=True).clamp(min=1)

@@ -1,4 +1,4 @@
-"""A trained network that draws in one pass, as a posterior sampler."""
+"""A posterior sampler from a trained network that draws in one pass."""
 
 from collections.abc import Callable, Iterator
 from typing import cast
@@ -12,8 +12,13 @@ _LIKE_THE_INPUT = {"out_channels": None, "scale": 1, "out_names": ()}
 
 
 class OnePassSampler(PosteriorSampler):
-    """denoiser: maps(noisy (B, C, *S)) -> {name: draw (B, C', *S')}, independent draws in raw counts,
-    fresh ones on every call: a DirectDenoiser trained with EnergyScore, from load_denoiser."""
+    """A frozen sampler around a denoiser whose output maps are draws.
+
+    Args:
+        denoiser: module with a method maps(noisy (B, C, *S)) -> {name: draw (B, C', *S')}, which returns
+            independent draws in raw counts, new ones on every call. `distill.load_denoiser` gives one from a
+            run that was trained with EnergyScore.
+    """
 
     def __init__(self, denoiser: nn.Module) -> None:
         super().__init__()
@@ -25,9 +30,9 @@ class OnePassSampler(PosteriorSampler):
         left = n
         while left > 0:
             with evaluating(self):
-                some = list(maps(noisy).values())[:left]
-            yield from some
-            left -= len(some)
+                draws = list(maps(noisy).values())[:left]
+            yield from draws
+            left -= len(draws)
 
     def sample(self, noisy: Tensor, n: int = 1) -> Tensor:
         return torch.stack(list(self.draws(noisy, n)))

@@ -1,4 +1,4 @@
-"""A posterior sampler that draws in one pass: a proper score in place of a likelihood, and no bound."""
+"""A posterior sampler that draws in one pass, trained by a proper score in place of a likelihood bound."""
 
 from __future__ import annotations
 
@@ -24,27 +24,32 @@ from students.unet import conv
 WEIGHTS = Path(__file__).with_name("stabilized.safetensors")
 CORRELATED = Path(__file__).with_name("correlated.safetensors")
 SPREAD_WIDTH = 32
-SCALES = (1,) * 8 + (2,) * 4 + (4,) * 2 + (8,) * 2  # pairs of px over which random numbers are correlated
+SCALES = (1,) * 8 + (2,) * 4 + (4,) * 2 + (8,) * 2  # random numbers are correlated over as many pairs of px
 
 
 class StabilizedSampler(PosteriorSampler):
-    """The posterior mean, and what a second network makes of random numbers where the first is unsure.
+    """Two networks: one predicts the posterior mean, the other adds a random deviation that makes a draw.
 
-    Both see noise of standard deviation 1 (`StabilizedUNet`), so that one set of weights starts them for
-    every camera (`load_pretrained`; `benchmarks/pretrain.py` made it). The mean goes on learning from noisy
-    images alone: a part of each image's light predicts the rest (`LightSplit`). The shipped spread stays
-    what it is: what is uncertain in the dark is less than what is known of any camera's noise. Both were
-    trained to be exact on synthetic images, the spread by the energy score (Gneiting & Raftery 2007),
-    which is least for draws from the posterior. Each channel is denoised by itself. Noise may be correlated
-    between pixels, alike everywhere; other weights start from there.
+    Both see images whose noise has standard deviation 1 (`StabilizedUNet`), so that one set of weights is a
+    start for every camera (`load_pretrained`; made by `benchmarks/pretrain.py`). The mean network is trained
+    further on noisy images alone, by predicting one part of each image's light from the other
+    (`LightSplit`). The shipped spread network stays fixed, because in dark regions the posterior's spread is
+    smaller than the error of any estimate of the camera's noise. Both networks were trained on synthetic
+    images, the spread network by the energy score (Gneiting & Raftery 2007), which is least for draws from
+    the posterior. Each channel is denoised by itself. Noise may be correlated between pixels in the same way
+    everywhere; then other shipped weights are loaded.
 
-    noise_model: GaussianNoise, PhotonNoise or CorrelatedNoise, a ChannelNoise of these for several channels,
-    or the .npz file of one; None estimates it.
+    Args:
+        noise_model: GaussianNoise, PhotonNoise or CorrelatedNoise, a ChannelNoise of these for several
+            channels, or the .npz file of one. Default: estimated from the noisy training images.
+        channels: number of channels of the images.
+        width: channels of the finest level of the mean network; the shipped weights have 40.
+        spread_width: channels of the finest level of the spread network; the shipped weights have 32.
     """
 
     files = ("noise_model",)
     noise_model: NoiseModel | None
-    shipped: Tensor  # whether the spread is the one in the package
+    shipped: Tensor  # whether the spread network has the shipped weights
     light: LightSplit | None
 
     def __init__(
@@ -73,7 +78,7 @@ class StabilizedSampler(PosteriorSampler):
 
     @property
     def trainable(self) -> bool:
-        """Not the shipped weights where noise is correlated: they would learn what its model misses."""
+        """False for shipped weights and correlated noise: they would learn noise that its model misses."""
         correlated = self.light is not None and self.light.correlated
         return super().trainable and not (correlated and bool(self.shipped))
 
@@ -86,8 +91,10 @@ class StabilizedSampler(PosteriorSampler):
         return () if self.light is None else self.light.noise.mirrors
 
     def load_pretrained(self) -> None:
-        """The weights that ship with the package, trained on synthetic images of many kinds; after `prepare`,
-        which tells whether noise is correlated."""
+        """Loads the weights that ship with the package, which were trained on synthetic images of many kinds.
+
+        Call `prepare` before, which finds out whether the noise is correlated.
+        """
         if self.spread_width != SPREAD_WIDTH:
             raise ValueError(
                 f"StabilizedSampler: the shipped spread_width is {SPREAD_WIDTH}, got {self.spread_width}; "
@@ -112,18 +119,18 @@ class StabilizedSampler(PosteriorSampler):
         self.mean.prepare(noisy, mean, std, *self.light.line, self.light.correlated)
 
     def answer(self, noisy: Tensor, share: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Raw counts (B, C, H, W) -> `answer_z` of them, at a multiple of pixels."""
+        """Raw counts (B, C, H, W) -> `answer_z` of the stabilized image, padded to a multiple of pixels."""
         padded = pad_to_multiple(noisy.float(), self.mean.multiple)
         return self.answer_z(*self.mean.stabilize(padded, share))
 
     def answer_z(self, z: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-        """The posterior mean in z, (B, C, H, W), and what `spread` sees, (B, 3 * C, H, W)."""
+        """Stabilized z (B, C, H, W) -> posterior mean in z, and the input of `spread` (B, 3 * C, H, W)."""
         added = self.mean.maps(z, level)[:, :, 0]
-        # The mean learns from its own error.
+        # Detached, because the mean network learns from its own error alone.
         return z + added, torch.cat([(z - level) / 4, z.clamp(max=16) / 8, added.detach()], dim=1)
 
     def _draw(self, centre: Tensor, features: Tensor, n: int) -> Tensor:
-        """(n * B, C, H, W), n draws of each image in z."""
+        """n draws of each image, (n * B, C, H, W) in z."""
         added = self.spread(features.repeat(n, 1, 1, 1)).unflatten(0, (-1, self.channels))
         return centre.repeat(n, 1, 1, 1) + added.squeeze(2)
 
@@ -131,10 +138,10 @@ class StabilizedSampler(PosteriorSampler):
         return crop(self.mean.counts(z, share), like.shape[2:])
 
     def draws(self, noisy: Tensor, n: int) -> Iterator[Tensor]:
-        """One pass of the mean network; several of the small one at a time, as many as DRAW_PIXELS allows."""
+        """Runs the mean network once, then the small one for as many draws at once as DRAW_PIXELS allows."""
         with evaluating(self):
-            centre, seen = self.answer(noisy)
-            features = self.spread.look(seen)
+            centre, inputs = self.answer(noisy)
+            features = self.spread.look(inputs)
         at_once = max(1, min(n, DRAW_PIXELS // noisy[:, 0].numel()))
         for start in range(0, n, at_once):
             k = min(at_once, n - start)
@@ -146,29 +153,33 @@ class StabilizedSampler(PosteriorSampler):
         return torch.stack(list(self.draws(noisy, n)))
 
     def training_step(self, noisy: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean's error on a part of the light that it has not seen, and a draw given all of it. A spread
-        without shipped weights learns by the energy score of draws, observed as the unseen part is."""
+        """The loss, and a draw from all of the light.
+
+        The loss of the mean network is its error on the part of the light that it does not see. A spread
+        network without shipped weights adds the energy score of draws, with noise like that of this part.
+        """
         if self.light is None:
             raise ValueError("StabilizedSampler: has no noise model yet; call prepare")
         first, second = self.light(noisy)
-        centre, seen = self.answer(first, SHARE)
+        centre, inputs = self.answer(first, SHARE)
         loss = self.light.error(self._counts(centre, noisy, SHARE), second, noisy)
         if not self.shipped:
             n, rest = self.score.samples, 1 - SHARE
-            signal = self._counts(self._draw(centre.detach(), self.spread.look(seen), n), noisy, SHARE)
-            known = signal.detach()
-            noise = self.light(self.light.observe(known))[1] - known
-            observed, unseen = (self.mean.stabilize(v, rest)[0] for v in (signal + noise, second))
-            observed = observed.unflatten(0, (n, -1)).transpose(0, 1).flatten(1, 2)
-            loss = loss + self.score(observed, unseen[None])
+            signal = self._counts(self._draw(centre.detach(), self.spread.look(inputs), n), noisy, SHARE)
+            fixed = signal.detach()
+            noise = self.light(self.light.observe(fixed))[1] - fixed
+            draws, target = (self.mean.stabilize(v, rest)[0] for v in (signal + noise, second))
+            draws = draws.unflatten(0, (n, -1)).transpose(0, 1).flatten(1, 2)
+            loss = loss + self.score(draws, target[None])
         return loss, self.sample(noisy)[0]
 
 
 class Spread(nn.Module):
-    """What a draw adds to the mean in z: random numbers at half the resolution, scaled by what a U-Net finds
-    uncertain in the image, and then made to fit it.
+    """The random deviation of a draw from the posterior mean, in z.
 
-    The U-Net (`look`) runs once for each image; a draw is four convolutions.
+    Random numbers at half the resolution are scaled by the uncertainty that a U-Net predicts from the image,
+    and are then adapted to the image. The U-Net (`look`) runs once for each image; a draw takes four
+    convolutions.
     """
 
     def __init__(self, width: int) -> None:
@@ -179,20 +190,20 @@ class Spread(nn.Module):
         self.fit = nn.Sequential(conv(2 * width, width), nn.ReLU(inplace=True), conv(width, width))
         starts = [(self.scale, 0.1, -1.0), (self.mix, 1.0, 0.0), (self.fit[2], 0.1, 0.0)]
         starts.append((self.context.head[0], 0.3, 0.0))
-        with torch.no_grad():  # as a little noise, the same everywhere: a product diverges easily
+        with torch.no_grad():  # starts as weak noise, alike everywhere, because products diverge easily
             for layer, factor, constant in starts:
                 weight, bias = layer.parameters()
                 weight.mul_(factor)
                 bias.fill_(constant)
 
-    def look(self, seen: Tensor) -> Tensor:
-        """(B, 3 * C, H, W) -> features (B * C, width, H / 2, W / 2): each channel by itself."""
-        each = seen.unflatten(1, (3, -1)).transpose(1, 2).flatten(0, 1)
+    def look(self, inputs: Tensor) -> Tensor:
+        """(B, 3 * C, H, W) -> features (B * C, width, H / 2, W / 2), of each channel by itself."""
+        each = inputs.unflatten(1, (3, -1)).transpose(1, 2).flatten(0, 1)
         each = each.contiguous(memory_format=torch.channels_last)
-        return self.context.body(in_float32(self.context.stem, each))  # z has more digits than bf16
+        return self.context.body(in_float32(self.context.stem, each))  # bf16 would round z
 
     def forward(self, features: Tensor) -> Tensor:
-        """-> (B * C, 1, H, W), another one on every call."""
+        """Features of `look` -> a random deviation (B * C, 1, H, W), another one on every call."""
         numbers = torch.cat([smooth_noise(features[:, :1], scale) for scale in SCALES], dim=1)
         scaled = (numbers * 2 * self.scale(features).sigmoid()).contiguous(memory_format=torch.channels_last)
         mixed = self.mix(scaled)

@@ -1,4 +1,4 @@
-"""HDN for noise that is correlated between pixels, with a noise model fitted before or none."""
+"""HDN for noise that is correlated between pixels, with a noise model that is fitted before or learned."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ from students.precision import in_float32
 class StructuredNoiseVAE(HDN):
     """HDN whose likelihood is a fitted AutoregressiveNoise (Salmon & Krull, ECCV workshops 2022).
 
-    noise_model: fitted to frames without signal, or to noisy - signal (an object or its .npz
-    file); it stays as it is. For noise that depends on the signal, or if there is nothing to
-    fit it to: JointNoiseVAE.
-    Without dropout and free bits, as published; 0.5 to 1 free bits help if the KL sticks at 0.
+    For noise that depends on the signal, or without data to fit a noise model to, use JointNoiseVAE. As
+    published, there is no dropout and there are no free bits; 0.5 to 1 free bits help if the KL stays at 0.
+
+    Args:
+        noise_model: model that was fitted to frames without signal, or to noisy - signal, or its .npz file.
+            Training does not change it.
     """
 
     def __init__(
@@ -54,20 +56,26 @@ class StructuredNoiseVAE(HDN):
 class JointNoiseVAE(HDN):
     """Learns signal and noise together from noisy images alone (Salmon & Krull, WACV 2025).
 
-    For noise that is correlated along one axis only, even if it depends on the signal: `x`
-    along the rows, `y` along the columns. The ladder VAE ends in a code of each pixel; p(noisy |
-    code) conditions each pixel on its code and on those before it along that axis, so it can
-    explain line noise; the rest of the image has to pass through the code. A draw is what a
-    second decoder, trained by MSE against the noisy image, reads from the code: E[noisy | code].
-    Integers are dequantised in training, as AutoregressiveNoise.fit does.
+    For noise that is correlated along one axis only; it may depend on the signal. The ladder VAE ends in a
+    code of each pixel. p(noisy | code) conditions each pixel on its code and on the pixels before it along
+    that axis, so it can explain line noise, while the rest of the image has to pass through the code. A
+    second decoder, trained by MSE against the noisy image, computes the draw E[noisy | code] from the code.
+    Integer images are dequantised in training, as in AutoregressiveNoise.fit.
 
-    The ladder and its sizes are HDN's, and so is free_bits = 1: with 0, as published, some runs let
-    the noise decoder explain everything and end with a constant signal. code: channels of the
-    code, and filters of both decoders. kernel, dilations: the noise decoder sees (kernel - 1) *
-    (1 + sum of dilations) pixels of the line, 40 as published. components: of its mixture.
+    The ladder is that of HDN, and so is free_bits = 1: with 0, as published, the noise decoder explains
+    everything in some runs, and the signal ends as a constant.
+
+    Args:
+        direction: axis along which the noise is correlated, "x" along rows or "y" along columns.
+        code: number of channels of the code, and of filters of both decoders.
+        kernel: kernel size of the noise decoder.
+        dilations: dilations of the noise decoder, which sees (kernel - 1) * (1 + sum of dilations) pixels of
+            the line: 40 by default, as published.
+        components: number of Gaussians of the noise decoder's mixture.
+        min_scale: lower bound of a component's std, in units of the data's std.
     """
 
-    isotropic = False  # turned lines would count as signal; those of other rows may come in any order
+    isotropic = False  # turned lines would count as signal; the order of the rows does not matter
     vae: CodeVAE
     noise_model: PixelCNN  # p(noisy | code), where HDN has p(noisy | signal)
 
@@ -100,7 +108,7 @@ class JointNoiseVAE(HDN):
         self.noise_model = noise_model
         self.mirrors = ("y",) if direction == "x" else ("x",)
         self.direction, self.code, self.kernel = direction, code, kernel
-        self.of_integers = False  # a density that learns from them would collapse on their values
+        self.of_integers = False  # a density that is fitted to integers would collapse on them
         self.dilations, self.components, self.min_scale = list(dilations), components, min_scale
         self.vae = CodeVAE(code, channels, levels, latents, filters, blocks, dropout, patch_size)
 
@@ -109,8 +117,8 @@ class JointNoiseVAE(HDN):
         self.of_integers = bool((noisy == noisy.round()).all())
 
     def training_step(self, noisy: Tensor) -> tuple[Tensor, Tensor]:
-        """(negative ELBO in nats per pixel of raw counts + the signal decoder's MSE in units of
-        the data's variance, the draw). The MSE trains the signal decoder and nothing else."""
+        """(loss, draw): the negative ELBO in nats per pixel of raw counts, plus the signal decoder's MSE in
+        units of the data's variance. The MSE trains the signal decoder and nothing else."""
         if self.of_integers:
             noisy = noisy + torch.rand_like(noisy) - 0.5
         x = (noisy - self.mean) / self.std
@@ -122,8 +130,10 @@ class JointNoiseVAE(HDN):
         return elbo_loss + F.mse_loss(signal, x), signal * self.std + self.mean
 
     def log_density(self, x: Tensor, code: Tensor) -> Tensor:
-        """log p(x | code), x (B, C, H, W) standardized, code (B, C * code, H, W) -> (B * C, H, W)
-        or its transpose. Each channel has its own part of the code."""
+        """log p(x | code) in nats, (B * C, H, W) or its transpose.
+
+        x (B, C, H, W) is standardized, code is (B, C * code, H, W): each channel has its own part of it.
+        """
         x, code = (
             x.flatten(0, 1).unsqueeze(1),
             code.unflatten(1, (len(self.mean), -1)).flatten(0, 1),
@@ -134,7 +144,7 @@ class JointNoiseVAE(HDN):
 
 
 class CodeVAE(LadderVAE):
-    """The ladder VAE that ends in a code of each pixel, and a decoder from it to the signal."""
+    """A ladder VAE that ends in a code of each pixel, and a decoder from the code to the signal."""
 
     def __init__(self, code: int, channels: int, levels: int, latents: int, filters: int, *rest) -> None:
         super().__init__(channels, levels, latents, filters, *rest)
@@ -142,17 +152,17 @@ class CodeVAE(LadderVAE):
         self.signal = SignalDecoder(channels * code, code, channels)
 
     def code(self, bottom_up: list[Tensor], height: int, width: int) -> tuple[Tensor, Tensor]:
-        """One draw -> code (B, channels * code, height, width), KL per image and level."""
+        """Draws latents once -> code (B, channels * code, height, width), and KL (B, levels) in nats."""
         return super().decode(bottom_up, height, width)
 
     def decode(self, bottom_up: list[Tensor], height: int, width: int) -> tuple[Tensor, Tensor]:
-        """One draw -> signal (B, C, height, width) standardized, KL per image and level."""
+        """Draws latents once -> signal (B, C, height, width), standardized, and KL (B, levels) in nats."""
         code, kl = self.code(bottom_up, height, width)
         return self.signal(code.detach()), kl
 
 
 class SignalDecoder(nn.Module):
-    """Four 3x3 convolutions over reflected borders. ELU, because the published ReLU can die."""
+    """Four 3x3 convolutions with reflected borders; ELU, because units of the published ReLU can die."""
 
     def __init__(self, code: int, filters: int, channels: int) -> None:
         super().__init__()
@@ -160,7 +170,7 @@ class SignalDecoder(nn.Module):
         self.layers = nn.ModuleList(nn.Conv2d(a, b, 3) for a, b in pairwise(sizes))
 
     def forward(self, x: Tensor) -> Tensor:
-        mode = "reflect" if min(x.shape[-2:]) > 1 else "replicate"  # one pixel has no reflection
+        mode = "reflect" if min(x.shape[-2:]) > 1 else "replicate"  # a single pixel cannot be reflected
         *layers, last = self.layers
         for layer in layers:
             x = F.elu(layer(F.pad(x, (1, 1, 1, 1), mode)))

@@ -1,4 +1,4 @@
-"""Does a sampler keep the rules that distillation relies on? For the tests of third-party samplers."""
+"""Checks that a sampler keeps the rules that distillation relies on, for the tests of your own samplers."""
 
 import copy
 from collections.abc import Callable, Iterable
@@ -21,28 +21,30 @@ def check_sampler(
 ) -> None:
     """Raises a ValueError that names the first rule of PosteriorSampler that `sampler` breaks.
 
-    Works on copies, prepared with `noisy`; torch's random state is left as it was.
+    The checks work on copies of the sampler, prepared with `noisy`, and leave torch's random state unchanged.
 
     Args:
-        noisy: images (B, C, *S) in raw counts, B >= 2, like those that the sampler is for.
-            Default: smooth 32 x 32 ones around 100 counts.
-        scale_equivariant: also check that draws follow a change of gain and offset of the images.
-        sizes: image sizes that it must also take; () for those of `noisy` alone.
+        sampler: sampler to be checked; not changed.
+        noisy: images (B, C, *S) in raw counts, B >= 2, like those that the sampler is made for.
+            Default: smooth images of 32 x 32 pixels around 100 counts.
+        device: device on which the checks run. Default: "cpu".
+        scale_equivariant: whether to check also that draws follow a change of the images' gain and offset.
+        sizes: further image sizes that the sampler must take; () to check the size of `noisy` alone.
     """
     if noisy is None:
         noisy = _example(getattr(sampler, "in_channels", getattr(sampler, "channels", 1)))
-    noisy, untouched = noisy.to(device), copy.deepcopy(sampler).to(device)
+    noisy, unprepared = noisy.to(device), copy.deepcopy(sampler).to(device)
     cuda = [noisy.device] if noisy.device.type == "cuda" else []
     with torch.random.fork_rng(cuda), torch.enable_grad():
         try:
-            prepared = _prepared(untouched, noisy)
+            prepared = _prepared(unprepared, noisy)
             _check_shapes(prepared, noisy, sizes)
             for check in (_check_randomness, _check_side_effects, _check_units, _check_draws):
                 check(prepared, noisy)
-            _check_state(prepared, untouched, noisy)
+            _check_state(prepared, unprepared, noisy)
             if scale_equivariant:
-                _check_equivariance(prepared, _prepared(untouched, 3 * noisy + 50), noisy)
-            _check_training_step(prepared, noisy)  # last: it may change what is drawn (batch norm)
+                _check_equivariance(prepared, _prepared(unprepared, 3 * noisy + 50), noisy)
+            _check_training_step(prepared, noisy)  # last, because it may change draws (batch norm)
         except ValueError as error:
             raise ValueError(f"{type(sampler).__name__}: {error}") from error
 
@@ -61,8 +63,8 @@ def _prepared(sampler: PosteriorSampler, noisy: Tensor) -> PosteriorSampler:
     return sampler.to(noisy.device)
 
 
-def _require(kept: bool | Tensor, rule: str) -> None:
-    if not kept:
+def _require(condition: bool | Tensor, rule: str) -> None:
+    if not condition:
         raise ValueError(rule)
 
 
@@ -83,19 +85,19 @@ def _check_shapes(sampler: PosteriorSampler, noisy: Tensor, sizes: Iterable[tupl
         for n in (1, 3):
             call = f"sample(noisy {tuple(image.shape)}, n={n})"
             try:
-                got = sampler.sample(image, n)
-            except Exception as error:  # the sampler under test may raise anything, and that is what to tell
+                draws = sampler.sample(image, n)
+            except Exception as error:  # a sampler under test may raise anything, which the message reports
                 reason = " ".join(repr(error).split())
                 raise ValueError(f"sizes: {call} raised {reason}") from error
-            is_tensor = isinstance(got, Tensor)
-            shape = tuple(got.shape) if is_tensor else type(got).__name__
-            wanted = (n, *sampler.draw_shape(image.shape))
+            is_tensor = isinstance(draws, Tensor)
+            shape = tuple(draws.shape) if is_tensor else type(draws).__name__
+            expected = (n, *sampler.draw_shape(image.shape))
             declared = f"out_channels={sampler.out_channels}, scale={sampler.scale}"
-            _require(shape == wanted, f"shapes: {call} gave {shape}, must be {wanted} ({declared})")
-            finite = got.is_floating_point() and got.isfinite().all()
+            _require(shape == expected, f"shapes: {call} gave {shape}, must be {expected} ({declared})")
+            finite = draws.is_floating_point() and draws.isfinite().all()
             _require(finite, f"values: {call} gave draws that are not finite floats")
-            kept = got.device == image.device
-            _require(kept, f"device: draws on {got.device} of images on {image.device}")
+            same_device = draws.device == image.device
+            _require(same_device, f"device: draws on {draws.device} of images on {image.device}")
             _require(torch.equal(image, before), f"input: {call} changed the images in place")
 
 
@@ -116,13 +118,13 @@ def _check_side_effects(sampler: PosteriorSampler, noisy: Tensor) -> None:
         modes = [module.training for module in sampler.modules()]
 
         def check(when: str, modes: list[bool] = modes) -> None:
-            kept = modes == [module.training for module in sampler.modules()]
-            _require(kept, f"mode: train/eval mode changed {when}")
+            unchanged = modes == [module.training for module in sampler.modules()]
+            _require(unchanged, f"mode: train/eval mode changed {when}")
             _require(torch.is_grad_enabled(), f"grad mode: gradients are off {when}")
 
         draws = sampler.sample(noisy, 2)
         check("after sample")
-        _require(not draws.requires_grad, "gradient: draws of sample carry one; use no_grad")
+        _require(not draws.requires_grad, "gradient: draws of sample require one; use no_grad")
         half_way = sampler.draws(noisy, 3)
         next(half_way)
         check("between two draws")
@@ -135,7 +137,7 @@ def _check_side_effects(sampler: PosteriorSampler, noisy: Tensor) -> None:
 
 def _check_units(sampler: PosteriorSampler, noisy: Tensor) -> None:
     if sampler.out_channels not in (None, noisy.shape[1]):
-        return  # the parts of an image are as bright as they are
+        return  # the parts of an image may have any brightness
     drawn, mean, std = (float(v) for v in (sampler.sample(noisy, 8).mean(), noisy.mean(), noisy.std()))
     rule = f"units: draws have mean {drawn:.4g}, the images {mean:.4g} +- {std:.4g}; both are raw counts"
     _require(abs(drawn - mean) < 3 * std, rule)
@@ -147,18 +149,18 @@ def _check_draws(sampler: PosteriorSampler, noisy: Tensor) -> None:
     rule = f"draws: draws(noisy, 8) gave shapes {shapes}, must be 8 of {tuple(together.shape[1:])}"
     _require(shapes == [tuple(together.shape[1:])] * 8, rule)
     one_by_one = torch.stack(one_by_one)
-    _require(not one_by_one.requires_grad, "gradient: those of draws carry one; use no_grad")
+    _require(not one_by_one.requires_grad, "gradient: draws of draws() require one; use no_grad")
     distinct = not all(_same(draw, one_by_one[0]) for draw in one_by_one[1:])
-    _require(distinct, "draws: draws(noisy, 8) gave 8 times the same")
+    _require(distinct, "draws: draws(noisy, 8) gave the same draw 8 times")
     levels = [draws.flatten(1).mean(dim=1).double() for draws in (together, one_by_one)]
     spread = ((levels[0].var() + levels[1].var()) / 8).sqrt() + 1e-3 * float(noisy.std())
     gap = abs(levels[0].mean() - levels[1].mean())
-    _require(gap < 6 * spread, f"draws: their mean is {float(gap):.4g} from that of sample's")
+    _require(gap < 6 * spread, f"draws: their mean differs by {float(gap):.4g} from that of sample")
 
 
 def _check_state(sampler: PosteriorSampler, unprepared: PosteriorSampler, noisy: Tensor) -> None:
     state, loaded = copy.deepcopy(sampler.state_dict()), copy.deepcopy(unprepared)
-    for tensor in loaded.state_dict().values():  # shares their memory: nothing is left but what loads
+    for tensor in loaded.state_dict().values():  # shares their memory: only loaded values remain
         tensor.zero_()
     try:
         loaded.load_state_dict(state)
@@ -167,7 +169,7 @@ def _check_state(sampler: PosteriorSampler, unprepared: PosteriorSampler, noisy:
         raise ValueError(f"state_dict: cannot be loaded: {line}") from error
     before = _seeded(lambda: sampler.sample(noisy))
     after = _seeded(lambda: loaded.sample(noisy))
-    rule = "state_dict: one that loaded it draws otherwise; keep all in parameters and buffers"
+    rule = "state_dict: a copy that loads it draws otherwise; keep all state in parameters and buffers"
     _require(_same(before, after), rule)
 
 
@@ -175,7 +177,7 @@ def _check_training_step(sampler: PosteriorSampler, noisy: Tensor) -> None:
     if not sampler.trainable:
         _check_frozen(sampler, noisy)
         return
-    seen, other, evaluated = (copy.deepcopy(sampler.train()) for _ in range(3))
+    twin, other, evaluated = (copy.deepcopy(sampler.train()) for _ in range(3))
     torch.manual_seed(1)
     loss, draw = _step(sampler, noisy)
     later = _step(sampler, noisy)[1]
@@ -185,16 +187,16 @@ def _check_training_step(sampler: PosteriorSampler, noisy: Tensor) -> None:
     gradients = [g for g in torch.autograd.grad(loss, parameters, allow_unused=True) if g is not None]
     finite = all(g.isfinite().all() for g in gradients) and any(g.any() for g in gradients)
     _require(finite, "training_step: the loss's gradient is absent, zero or not finite")
-    got, wanted = tuple(draw.shape), tuple(sampler.sample(noisy).shape[1:])
-    _require(got == wanted, f"training_step: the draw has shape {got}, must be {wanted}")
+    shape, expected = tuple(draw.shape), tuple(sampler.sample(noisy).shape[1:])
+    _require(shape == expected, f"training_step: the draw has shape {shape}, must be {expected}")
     _require(not _same(draw, later), "training_step: two steps made the same draw")
-    again = _seeded(lambda: _step(seen, noisy)[1])
-    _require(_same(draw, again), "training_step: another draw from the same random state")
+    again = _seeded(lambda: _step(twin, noisy)[1])
+    _require(_same(draw, again), "training_step: it made another draw from the same random state")
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
         changed = _seeded(lambda: _step(other, noisy)[1])
-        rule = "training_step: the draw does not depend on the parameters; return that of its own pass"
+        rule = "training_step: the draw does not depend on the parameters; return the draw of its own pass"
         _require(not _same(draw, changed), rule)
         loss, _ = _step(evaluated.eval(), noisy)  # as in validation
     _require(loss.ndim == 0 and loss.isfinite(), "training_step: no finite loss in eval mode")
@@ -220,6 +222,6 @@ def _step(sampler: PosteriorSampler, noisy: Tensor) -> tuple[Tensor, Tensor]:
 
 def _check_equivariance(sampler: PosteriorSampler, scaled: PosteriorSampler, noisy: Tensor) -> None:
     expected = 3 * _seeded(lambda: sampler.sample(noisy)) + 50
-    got = _seeded(lambda: scaled.sample(3 * noisy + 50))
-    close = (got - expected).abs().max() < 1e-2 * expected.std()
-    _require(close, "equivariance: draws of 3 x + 50 are not 3 x the draws of x, + 50")
+    draws = _seeded(lambda: scaled.sample(3 * noisy + 50))
+    close = (draws - expected).abs().max() < 1e-2 * expected.std()
+    _require(close, "equivariance: draws of 3 x + 50 are not 3 times the draws of x, plus 50")

@@ -1,4 +1,4 @@
-"""What the VAE samplers share: standardization, the negative ELBO, and draws that encode once."""
+"""The common part of VAE samplers: standardization, the negative ELBO, and draws that encode once."""
 
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -14,30 +14,34 @@ from samplers.noise.channels import estimate_noise, warn_of_unlike_channels
 from samplers.noise.split import LightSplit
 
 CORRELATED = (
-    "{} takes each pixel's noise for independent, so that most of it stays in the draws; use the sampler "
-    "StabilizedSampler, StructuredNoiseVAE with a fitted noise model (distill noise-model fit --kind "
+    "{} assumes that the noise of each pixel is independent, so most of it stays in the draws; use the "
+    "sampler StabilizedSampler, StructuredNoiseVAE with a fitted noise model (distill noise-model fit --kind "
     "autoregressive), or JointNoiseVAE for lines along x or y"
 )
-DRAW_PIXELS = 2**17  # pixels that are decoded at once: bounds the memory of many draws
+DRAW_PIXELS = 2**17  # pixels that are decoded at once, which bounds the memory of many draws
 
 
 class VAE(Protocol):
     """A network in standardized units."""
 
     def encode(self, x: Tensor, /) -> list[Tensor]:
-        """(B, C, H, W) -> feature maps."""
+        """Encodes standardized images (B, C, H, W) -> feature maps."""
         ...
 
     def decode(self, features: list[Tensor], height: int, width: int, /) -> tuple[Tensor, Tensor]:
-        """One draw -> signal (B, C, height, width), and its KL (B, ...) in nats."""
+        """Draws latents once -> signal (B, C, height, width), and its KL (B, ...) in nats."""
         ...
 
 
 class VAESampler(PosteriorSampler):
-    """A VAE whose decoder predicts the signal, and a fixed noise model p(noisy | signal).
+    """A VAE whose decoder predicts the signal, with a fixed noise model p(noisy | signal).
 
-    in_channels: what the encoder sees: the channels of the plane, then those of its context, if it has one.
-    The likelihood and the draws are of the plane alone.
+    Args:
+        noise_model: p(noisy | signal), or the .npz file of one. None: estimated from the training images.
+        channels: number of channels of the image.
+        kl_warmup: training steps over which the weight of the KL rises from 0 to 1.
+        in_channels: number of channels that the encoder sees: those of the plane, followed by those of
+            neighbouring planes. The likelihood and the draws are of the plane alone. Default: `channels`.
     """
 
     files = ("noise_model",)
@@ -57,38 +61,40 @@ class VAESampler(PosteriorSampler):
     ) -> None:
         super().__init__()
         is_file = isinstance(noise_model, str | PathLike)
-        # registered even if None: what replaces it later comes before the network in state_dict
+        # Registered even if None, so that a later model comes before the network in state_dict.
         self.register_module("noise_model", load_noise_model(noise_model) if is_file else noise_model)
         if self.noise_model is not None and type(self).isotropic:
             self.isotropic, self.mirrors = self.noise_model.isotropic, self.noise_model.mirrors
-        self.register_module("light", None)  # what `prepare` finds, where it estimates noise
+        self.register_module("light", None)  # set by `prepare` if it estimates the noise
         self.channels, self.kl_warmup = channels, kl_warmup
         self.in_channels = channels if in_channels is None else in_channels
         if self.in_channels < 1 or self.in_channels % channels:
             raise ValueError(f"in_channels: got {in_channels}, must be a multiple of channels={channels}")
         if self.in_channels != channels:
             self.declare(channels)
-        # A tensor, so that a resumed run continues from here; a whole number, which several processes add up.
+        # A tensor, so that a resumed run continues from here; whole numbers, because processes sum them.
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
         self.register_buffer("mean", torch.zeros(channels, 1, 1))
         self.register_buffer("std", torch.ones(channels, 1, 1))
 
     @abstractmethod
     def kl_cost(self, kl: Tensor) -> Tensor:
-        """The KL that `vae.decode` returned -> nats per image that the loss counts, a scalar."""
+        """KL of `vae.decode` -> the nats per image that count in the loss, a scalar."""
 
     def warmed_up(self, kl_cost: Tensor) -> Tensor:
-        """The KL's weight rises from 0 to 1 over `kl_warmup` training steps, so that the latents
-        are not given up before the decoder can use them (posterior collapse)."""
+        """Weights the KL by a factor that rises from 0 to 1 over `kl_warmup` training steps.
+
+        Without it the encoder may abandon latents before the decoder can use them (posterior collapse).
+        """
         if not self.training or not self.kl_warmup:
             return kl_cost
         self.steps += 1
         return kl_cost * (self.steps / self.kl_warmup).clamp(max=1)
 
     def log_kl(self, kl: Tensor) -> None:
-        """Nats per image of each level, kl_1 the finest, before free bits and warm-up."""
+        """Logs the nats per image of each level, kl_1 the finest, before free bits and warm-up."""
         levels = kl.detach().reshape(len(kl), -1).mean(dim=0)
-        if self.training:  # a validation in between must not count
+        if self.training:  # the log is of training steps, not of a validation between them
             self.logged = {f"kl_{i}": nats for i, nats in enumerate(levels, start=1)}
 
     def prepare(self, noisy: Tensor, mean: Tensor, std: Tensor) -> None:
@@ -107,23 +113,23 @@ class VAESampler(PosteriorSampler):
             self.light = LightSplit.fit(noisy, advice=CORRELATED.format(type(self).__name__))
 
     def plane(self, noisy: Tensor) -> Tensor:
-        """Of (B, in_channels, *S) the first `channels`: those of the plane itself, without its context."""
+        """(B, in_channels, *S) -> (B, channels, *S): the plane itself, without neighbouring planes."""
         return noisy if self.in_channels == self.channels else noisy[:, : self.channels]
 
     def encode(self, noisy: Tensor) -> list[Tensor]:
-        """Raw counts of all planes -> the network's feature maps."""
+        """Raw counts (B, in_channels, H, W) -> the network's feature maps."""
         if self.in_channels == self.channels:
             return self.vae.encode((noisy - self.mean) / self.std)
         if noisy.shape[1] != self.in_channels:
             raise ValueError(
                 f"{type(self).__name__}: got {noisy.shape[1]} channels, sees {self.in_channels} with those "
-                "of its context; pass the run that it is of, or such images"
+                "of its context; pass the run of this sampler, or images with as many channels"
             )
         planes = noisy.unflatten(1, (-1, self.channels))
         return self.vae.encode(((planes - self.mean) / self.std).flatten(1, 2))
 
     def training_step(self, noisy: Tensor) -> tuple[Tensor, Tensor]:
-        """Negative ELBO in nats per pixel of raw counts, and the draw that it was computed from."""
+        """(negative ELBO in nats per pixel of raw counts, the draw (B, C, H, W) of that pass)."""
         features, noisy = self.encode(noisy), self.plane(noisy)
         signal, kl = self.vae.decode(features, *noisy.shape[-2:])
         signal = signal * self.std + self.mean
@@ -136,7 +142,7 @@ class VAESampler(PosteriorSampler):
         return reconstruction + self.warmed_up(self.kl_cost(kl)) / noisy[0].numel(), signal
 
     def draws(self, noisy: Tensor, n: int) -> Iterator[Tensor]:
-        """Encodes once; decodes several draws at a time, as many as DRAW_PIXELS allows."""
+        """Encodes once, and decodes as many draws at a time as DRAW_PIXELS allows."""
         with evaluating(self):
             features = self.encode(noisy)
         at_once = max(1, min(n, DRAW_PIXELS // noisy[:, 0].numel()))

@@ -1,4 +1,4 @@
-"""Networks that answer in one pass: any nn.Module (B, C, *S) -> (B, K, *S)."""
+"""Students, the networks that answer in one pass: any nn.Module (B, C, *S) -> (B, K, *S)."""
 
 from students.encoder_decoder import EncoderDecoder
 from students.light import LightUNet

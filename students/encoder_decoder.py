@@ -9,35 +9,42 @@ from students import smp
 from students.precision import in_float32
 from students.upscale import conv, factors, upscaled
 
-FEATURES = 8  # channels at full resolution: as good as 16 on the built-in specimen, and faster
+FEATURES = 8  # channels at full resolution; faster than 16, and as good on the built-in specimen
 
 
 class EncoderDecoder(nn.Module):
-    """(B, in_channels, H, W) -> (B, out_channels, H, W); H and W multiples of 2^depth.
+    """A pretrained or new encoder with a decoder: (B, in_channels, H, W) -> (B, out_channels, H, W).
 
-    smp's decoders never see the pixels, only features of half their resolution or less. So two
-    convolutions join their output with the input at full resolution. On the built-in specimen: 30.2 dB;
-    with the input merely added to the output, 24.6 dB; with neither, 24.1 dB.
+    H and W must be multiples of 2^depth.
 
-    Batch normalisation keeps its first statistics, those of pretraining or of noise (`_settle`), and
-    learns scale and shift only: batch statistics of small patches differ from those of whole images
-    (25.0 dB with them). With fixed statistics the network computes the same in training and prediction,
-    and batches of one image work. Dropout is off.
+    The decoders of smp see only features of half the resolution or less, never the pixels. So two further
+    convolutions join their output with the input at full resolution. On the built-in specimen this gives
+    30.2 dB; with the input merely added to the output it is 24.6 dB, and without the input 24.1 dB.
 
-    Tiles of an image give what the whole gives only if nothing averages over a tile: not with squeeze
-    and excitation or attention (mobilenetv3, lcnet, efficientvit), nor in FPN, MAnet, PSPNet, the
-    DeepLabs and UPerNet.
+    Batch normalisation keeps its initial statistics, those of pretraining or of noise (`_settle`), and learns
+    only scale and shift, because batch statistics of small patches differ from those of whole images (25.0 dB
+    with them). With fixed statistics the network computes the same in training and prediction, and batches of
+    one image work. Dropout is off.
+
+    Predicting tile by tile gives the same result as the whole image only if nothing averages over a tile. So
+    it differs with squeeze and excitation or attention (mobilenetv3, lcnet, efficientvit), and in FPN, MAnet,
+    PSPNet, the DeepLabs and UPerNet.
 
     Args:
         architecture: Unet, UnetPlusPlus, MAnet, Linknet, FPN, PSPNet, DeepLabV3, DeepLabV3Plus, UPerNet or
             Segformer.
-        encoder: "tu-" and a model of timm, or a name of smp's own.
-        weights: None from scratch; "imagenet", which downloads; or a .pth or .safetensors file of timm's
-            classifier of that name. Afterwards None: a checkpoint holds the trained weights.
-        decoder_channels: `depth` numbers, coarse to fine, for the U-shaped three, one for others, none for
-            Linknet. By default 8 at full resolution and twice as many at each level below; or 64.
+        encoder: "tu-" followed by the name of a model of timm, or the name of an encoder of smp.
+        in_channels: number of channels of the input.
+        out_channels: number of channels of the output.
+        weights: initial weights of the encoder: "imagenet", which downloads them; or a .pth or .safetensors
+            file of the classifier of that name in timm. Default: none, training starts from scratch. The
+            attribute is None afterwards, because a checkpoint contains the trained weights.
+        decoder_channels: channels of the decoder: `depth` numbers, coarse to fine, for Unet, UnetPlusPlus and
+            MAnet; one number for others; none for Linknet. Default: 8 at full resolution and twice as many
+            at each level below, or 64.
         depth: how many times the encoder halves the image, 3 to 5.
-        scale: how many times larger the answer is; a whole number, or one each for Y and X.
+        scale: factor by which the output is larger than the input; one whole number, or one each for Y and
+            X. Default: 1.
     """
 
     files = ("weights",)  # never taken from a model file
@@ -59,7 +66,7 @@ class EncoderDecoder(nn.Module):
         self.in_channels, self.out_channels = in_channels, out_channels
         self.weights, self.decoder_channels, self.scale = None, decoder_channels, scale
         self.multiple = 2**depth
-        with torch.inference_mode(False), torch.enable_grad():  # `_settle` asks for gradients
+        with torch.inference_mode(False), torch.enable_grad():  # `_settle` computes gradients
             self.network = smp.build(
                 architecture, encoder, weights, decoder_channels, depth, in_channels, FEATURES
             )
@@ -75,7 +82,7 @@ class EncoderDecoder(nn.Module):
         features = self.network(x)
         if features.shape[2:] != x.shape[2:]:  # FPN and others end at a fraction of the resolution
             features = F.interpolate(features, x.shape[2:], mode="bilinear")
-        return in_float32(self.fuse, torch.cat([features, x], dim=1))  # x has more digits than bf16
+        return in_float32(self.fuse, torch.cat([features, x], dim=1))  # bf16 would round x
 
     def train(self, mode: bool = True) -> "EncoderDecoder":
         super().train(mode)
@@ -84,12 +91,12 @@ class EncoderDecoder(nn.Module):
         return self
 
     def _settle(self, pretrained: bool) -> None:
-        """Fixes the statistics of new batch normalisation on noise like a standardized image: whatever
-        has grown above unit variance is standardized, one layer after another. And drops what an encoder
-        of less than full depth holds without using it.
+        """Fixes the statistics of new batch normalisation, and drops unused parts of the encoder.
 
-        mobileone_s0 grows to 1e14 otherwise. To amplify what has shrunk as well cost 0.3 dB: deep
-        features are noise at first.
+        The statistics are measured on noise like a standardized image, one layer after another. Features with
+        more than unit variance are standardized; those of mobileone_s0 would grow to 1e14 otherwise. Features
+        with less are not amplified, which cost 0.3 dB, because deep features are noise at first. An encoder
+        of less than full depth contains layers that it does not use.
         """
         self.train()
         fresh = set(_batch_norms(self))
@@ -116,7 +123,7 @@ def _measure(norm: nn.Module, inputs: tuple[Tensor]) -> None:
 
 
 def _drop_unused(module: nn.Module) -> None:
-    """Replaces every part that no gradient has reached."""
+    """Replaces every part that received no gradient by an identity."""
     for name, child in module.named_children():
         parameters = list(child.parameters())
         if parameters and all(p.grad is None for p in parameters):

@@ -7,23 +7,30 @@ from torch import Tensor, nn
 from students.precision import in_float32
 from students.upscale import conv, factors, upscaled
 
-FEATURES = 16  # channels at full resolution of a head that enlarges
+FEATURES = 16  # channels at full resolution in a head that enlarges the image
 
 
 class LightUNet(nn.Module):
-    """(B, in_channels, H, W) -> (B, out_channels, H, W); H and W multiples of unshuffle * 2^depth.
+    """A small U-Net: (B, in_channels, H, W) -> (B, out_channels, H, W).
 
-    Every `unshuffle` x `unshuffle` pixels become channels of one coarser pixel, and the answer is
-    shuffled back (Shi et al. 2016, arXiv:1609.05158). Skips are added, not concatenated. There is no
-    normalisation, so neither the batch nor the tile that a pixel is in matters: at depth 3 a halo of 96 px
-    makes tiles exactly the whole image.
+    H and W must be multiples of unshuffle * 2^depth. `unshuffle` x `unshuffle` pixels become channels of one
+    coarser pixel, and the output is shuffled back (Shi et al. 2016, arXiv:1609.05158). Skips are added, not
+    concatenated. There is no normalisation, so a pixel depends neither on the rest of the batch nor on the
+    position of the tile: at depth 3 tiles with a halo of 96 px give exactly the result of the whole image.
 
     Args:
-        width: channels of the finest level: 16 to 64, or 8 with unshuffle 1.
-        growth: factor from one level's channels to the next's, kept to multiples of 8 (CPU vectors).
-        separable: depthwise and pointwise convolutions in place of 3x3 ones: a quarter of the parameters
-            and FLOPs; on a CPU about as good, for its time, as fewer channels.
-        scale: how many times larger the answer is; a whole number, or one each for Y and X.
+        in_channels: number of channels of the input.
+        out_channels: number of channels of the output.
+        width: channels of the finest level, 16 to 64, or 8 with unshuffle 1.
+        depth: how many times the network halves the image.
+        growth: factor from the channels of one level to those of the next coarser one, which are rounded to
+            multiples of 8 for the vector units of CPUs.
+        unshuffle: side in pixels of the blocks that become one coarser pixel.
+        separable: whether to use depthwise and pointwise convolutions in place of 3x3 convolutions. They have
+            a quarter of the parameters and FLOPs; on a CPU the quality is about that of a network with fewer
+            channels that takes the same time.
+        scale: factor by which the output is larger than the input; one whole number, or one each for Y and
+            X. Default: 1.
     """
 
     def __init__(
@@ -61,7 +68,7 @@ class LightUNet(nn.Module):
             self.head.extend([nn.ReLU(inplace=True), upscaled(features, out_channels, scale)])
 
     def forward(self, x: Tensor) -> Tensor:
-        features = self.body(in_float32(self.stem, x))  # an image has more digits than bf16
+        features = self.body(in_float32(self.stem, x))  # bf16 would round the image
         return in_float32(self.head, features)
 
     def body(self, x: Tensor) -> Tensor:
@@ -77,7 +84,7 @@ class LightUNet(nn.Module):
 
 
 class Residual(nn.Module):
-    """x + f(x), f two convolutions with a ReLU between them."""
+    """x + f(x), where f is two convolutions with a ReLU between them."""
 
     def __init__(self, width: int, separable: bool) -> None:
         super().__init__()

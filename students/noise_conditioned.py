@@ -1,4 +1,4 @@
-"""A student that draws: the same network with noise beside the image gives another sample each time."""
+"""A student that draws: with noise as further channels, the same network gives another sample each time."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -9,12 +9,16 @@ from torch.nn import functional as F
 
 
 class NoiseConditioned(nn.Module):
-    """(B, C, H, W) -> (B, samples * C, H, W): independent draws, fresh ones on every call.
+    """Independent draws of an image, new ones on every call: (B, C, H, W) -> (B, samples * C, H, W).
 
-    backbone: takes more channels than the image has (in_channels=7 for one channel leaves 6) and
-    gives C; standard normal noise fills the rest. Trained with EnergyScore of as many samples.
-    scales: the noise channels take turns at these lengths of correlation in pixels, so that a few
-    layers suffice for coarse variation, to which white noise hardly contributes.
+    Train it with EnergyScore of as many samples.
+
+    Args:
+        backbone: network with more input channels than the image, such as in_channels=7 for one channel,
+            and C output channels. The remaining input channels are standard normal noise.
+        samples: number of draws per call, at least 2.
+        scales: correlation lengths of the noise in pixels, which the noise channels take in turn. Correlated
+            noise lets a few layers produce coarse variation, to which white noise hardly contributes.
     """
 
     def __init__(self, backbone: nn.Module, samples: int = 2, scales: Sequence[int] = (1, 4, 16)) -> None:
@@ -41,8 +45,10 @@ class NoiseConditioned(nn.Module):
 
 
 def smooth_noise(like: Tensor, scale: int) -> Tensor:
-    """(B, 1, H, W) of variance 1, the sum of white noise over scale x scale pixels: blocks would leave their
-    grid in the draws' std."""
+    """Noise (B, 1, H, W) of variance 1, correlated over `scale` pixels.
+
+    It is a moving sum of white noise; noise in blocks would leave their grid in the std of the draws.
+    """
     batch, _, height, width = like.shape
     white = like.new_empty(batch, 1, height + scale - 1, width + scale - 1).normal_()
     if scale == 1:

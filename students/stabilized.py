@@ -1,4 +1,4 @@
-"""A student that sees every camera's noise with standard deviation 1: one set of weights starts them all."""
+"""A student that sees noise of standard deviation 1 for every camera, so that one set of weights fits all."""
 
 from __future__ import annotations
 
@@ -15,21 +15,24 @@ from students.precision import in_float32
 WEIGHTS = Path(__file__).with_name("stabilized.safetensors")
 CORRELATED = Path(__file__).with_name("correlated.safetensors")
 _DARK_SLOPE = (3 / 8) ** -0.5
-FLAT = 1000.0  # of the darkest pixel where noise is Gaussian and knows no zero
+FLAT = 1000.0  # z of the mean for Gaussian noise, which has no natural zero
 
 
 class StabilizedUNet(nn.Module):
-    """(B, C, H, W) -> (B, out_channels, H, W), both standardized; H and W multiples of `multiple`.
+    """A LightUNet on variance-stabilized images: (B, C, H, W) -> (B, out_channels, H, W), both standardized.
 
-    Noise of variance gain * signal + offset becomes noise of standard deviation 1 by the generalised
-    Anscombe transform (Anscombe 1948; Makitalo & Foi 2013), z = 2 sqrt(y + 3/8) of the photons
-    y = counts / gain + offset / gain^2. A LightUNet predicts what to add to z, and z^2 / 4 - 3/8 is
-    trained to be the signal's posterior mean, so that the inverse needs no correction. Each channel is
-    denoised by itself. `load_pretrained` gives weights that have seen synthetic images of many kinds;
-    they denoise before any training (`benchmarks/pretrain.py` made them).
+    H and W must be multiples of `multiple`. The generalised Anscombe transform (Anscombe 1948; Makitalo & Foi
+    2013), z = 2 sqrt(y + 3/8) of the photons y = counts / gain + offset / gain^2, turns noise of variance
+    gain * signal + offset into noise of standard deviation 1. The network predicts a correction of z such
+    that z^2 / 4 - 3/8 is the posterior mean of the signal, so the inverse needs no bias correction. Each
+    channel is denoised by itself. `load_pretrained` loads weights that were trained on synthetic images of
+    many kinds (`benchmarks/pretrain.py`) and denoise before any further training.
 
-    out_channels: a multiple of in_channels; the first in_channels are the image itself, what is left
-    are further maps of the loss, which start at -3 (a small spread, through a softplus).
+    Args:
+        in_channels: number of channels C of the image.
+        out_channels: a multiple of in_channels. The first in_channels are the image, the others further maps
+            of the loss, which start at -3 (a small spread, after a softplus).
+        width: channels of the finest level; the shipped weights have 40.
     """
 
     gain: Tensor
@@ -59,9 +62,17 @@ class StabilizedUNet(nn.Module):
     def prepare(
         self, noisy: Tensor, mean: Tensor, std: Tensor, gain: Tensor, offset: Tensor, correlated: bool = False
     ) -> None:
-        """Called once before training or prediction: some frames (N, C, H, W) in raw counts, the data's
-        mean and std, and the noise line, each (C, 1, 1). A gain of 0 is Gaussian noise. correlated: whether
-        the noise of neighbouring pixels is; it decides which weights `load_pretrained` loads."""
+        """Stores the statistics of the data; called once before training or prediction.
+
+        Args:
+            noisy: some frames (N, C, H, W) in raw counts.
+            mean: mean of the data (C, 1, 1) in raw counts.
+            std: standard deviation of the data (C, 1, 1) in raw counts.
+            gain: gain of the noise line (C, 1, 1); 0 for Gaussian noise.
+            offset: offset of the noise line (C, 1, 1) in counts squared.
+            correlated: whether the noise of neighbouring pixels is correlated, which decides the weights that
+                `load_pretrained` loads.
+        """
         self.correlated = correlated
         variance = gain * mean + offset
         # Where brightness hardly changes the noise, z would be a small difference of large numbers.
@@ -72,23 +83,25 @@ class StabilizedUNet(nn.Module):
         self.level.copy_(self._stabilize(noisy.to(mean), 1.0).mean((0, 2, 3))[:, None, None])
 
     def load_pretrained(self) -> None:
-        """The weights that ship with the package, after `prepare`. Further maps than the image keep their own
-        start."""
+        """Loads the weights that ship with the package. Call `prepare` before.
+
+        Maps of the loss beside the image keep their initial weights.
+        """
         if self.width != StabilizedUNet().width:
             raise ValueError(
                 f"StabilizedUNet: the shipped weights have width 40, got {self.width}; pass init none to "
-                "start from random ones"
+                "start from random weights"
             )
         weights = {
             key: value.float() for key, value in load_file(CORRELATED if self.correlated else WEIGHTS).items()
         }
         own = self.network.state_dict()
         for key, value in weights.items():
-            own[key][: len(value)] = value  # of the head, the image's channels alone
+            own[key][: len(value)] = value  # in the head, only the channels of the image
         self.network.load_state_dict(own)
 
     def forward(self, x: Tensor, share: float = 1.0) -> Tensor:
-        """share: of the light that the image was made with (`LightSplit`): its noise is stronger."""
+        """Standardized images -> standardized maps. share: fraction of the light in them (`LightSplit`)."""
         z, level = self.stabilize(x.float() * self.std + self.mean, share)
         maps = self.maps(z, level)
         image = (self.counts(z + maps[:, :, 0], share) - self.mean) / self.std
@@ -100,27 +113,29 @@ class StabilizedUNet(nn.Module):
         return crop(self.counts(z + self.maps(z, level)[:, :, 0]), counts.shape[2:])
 
     def stabilize(self, counts: Tensor, share: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Raw counts (B, C, H, W) -> z, whose noise has std 1, and the data's mean of it (C, 1, 1)."""
+        """Raw counts (B, C, H, W) -> (z, with noise of std 1; the mean of z over the data (C, 1, 1))."""
         level = torch.where(self.gain > 0, self.level, self.level - FLAT) * share**0.5
         return self._stabilize(counts, share), torch.where(self.gain > 0, level, level + FLAT)
 
     def maps(self, z: Tensor, level: Tensor) -> Tensor:
-        """Stabilized images (B, C, H, W) and the mean of each -> (B, C, maps, H, W): what to add to them, and
-        the further maps."""
-        seen = torch.stack([(z - level) / 4, z.clamp(max=16) / 8], dim=2).flatten(0, 1)  # (B * C, 2, H, W)
-        seen = seen.contiguous(memory_format=torch.channels_last)
-        features = in_float32(self.network.stem, seen)  # z has more digits than bf16
+        """Stabilized images z (B, C, H, W) and their mean -> the correction of z and further maps.
+
+        They are the entries 0 and 1 onwards along the third axis of (B, C, maps, H, W).
+        """
+        inputs = torch.stack([(z - level) / 4, z.clamp(max=16) / 8], dim=2).flatten(0, 1)  # (B * C, 2, H, W)
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+        features = in_float32(self.network.stem, inputs)  # bf16 would round z
         features = self.network.body(features)
         return in_float32(self.network.head, features).unflatten(0, (-1, self.in_channels))
 
     def _stabilize(self, counts: Tensor, share: float) -> Tensor:
         gain, offset = self.gain.clamp(min=1e-12) / share, self.offset / share
         y = counts / gain + offset / gain**2
-        z = 2 * (y.clamp(min=0) + 3 / 8).sqrt() + y.clamp(max=0) * _DARK_SLOPE  # read noise goes on below 0
+        z = 2 * (y.clamp(min=0) + 3 / 8).sqrt() + y.clamp(max=0) * _DARK_SLOPE  # read noise extends below 0
         return torch.where(self.gain > 0, z, FLAT + (counts - self.mean) / offset.clamp(min=1e-12).sqrt())
 
     def counts(self, z: Tensor, share: float = 1.0) -> Tensor:
-        """z -> raw counts."""
+        """Stabilized z (B, C, H, W) -> raw counts."""
         gain, offset = self.gain.clamp(min=1e-12) / share, self.offset / share
         y = z.clamp(min=0) ** 2 / 4 - 3 / 8
         return torch.where(

@@ -1,4 +1,4 @@
-"""The U-Net of the paper (section 5): residual blocks, strided down, nearest-neighbour up."""
+"""The U-Net of the paper (section 5): residual blocks, strided convolutions, nearest-neighbour upsampling."""
 
 import torch
 from torch import Tensor, nn
@@ -9,12 +9,20 @@ from students.upscale import conv, factors, upscaled
 
 
 class UNet(nn.Module):
-    """(B, in_channels, H, W) -> (B, out_channels, H, W); H and W multiples of 2^depth, at least twice.
+    """The U-Net of the paper: (B, in_channels, H, W) -> (B, out_channels, H, W).
 
-    scale: how many times larger the answer is; a whole number, or one each for Y and X.
+    H and W must be multiples of 2^depth, and at least twice that.
 
-    shared_convs applies one convolution twice in every residual block, as in the paper: 11,764,577
-    parameters, its "approximately 12 million". Without it there are two convolutions, and 15,692,065.
+    Args:
+        in_channels: number of channels of the input.
+        out_channels: number of channels of the output.
+        depth: how many times the network halves the image.
+        filters: number of filters of the finest level, doubled at each level below.
+        shared_convs: whether each residual block applies one convolution twice, as in the paper, which gives
+            11,764,577 parameters (there "approximately 12 million"). Otherwise a block has two
+            convolutions, and the network 15,692,065 parameters.
+        scale: factor by which the output is larger than the input; one whole number, or one each for Y and
+            X. Default: 1.
     """
 
     def __init__(
@@ -64,7 +72,7 @@ class ConvReLU(nn.Sequential):
 
 
 class Residual(nn.Module):
-    """x + f(x), where f is `convs` convolutions, each with its ReLU."""
+    """x + f(x), where f is `convs` convolutions, each followed by a ReLU."""
 
     def __init__(self, filters: int, convs: int, shared: bool) -> None:
         super().__init__()

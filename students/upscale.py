@@ -1,4 +1,4 @@
-"""Images that are larger than what the network sees: a head for super-resolution."""
+"""A head for super-resolution, whose output is larger than the network's input."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ Scale = int | Sequence[int]
 
 
 def factors(scale: Scale) -> tuple[int, int]:
-    """2 or (2, 1) -> how many times larger along Y and along X. ValueError for what is neither."""
+    """A scale such as 2 or (2, 1) -> its factors along Y and X. ValueError for anything else."""
     pair: list[Any] = list(scale) if isinstance(scale, list | tuple) else [scale, scale]
     if len(pair) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in pair):
         raise ValueError(
@@ -19,7 +19,7 @@ def factors(scale: Scale) -> tuple[int, int]:
 
 
 class Nearest(nn.Module):
-    """(B, C, H, W) -> (B, C, H * y, W * x), every pixel repeated."""
+    """Repeats every pixel: (B, C, H, W) -> (B, C, H * y, W * x)."""
 
     def __init__(self, scale: Scale) -> None:
         super().__init__()
@@ -31,10 +31,11 @@ class Nearest(nn.Module):
 
 
 def upscaled(features: int, out_channels: int, scale: Scale) -> nn.Module:
-    """The last layer, (B, features, H, W) -> (B, out_channels, H * y, W * x).
+    """The last layer of a student, (B, features, H, W) -> (B, out_channels, H * y, W * x).
 
-    At scale 1 a convolution. Else pixels are repeated and then convolved: a pixel shuffle alone has its own
-    weights for every place in a coarse pixel, which shows as a checkerboard (Odena et al. 2016).
+    At scale 1 it is a convolution. Otherwise pixels are repeated and then convolved, because a pixel shuffle
+    has separate weights for every position in a coarse pixel, which shows as a checkerboard (Odena et al.
+    2016).
     """
     last = conv(features, out_channels)
     if factors(scale) == (1, 1):

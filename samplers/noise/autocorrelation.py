@@ -1,4 +1,4 @@
-"""How noise is correlated between pixels: the check that sampled noise looks like the real one."""
+"""Autocorrelation of noise images, to check that sampled noise resembles real noise."""
 
 import numpy as np
 import torch
@@ -6,10 +6,15 @@ from torch import Tensor
 
 
 def autocorrelation(noise: Tensor | np.ndarray, lags: int | tuple[int, int] = 10) -> Tensor:
-    """Autocorrelation of noise images (N, H, W), (N, 1, H, W) or (H, W): (2 Ly + 1, 2 Lx + 1).
+    """Autocorrelation of noise images, a tensor (2 Ly + 1, 2 Lx + 1).
 
-    Entry [Ly + dy, Lx + dx] is the correlation of pixels dy rows and dx columns apart; the centre
-    is 1. lags: Ly and Lx, or one number for both. The mean over all images is taken off.
+    Entry [Ly + dy, Lx + dx] is the correlation of pixels that are dy rows and dx columns apart; the centre
+    is 1. The mean over all images is subtracted before.
+
+    Args:
+        noise: images (N, H, W), (N, 1, H, W) or (H, W).
+        lags: largest distances Ly and Lx in pixels, or one number for both. ValueError if they are not below
+            the size of the images.
     """
     noise = torch.as_tensor(noise).double()
     height, width = noise.shape[-2:]

@@ -19,16 +19,22 @@ _ARGUMENTS = ("context", "filters", "kernel", "dilations", "components", "min_sc
 
 
 class AutoregressiveNoise(NoiseModel):
-    """p(noise) = product of p(pixel | pixels before it), noise = noisy - signal, in raw counts.
+    """p(noise) = product of p(pixel | pixels before it), where noise = noisy - signal in raw counts.
 
-    context: "image" conditions on all pixels before in raster order; "row" (line noise, far
-    cheaper) only on those in the same row, "column" only on those in the same column. Every
-    channel has the same noise, independent of the others. Sizes as published: filters=128,
-    kernel=5, dilations=(1, 2, 4, 8, 16), components=3 to 10; the defaults suit a CPU.
-    min_scale: lower bound of a component's std, in units of the noise's std.
+    Every channel has noise of the same distribution, independent of the other channels. The published sizes
+    are filters=128, kernel=5, dilations=(1, 2, 4, 8, 16) and components=3 to 10; the defaults suit a CPU.
 
-    The weights are parameters, so that a checkpoint keeps them, but never require gradients
-    outside `fit`: no optimizer takes them up. Nothing depends on training or eval mode.
+    The weights are parameters, so that a checkpoint contains them, but they require gradients only in `fit`,
+    so that no optimizer changes them. Nothing depends on training or eval mode.
+
+    Args:
+        context: "image" conditions a pixel on all pixels before it in raster order; "row", for line noise
+            and far cheaper, only on those in the same row; "column" only on those in the same column.
+        filters: number of filters of each layer.
+        kernel: kernel size, odd and at least 3.
+        dilations: dilation of each layer after the first.
+        components: number of Gaussians of each pixel's mixture.
+        min_scale: lower bound of a component's std, in units of the noise's std.
     """
 
     isotropic = False
@@ -57,8 +63,11 @@ class AutoregressiveNoise(NoiseModel):
         self.register_buffer("std", torch.tensor(1.0))
 
     def log_likelihood(self, noisy: Tensor, signal: Tensor) -> Tensor:
-        """As the base class says, of (..., H, W). The gradient is exact: a pixel's signal acts in
-        its own term and in those of all later pixels that are conditioned on it."""
+        """log p(noisy | signal) in nats per pixel, of images (..., H, W).
+
+        The gradient is exact: the signal of a pixel acts on the pixel's own term and on those of all later
+        pixels that are conditioned on it.
+        """
         with torch.autocast(signal.device.type, enabled=False):
             noise = self._turned((noisy.float() - signal.float() - self.mean) / self.std)
             density = self.net.log_density(noise.reshape(-1, 1, *noise.shape[-2:]))
@@ -66,10 +75,10 @@ class AutoregressiveNoise(NoiseModel):
 
     @torch.no_grad()
     def sample(self, signal: Tensor) -> Tensor:
-        """One noisy observation of `signal` (..., H, W).
+        """Draws one noisy observation of `signal` (..., H, W).
 
-        Sequential: W network calls on the last `reach` columns with row context (H with column),
-        and H calls on the last `reach` rows besides H * W on one row with image context.
+        Pixels are drawn one after another. Row context takes W network calls on the last `reach` columns, and
+        column context H; image context takes H calls on the last `reach` rows and H * W calls on one row.
         """
         signal = self._turned(signal.float())
         height, width = signal.shape[-2:]
@@ -78,8 +87,8 @@ class AutoregressiveNoise(NoiseModel):
         stripe = 1 if above else max(height, 1)  # rows drawn in parallel
         for h in range(0, height, stripe):
             rows = noise[:, :, h : h + stripe]
-            seen = noise[:, :, max(0, h - reach) : h + stripe]
-            conditions = [v[:, :, -1:] for v in self.net.vertical(seen)]
+            recent = noise[:, :, max(0, h - reach) : h + stripe]
+            conditions = [v[:, :, -1:] for v in self.net.vertical(recent)]
             for w in range(width):
                 crop = slice(max(0, w - reach), w + 1)
                 near = [v[..., crop] for v in conditions] or [None] * len(self.net.layers)
@@ -87,16 +96,16 @@ class AutoregressiveNoise(NoiseModel):
         return self._turned(signal + noise.reshape(signal.shape) * self.std + self.mean)
 
     def _turned(self, x: Tensor) -> Tensor:
-        """Columns as rows and back: inside, the context is always a row or the image."""
+        """Swaps rows and columns for column context: the network only knows rows and images."""
         return x.transpose(-1, -2) if self.context == "column" else x
 
     @classmethod
     def read(cls, path: npz.NoiseFile) -> AutoregressiveNoise:
-        """The model in an .npz file that `write` wrote; ValueError if it is not one."""
+        """Reads the model from an .npz file of `write`. ValueError if the file is not one."""
         stored = npz.read(path, ["context", "dilations"])
         arguments = {key: stored.pop(key).tolist() for key in _ARGUMENTS if key in stored}
         try:
-            with torch.device("meta"):  # no memory: the arguments may ask for more than the weights fill
+            with torch.device("meta"):  # no memory: arguments may ask for more than the weights fill
                 model = cls(**arguments)
             weights = {key: torch.as_tensor(value, dtype=torch.float32) for key, value in stored.items()}
             model.load_state_dict(weights, assign=True)
@@ -105,7 +114,7 @@ class AutoregressiveNoise(NoiseModel):
         return model
 
     def write(self, path: npz.NoiseFile) -> None:
-        """Write the .npz file that `read` reads: the constructor's arguments and the weights."""
+        """Writes the constructor's arguments and the weights to an .npz file."""
         weights = {key: value.cpu().numpy() for key, value in self.state_dict().items()}
         npz.write(path, **{key: getattr(self, key) for key in _ARGUMENTS}, **weights)
 
@@ -126,13 +135,26 @@ class AutoregressiveNoise(NoiseModel):
         device: str | None = None,
         **network: Any,
     ) -> AutoregressiveNoise:
-        """Maximum-likelihood fit to images of noise alone: (N, H, W), (N, 1, H, W) or (H, W).
+        """Maximum-likelihood fit to images of noise alone.
 
-        Take the black level off dark frames first: what is left of it counts as noise. A fifth of
-        the frames (of one frame: of its area) is held out; training ends after `steps`, `seconds`,
-        or `patience` validations without improvement, and keeps the best weights. It runs where
-        `noise` is, or on `device`. network: the constructor's other arguments. Published: Adam
-        1e-4, batch 8.
+        A fifth of the frames, or of the area of a single frame, is held out for validation. Training ends
+        after `steps`, after `seconds`, or after `patience` validations without improvement, and keeps the
+        best weights. The published training uses Adam with a learning rate of 1e-4 and batches of 8.
+
+        Args:
+            noise: images (N, H, W), (N, 1, H, W) or (H, W). Subtract the black level from dark frames first;
+                the rest of it would count as noise.
+            context: see the class.
+            steps: largest number of updates.
+            seconds: largest duration in seconds. Default: no limit.
+            batch_size: number of patches per update.
+            patch_size: side of a patch in pixels.
+            lr: learning rate.
+            validate_every: number of updates between two validations.
+            patience: number of validations without improvement after which training ends.
+            seed: seeds the weights, the patches and the validation split.
+            device: device of the training. Default: that of `noise`.
+            network: further arguments of the constructor.
         """
         if min(steps, seconds) <= 0:
             raise ValueError(
@@ -179,7 +201,7 @@ class AutoregressiveNoise(NoiseModel):
     def fit_pairs(
         cls, noisy: Tensor | np.ndarray, signal: Tensor | np.ndarray, *args: Any, **options: Any
     ) -> AutoregressiveNoise:
-        """`fit` to noisy - signal; `signal` broadcasts: the mean (H, W) of a static (N, H, W)."""
+        """Fits to noisy - signal. `signal` broadcasts, such as the mean (H, W) of a static (N, H, W)."""
         noisy, signal = torch.as_tensor(noisy), torch.as_tensor(signal)
         try:
             signal = signal.expand_as(noisy)
@@ -192,7 +214,7 @@ class AutoregressiveNoise(NoiseModel):
 
 
 def _frames(noise: Tensor | np.ndarray, generator: torch.Generator) -> Tensor:
-    """Checked and as float32 (N, 1, H, W)."""
+    """Noise as float32 (N, 1, H, W), dequantised if it is of integers; ValueError if unusable."""
     noise = torch.as_tensor(noise)
     frames = noise.float()
     usable = frames.ndim in (2, 3) or (frames.ndim == 4 and frames.shape[1] == 1)
@@ -207,17 +229,17 @@ def _frames(noise: Tensor | np.ndarray, generator: torch.Generator) -> Tensor:
 
 
 def _split(frames: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A fifth of the frames, or of the rows of one frame, is held out."""
+    """(training frames, held-out frames): a fifth of the frames, or of the rows of one frame, is held out."""
     if len(frames) == 1:
         cut = -max(1, frames.shape[-2] // 5)
         return frames[:, :, :cut], frames[:, :, cut:]
     order = torch.randperm(len(frames), generator=generator)
-    held = max(1, len(frames) // 5)
-    return frames[order[held:]], frames[order[:held]]
+    count = max(1, len(frames) // 5)
+    return frames[order[count:]], frames[order[:count]]
 
 
 def _check_extent(net: PixelCNN, size: Sequence[int], patch_size: int, context: str) -> None:
-    """Taps that reach out of every patch are never trained, but used in larger images."""
+    """ValueError if a tap lies outside every patch: it would be untrained, but act in larger images."""
     height, width = (min(side, patch_size) for side in size)
     needed = min(height, width) if context == "image" else width
     if needed <= net.longest or height == 0:
@@ -229,7 +251,7 @@ def _check_extent(net: PixelCNN, size: Sequence[int], patch_size: int, context: 
 
 
 def _crops(frames: Tensor, count: int, size: int, generator: torch.Generator) -> Tensor:
-    """Random (count, 1, size, size) of (N, 1, H, W), smaller if the frames are."""
+    """Random crops (count, 1, size, size) of frames (N, 1, H, W); smaller if the frames are smaller."""
     height, width = (min(size, side) for side in frames.shape[-2:])
     picks = [
         torch.randint(n, (count,), generator=generator).tolist()

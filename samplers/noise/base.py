@@ -1,4 +1,4 @@
-"""p(noisy | signal): what a camera or detector adds to the clean image."""
+"""The interface of noise models p(noisy | signal)."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -7,29 +7,30 @@ from torch import Tensor, nn
 
 
 class NoiseModel(nn.Module, ABC):
-    """p(noisy | signal) in raw counts on both sides; fixed while a sampler trains: no tensor of it
-    requires a gradient.
+    """p(noisy | signal), with both in raw counts.
+
+    A noise model is fixed while a sampler trains: none of its tensors requires a gradient.
 
     The Gaussian models take `step` and `clip`. `step` is the spacing of the recorded values (1 for
-    integers); the likelihood is then the log probability of a bin of that width. With `clip`, e.g.
-    (0, 255) for uint8, the two end bins hold the whole tail. At an end bin the gradient fades where
-    the signal lies beyond it: a clipped pixel says no more than "at least that bright".
+    integers); the likelihood is then the log probability of a bin of that width. With `clip`, such as
+    (0, 255) for uint8, each of the two end bins contains the whole tail. The gradient at an end bin fades
+    for a signal beyond it, because a clipped pixel says no more than "at least that bright".
     """
 
     isotropic: bool = True
-    """Whether it looks the same turned and mirrored in any way."""
+    """Whether the noise looks the same when it is turned or mirrored in any way."""
 
     mirrors: Sequence[str] = ()
-    """If not, the mirrorings that keep it the same: "y" upside down, "x" left to right, "yx" both at once."""
+    """Otherwise, the mirrorings that do not change it: "y" upside down, "x" left to right, "yx" both."""
 
     @abstractmethod
     def log_likelihood(self, noisy: Tensor, signal: Tensor) -> Tensor:
-        """log p(noisy | signal) in nats per pixel, shaped like the two inputs broadcast.
+        """log p(noisy | signal) in nats per pixel, in the shape that both inputs broadcast to.
 
-        A normalised density, constants included; computed in float32 even under autocast; its
-        gradient with respect to `signal` vanishes nowhere, however far `noisy` lies from it.
+        The density is normalised, with all constants, and computed in float32 even under autocast. Its
+        gradient with respect to `signal` vanishes nowhere, however far `noisy` is from `signal`.
         """
 
     @abstractmethod
     def sample(self, signal: Tensor) -> Tensor:
-        """One noisy observation of `signal`, shaped like it."""
+        """Draws one noisy observation of `signal`, in the same shape."""

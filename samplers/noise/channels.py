@@ -1,4 +1,4 @@
-"""Noise that differs from channel to channel, as gain and black level of cameras and detectors do."""
+"""Noise that differs between channels, like the gains and black levels of several cameras or detectors."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from samplers.noise.base import NoiseModel
 from samplers.noise.gaussian import GaussianNoise
 
 log = logging.getLogger(__name__)
-PREFIX = "channel_"  # of the keys in a file, each of which holds a file of one channel
-FACTOR = 4.0  # between gains, from which on channels do not belong in one network
+PREFIX = "channel_"  # start of the keys in a file; each key holds the file of one channel as bytes
+FACTOR = 4.0  # ratio of noise stds from which on channels should not share a network
 
 
 class ChannelNoise(NoiseModel):
-    """One noise model for each channel of images (..., C, H, W): any, in the order of the channels."""
+    """One noise model, of any kind, for each channel of images (..., C, H, W), in their order."""
 
     def __init__(self, models: Sequence[NoiseModel]) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class ChannelNoise(NoiseModel):
         return self._each(lambda model, image: model.sample(image), signal)
 
     def _each(self, what: Callable[..., Tensor], *images: Tensor) -> Tensor:
-        """What each channel's model makes of that channel, put together again."""
+        """Applies `what` of each model to its own channel, and joins the results."""
         parts = [
             what(model, *(each[..., c : c + 1, :, :] for each in images))
             for c, model in enumerate(self.of(images[0].shape[-3]))
@@ -48,7 +48,7 @@ class ChannelNoise(NoiseModel):
         return torch.cat(parts, dim=-3)
 
     def of(self, channels: int) -> Sequence[NoiseModel]:
-        """The models, for images of so many channels; ValueError if there are not as many."""
+        """The models of images with that many channels; ValueError if their number differs."""
         if channels != len(self.models):
             raise ValueError(
                 f"ChannelNoise: got images of {channels} channels, has noise models of {len(self.models)}; "
@@ -57,7 +57,7 @@ class ChannelNoise(NoiseModel):
         return self.models
 
     def write(self, path: npz.NoiseFile) -> None:
-        """Write the .npz file that `load_noise_model` reads: of each channel, its own file as bytes."""
+        """Writes the .npz file that `load_noise_model` reads; it holds the file of each channel as bytes."""
         files = {}
         for c, model in enumerate(self.models):
             cast(Any, model).write(file := BytesIO())  # all built-in models have it
@@ -66,9 +66,10 @@ class ChannelNoise(NoiseModel):
 
 
 def estimate_noise(frames: Tensor) -> GaussianNoise | ChannelNoise:
-    """`GaussianNoise.estimate` of noisy frames (N, C, H, W), for each channel by itself if there are several.
+    """`GaussianNoise.estimate` of noisy frames (N, C, H, W), for each channel by itself.
 
-    ValueError names the channel that it cannot be told of.
+    Returns a ChannelNoise if there are several channels. ValueError names the channel whose noise cannot be
+    estimated.
     """
     if frames.shape[1] == 1:
         return GaussianNoise.estimate(frames)
@@ -83,10 +84,10 @@ def _estimate(frames: Tensor, channel: int) -> GaussianNoise:
 
 
 def warn_of_unlike_channels(frames: Tensor, noise_model: NoiseModel | None) -> None:
-    """Where the noise of the channels of (N, C, H, W) differs by more than FACTOR."""
+    """Warns if the noise of the channels of frames (N, C, H, W) differs by more than FACTOR."""
     try:
         noise = estimate_noise(frames)
-    except ValueError:  # too small to tell, or without noise: whoever needs the estimate says so
+    except ValueError:  # too small, or without noise: the code that needs the estimate reports it
         return
     if not isinstance(noise, ChannelNoise):
         return

@@ -1,4 +1,4 @@
-"""Gaussian noise that is correlated between pixels, alike everywhere: lines, or what interpolation blurs."""
+"""Gaussian noise with the same correlation between pixels everywhere, such as lines or interpolated noise."""
 
 from __future__ import annotations
 
@@ -12,19 +12,25 @@ from torch import Tensor
 from samplers.noise import npz
 from samplers.noise.gaussian import GaussianNoise
 
-LEAST_POWER = 0.01  # of the mean; a frequency without noise would count without bound in a likelihood
-REACH = 32  # px up to which correlation is estimated
-SLIGHTEST = 0.03  # correlation that is told from none
-_WINDOW, _WIDE, _LOCAL = 128, 31, 9  # sides in px: of a spectrum, of a local mean, of a local variance
-_BINS, _ALIKE = 20, 50  # brightnesses of equally many pixels; so many of them are worth one
+LEAST_POWER = 0.01  # relative to the mean; without it a frequency without noise has infinite weight
+REACH = 32  # largest distance in px for which correlation is estimated
+SLIGHTEST = 0.03  # smallest correlation that counts as one
+_WINDOW, _WIDE, _LOCAL = 128, 31, 9  # window sides in px: spectrum, local mean, local variance
+_BINS, _ALIKE = 20, 50  # brightness bins; number of correlated pixels that count as one independent pixel
 
 
 class CorrelatedNoise(GaussianNoise):
     """N(noisy; signal, variance = gain * signal + offset), correlated between pixels, in raw counts.
 
-    correlation: of pixels that are up to k rows and l columns apart, (2k + 1, 2l + 1), 1 at its centre and
-    the same mirrored through it. The likelihood is that of the noise divided by its standard deviation and
-    whitened, with the image's borders joined.
+    The likelihood is that of the noise divided by its standard deviation and whitened, on an image that is
+    continued periodically.
+
+    Args:
+        correlation: table (2k + 1, 2l + 1) of the correlation of pixels up to k rows and l columns apart. It
+            is 1 at its centre and symmetric about it.
+        gain: see GaussianNoise.
+        offset: see GaussianNoise.
+        min_variance: see GaussianNoise.
     """
 
     _correlation: Tensor
@@ -52,16 +58,16 @@ class CorrelatedNoise(GaussianNoise):
             )
         self.correlation = table.tolist()
         self.register_buffer("_correlation", table, persistent=False)
-        upright = _alike(table, table.flip(0))  # and then left to right as well
+        upright = _alike(table, table.flip(0))  # with the symmetry about its centre, left to right as well
         self.isotropic = upright and _alike(table, table.T)
         self.mirrors = ("y", "x", "yx") if upright else ("yx",)
 
     def spectrum(self, height: int, width: int) -> Tensor:
-        """Power at the frequencies of `torch.fft.rfft2` of such an image, of mean 1 before its floor."""
+        """Power spectrum at the frequencies of `torch.fft.rfft2`, with mean 1 before the lower bound."""
         down, right = (max(0, (own - side + 1) // 2) for own, side in
                        zip(self._correlation.shape, (height, width), strict=True))  # fmt: skip
         rows, columns = self._correlation.shape
-        table = self._correlation[down : rows - down, right : columns - right]  # as far as the image reaches
+        table = self._correlation[down : rows - down, right : columns - right]  # distances within the image
         rows, columns = table.shape
         wrapped = F.pad(table, (0, width - columns, 0, height - rows))
         wrapped = wrapped.roll((-(rows // 2), -(columns // 2)), (0, 1))
@@ -75,9 +81,9 @@ class CorrelatedNoise(GaussianNoise):
         return below, self.correlation[y][x + 1] if x else 0.0
 
     def unit(self, like: Tensor) -> Tensor:
-        """Noise of standard deviation 1, shaped like (..., H, W)."""
-        reach = max(self._correlation.shape) // 2
-        height, width = (side + reach for side in like.shape[-2:])  # its borders join beyond the image
+        """Noise of standard deviation 1, shaped like `like` (..., H, W)."""
+        margin = max(self._correlation.shape) // 2
+        height, width = (side + margin for side in like.shape[-2:])  # keeps borders independent
         white = torch.randn(*like.shape[:-2], height, width, device=like.device)
         power = self.spectrum(height, width)
         noise = torch.fft.irfft2(torch.fft.rfft2(white) * power.sqrt(), (height, width))
@@ -91,7 +97,9 @@ class CorrelatedNoise(GaussianNoise):
             power = self.spectrum(height, width)
             residual = (noisy - signal) / variance.sqrt()
             white = torch.fft.irfft2(torch.fft.rfft2(residual) / power.sqrt(), (height, width))
-            whole = torch.cat([power, power[:, 1 : (width + 1) // 2]], dim=1)  # what rfft2 leaves out
+            whole = torch.cat(
+                [power, power[:, 1 : (width + 1) // 2]], dim=1
+            )  # with the half that rfft2 omits
             return -0.5 * (white.square() + (2 * math.pi * variance).log() + whole.log().mean())
 
     def sample(self, signal: Tensor) -> Tensor:
@@ -99,15 +107,18 @@ class CorrelatedNoise(GaussianNoise):
         return signal + self.variance(signal).sqrt() * self.unit(signal)
 
     def split(self, noisy: Tensor, share: float) -> tuple[Tensor, Tensor]:
-        """Two images of the same signal whose noise is independent, of variance / share and / (1 - share), by
-        adding and taking one noise (Pang et al. 2021, arXiv:2106.02087)."""
+        """Splits an image into two of the same signal with independent noise.
+
+        Their variances are variance / share and variance / (1 - share). One random noise is added to the
+        first and subtracted from the second (Pang et al. 2021, arXiv:2106.02087).
+        """
         added = self.variance(wide_mean(noisy)).sqrt() * self.unit(noisy)
         ratio = math.sqrt((1 - share) / share)
         return noisy + ratio * added, noisy - added / ratio
 
     @classmethod
     def read(cls, path: npz.NoiseFile) -> CorrelatedNoise:
-        """The model in an .npz file that `write` wrote; ValueError if it is not one."""
+        """Reads the model from an .npz file of `write`. ValueError if the file is not one."""
         try:
             arrays = npz.read(path, ["correlation"], ("gain", "offset", "min_variance"))
             return cls(**{key: value.tolist() for key, value in arrays.items()})
@@ -115,7 +126,7 @@ class CorrelatedNoise(GaussianNoise):
             raise ValueError(f"{path}: not a readable model of correlated noise ({error})") from error
 
     def write(self, path: npz.NoiseFile) -> None:
-        """Write the .npz file that `read` reads."""
+        """Writes the model to an .npz file."""
         line = {"gain": self.gain, "offset": self.offset, "min_variance": self.min_variance}
         npz.write(path, correlation=self.correlation, **{k: v for k, v in line.items() if v is not None})
 
@@ -123,10 +134,10 @@ class CorrelatedNoise(GaussianNoise):
     def from_denoised(
         cls, noisy: Tensor, denoise: Callable[[GaussianNoise], Tensor], rounds: int = 2
     ) -> CorrelatedNoise:
-        """From noisy images (N, 1, H, W) in raw counts alone, and a denoiser that is told the noise line.
+        """Estimates the noise of images (N, 1, H, W), in raw counts, with a denoiser that takes a noise line.
 
-        A denoiser that is told too little noise takes the rest for structure, and confirms what it was
-        told: hence the first line is that of the images' smoothest parts, structure and all.
+        A denoiser that assumes too little noise takes the rest for structure, and so confirms the assumption.
+        Hence the first line is that of the smoothest parts of the images, with the structure in them.
         """
         noise = cls.from_residuals(noisy - denoise(_smoothest(noisy)), noisy)
         for _ in range(rounds - 1):
@@ -135,17 +146,18 @@ class CorrelatedNoise(GaussianNoise):
 
     @classmethod
     def from_residuals(cls, residual: Tensor, noisy: Tensor) -> CorrelatedNoise:
-        """From noisy images (N, 1, H, W) and what is left of them without their denoised ones.
+        """Estimates the noise from noisy images (N, 1, H, W) and their residuals, noisy - denoised.
 
-        If those are posterior means, nothing in the residual but the noise is correlated with the noisy
-        image. So their product has the noise's power, even of that part which is still in the denoised.
+        If the denoised images are posterior means, only the noise in the residual is correlated with the
+        noisy image. So the product of both has the power of the noise, with the part that is still in the
+        denoised image.
         """
-        level = wide_mean(noisy)  # what is wider than noise would only make the product scatter
+        level = wide_mean(noisy)  # structure that is wider than noise would only add scatter to the product
         return cls._from_products(level, residual, noisy - level)
 
     @classmethod
     def from_noise(cls, noise: Tensor, signal: Tensor) -> CorrelatedNoise:
-        """From frames of noise alone (N, 1, H, W), and their signal, which may be that of all."""
+        """Estimates the model from frames of noise alone (N, 1, H, W) and their signal, which broadcasts."""
         return cls._from_products(signal.expand_as(noise), noise, noise)
 
     @classmethod
@@ -158,7 +170,7 @@ class CorrelatedNoise(GaussianNoise):
 
 
 def _alike(table: Tensor, other: Tensor) -> bool:
-    """Whether two tables of correlations are the same as far as that can be told; 0 beyond their ends."""
+    """Whether two tables of correlations agree within their accuracy; beyond its ends a table is 0."""
     rows, columns = (max(sides) for sides in zip(table.shape, other.shape, strict=True))
     first, second = (
         F.pad(v, ((columns - v.shape[1]) // 2,) * 2 + ((rows - v.shape[0]) // 2,) * 2) for v in (table, other)
@@ -167,20 +179,20 @@ def _alike(table: Tensor, other: Tensor) -> bool:
 
 
 def wide_mean(noisy: Tensor) -> Tensor:
-    """Local mean of (B, C, H, W) over so many pixels that correlated noise hardly shows."""
+    """Local mean of images (B, C, H, W) over enough pixels to average even correlated noise."""
     size = min(_WIDE, *(2 * (side // 2) - 1 for side in noisy.shape[-2:]))
     return F.avg_pool2d(noisy, size, 1, size // 2, count_include_pad=False)
 
 
 def _smoothest(noisy: Tensor) -> GaussianNoise:
-    """The line of the local variances of (N, 1, H, W), where they are least."""
+    """The noise line of the smallest local variances of images (N, 1, H, W)."""
     side = min(_LOCAL, *noisy.shape[-2:])
     level = F.avg_pool2d(noisy, side, 1)
     return _line(level, F.avg_pool2d(noisy.square(), side, 1) - level.square(), least=0.2)
 
 
 def _line(level: Tensor, square: Tensor, least: float = 1.0) -> GaussianNoise:
-    """The line of a squared error against brightness; of the least so many of each brightness."""
+    """The line of squared errors against brightness, from the fraction `least` of a bin's smallest."""
     level, square = level.flatten(), square.flatten()
     rows = []
     for members in level.argsort().tensor_split(_BINS):
@@ -190,7 +202,7 @@ def _line(level: Tensor, square: Tensor, least: float = 1.0) -> GaussianNoise:
 
 
 def _correlation(first: Tensor, second: Tensor) -> Tensor:
-    """(2k + 1, 2l + 1), of images (N, 1, H, W) with those of a second set, from windowed spectra."""
+    """Correlation (2k + 1, 2l + 1) between two sets of images (N, 1, H, W), from windowed spectra."""
     sides = [min(_WINDOW, side) for side in first.shape[-2:]]
     window = torch.outer(*(torch.hann_window(side, device=first.device) for side in sides))
     height, width = sides
@@ -199,7 +211,7 @@ def _correlation(first: Tensor, second: Tensor) -> Tensor:
     ]
     spectra = [torch.fft.rfft2(each * window) for each in tiles]
     power = (spectra[0] * spectra[1].conj()).real.mean((0, 1, 2, 3)).clamp(min=0)
-    alone = torch.fft.rfft2(window).abs().square()  # what the window makes of no correlation at all
+    alone = torch.fft.rfft2(window).abs().square()  # the spectrum of the window alone
     table, fades = (torch.fft.fftshift(torch.fft.irfft2(v, sides)) for v in (power, alone))
     table = (table / fades.clamp(min=0.05 * float(fades.max()))).cpu()
     y, x = (side // 2 for side in sides)
@@ -209,5 +221,5 @@ def _correlation(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _last(correlation: Tensor) -> int:
-    """The largest distance at which there is some."""
+    """The largest distance at which there is a correlation."""
     return int((correlation.abs() > SLIGHTEST).nonzero().max())

@@ -1,4 +1,4 @@
-"""Gaussian noise: of known standard deviation, or with a variance that is linear in the signal."""
+"""Gaussian noise with a constant standard deviation, or with a variance that is linear in the signal."""
 
 from __future__ import annotations
 
@@ -17,17 +17,24 @@ from samplers.noise.quantised import checked, log_bin_probability, quantise
 from samplers.noise.tiles import RING, read_tiles, ring_statistics
 
 _ARGUMENTS = ("std", "gain", "offset", "min_variance", "step", "clip")
-_FAR = 30.0  # standard deviations: what is farther off is no noise
+_FAR = 30.0  # standard deviations beyond which a deviation is not noise
 
 
 class GaussianNoise(NoiseModel):
     """N(noisy; signal, variance), in raw counts.
 
-    Either `std`, or variance = gain * signal + offset (Poisson-Gaussian: `gain` counts per
-    photon; `offset` = read variance - gain * black level, so it may be negative).
-    The variance never falls below `min_variance`, by default 1 % of gain^2 + max(offset, 0).
-    With `step` (1 for integers) the likelihood is that of quantised data, see `NoiseModel`; beyond 30
-    standard deviations that without one falls exponentially: a hot pixel must not outweigh all others.
+    The noise has either a constant `std`, or the variance gain * signal + offset. Without `step`, the
+    likelihood falls only exponentially beyond 30 standard deviations, so that a hot pixel does not outweigh
+    all others.
+
+    Args:
+        std: standard deviation in raw counts.
+        gain: raw counts per photon, for Poisson-Gaussian noise.
+        offset: read variance - gain * black level, in counts squared; it may be negative. Default: 0.
+        min_variance: lower bound of the variance. Default: 1 % of gain^2 + max(offset, 0).
+        step: spacing of the recorded values (1 for integers); the likelihood is then that of quantised data,
+            see NoiseModel. Default: continuous values.
+        clip: lowest and highest recorded value, see NoiseModel; only with `step`.
     """
 
     def __init__(
@@ -88,10 +95,11 @@ class GaussianNoise(NoiseModel):
         return quantise(noisy, self.step, self.clip)
 
     def split(self, noisy: Tensor, share: float) -> tuple[Tensor, Tensor]:
-        """Two images of the same signal whose noise is independent, of variance / share and / (1 - share).
+        """Splits an image into two of the same signal with independent noise.
 
-        By adding and taking one noise (Pang et al. 2021, arXiv:2106.02087): exact for a constant `std`
-        alone, because noise that depends on the signal is skewed; PhotonNoise splits that.
+        Their variances are variance / share and variance / (1 - share). One random noise is added to the
+        first and subtracted from the second (Pang et al. 2021, arXiv:2106.02087). This is exact for a
+        constant `std` only, because noise that depends on the signal is skewed; PhotonNoise splits that.
         """
         if self.std is None:
             raise ValueError("GaussianNoise: only noise of a constant std can be split; fit a PhotonNoise")
@@ -101,14 +109,14 @@ class GaussianNoise(NoiseModel):
 
     @classmethod
     def read(cls, path: npz.NoiseFile) -> GaussianNoise:
-        """The model in an .npz file that `write` wrote; ValueError if it is not one."""
+        """Reads the model from an .npz file of `write`. ValueError if the file is not one."""
         try:
             return cls(**{key: value.tolist() for key, value in npz.read(path, optional=_ARGUMENTS).items()})
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: not a readable Gaussian noise model ({error})") from error
 
     def write(self, path: npz.NoiseFile) -> None:
-        """Write the .npz file that `read` reads: one key per argument that is not None."""
+        """Writes the model to an .npz file, with one key for each argument that is not None."""
         npz.write(path, **{k: v for k in _ARGUMENTS if (v := getattr(self, k)) is not None})
 
     @classmethod
@@ -121,7 +129,7 @@ class GaussianNoise(NoiseModel):
         max_pairs: int = 2_000_000,
         seed: int = 0,
     ) -> GaussianNoise:
-        """gain and offset from pairs of raw counts: robust line through the variances of 50 bins.
+        """Fits gain and offset to pairs in raw counts, by a robust line through the variances of 50 bins.
 
         `signal` broadcasts to `observation`; signals outside `percentiles` are dropped.
         """
@@ -134,13 +142,15 @@ class GaussianNoise(NoiseModel):
 
     @classmethod
     def estimate(cls, frames: Tensor | np.ndarray) -> GaussianNoise:
-        """gain and offset from noisy images alone: (N, C, H, W), (N, H, W) or (H, W), raw counts.
+        """Estimates gain and offset from noisy images alone (Foi et al. 2008, IEEE TIP 17, 1737).
 
-        After Foi et al. 2008 (IEEE TIP 17, 1737): variance against mean over smooth pixels. All
-        frames and channels share one line. A slight correlation of neighbouring pixels' noise is
-        allowed for; noise that is strongly correlated is underestimated, see
-        `neighbour_correlation`. At most 2 million pixels are read, evenly spread.
-        Raises ValueError if the frames are too small, constant or not finite.
+        The line is fitted to variance against mean over smooth pixels; all frames and channels share it. A
+        slight correlation between the noise of neighbouring pixels is corrected for. Strongly correlated
+        noise is underestimated, see `neighbour_correlation`. At most 2 million pixels are read, evenly
+        spread. Raises ValueError if the frames are too small, constant or not finite.
+
+        Args:
+            frames: images (N, C, H, W), (N, H, W) or (H, W) in raw counts; may be memory-mapped.
         """
         tiles = read_tiles(frames, "GaussianNoise.estimate")
         level, structure = ring_statistics(tiles)
@@ -150,10 +160,10 @@ class GaussianNoise(NoiseModel):
                 square = square / (1 - 4 / 3 * correlation)  # see `_pixel_statistics`
         pixels = tuple(v.flatten().double() for v in (mean, square, level, structure, clipped))
         bins = _smooth_bins(*pixels)
-        if not _varies(bins[1], bins[0]).any():  # zeros of a subtracted background: noise shows elsewhere
+        if not _varies(bins[1], bins[0]).any():  # zeros after background subtraction: look elsewhere
             _, square, level, structure, _ = pixels
-            seen = _varies(structure + square, level)
-            bins = _smooth_bins(*(v[seen] for v in pixels)) if seen.any() else bins
+            nonzero = _varies(structure + square, level)
+            bins = _smooth_bins(*(v[nonzero] for v in pixels)) if nonzero.any() else bins
         if not _varies(bins[1], bins[0]).any():
             raise ValueError(
                 "GaussianNoise.estimate: the frames show no noise; pass raw camera counts, or give std or "
@@ -163,7 +173,7 @@ class GaussianNoise(NoiseModel):
 
     @classmethod
     def from_bins(cls, level: Tensor, variance: Tensor, pixels: Tensor) -> GaussianNoise:
-        """The robust line through mean squared errors at some signals, each of so many pixels."""
+        """Fits a robust line to variances (bins,) at signals `level` (bins,), each of that many `pixels`."""
         gain, offset = _fit_line(level, variance, pixels)
         # Signals below the darkest one measured (a decoder overshoots) keep half its variance.
         darkest = max(gain * float(level.min()) + offset, float(variance.min()))
@@ -171,12 +181,13 @@ class GaussianNoise(NoiseModel):
 
 
 def _pixel_statistics(tiles: Tensor) -> tuple[Tensor, ...]:
-    """Per pixel: matched mean, squared residual, share of clipped; each (T, 1, h - 6, w - 6).
+    """Statistics of each pixel for the noise line, each (T, 1, h - 6, w - 6).
 
-    The residual r = sum w_i z_i over 3x3 pixels (unit norm, blind to cubics; Immerkaer 1996) has
-    E[r^2] = gain * E[sum w_i^2 z_i] + offset, exactly, for any noise law with that variance: no
-    Gaussian constant, so 8-bit data and a dozen photons do no harm. If neighbours along one
-    direction are correlated by c, it is 1 - 4/3 c of that.
+    Among them are the matched mean, the squared residual and the share of clipped pixels. The residual
+    r = sum w_i z_i over 3x3 pixels (unit norm, zero for cubics; Immerkaer 1996) has E[r^2] = gain *
+    E[sum w_i^2 z_i] + offset exactly, for any noise with that variance. No Gaussian constant is involved, so
+    it also holds for 8-bit data and a dozen photons. If neighbours along one direction are correlated by c,
+    E[r^2] is smaller by the factor 1 - 4/3 c.
     """
     laplacian = torch.tensor([1.0, -2.0, 1.0])
     kernel = torch.outer(laplacian, laplacian)[None, None] / 6
@@ -189,7 +200,7 @@ def _pixel_statistics(tiles: Tensor) -> tuple[Tensor, ...]:
 
 
 def _piled_up(tiles: Tensor) -> Tensor:
-    """Pixels at the lowest or highest value, where more of them sit than at the next value."""
+    """Whether a pixel has the lowest or highest value, if more pixels have it than the next value."""
     values, counts = tiles.unique(return_counts=True)
     piled = torch.zeros_like(tiles, dtype=torch.bool)
     for extreme, neighbour in ((0, 1), (-1, -2)):
@@ -201,7 +212,7 @@ def _piled_up(tiles: Tensor) -> Tensor:
 def _smooth_bins(
     mean: Tensor, square: Tensor, level: Tensor, structure: Tensor, clipped: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(mean, variance, pixels) per brightness bin, over each bin's smoothest fifth."""
+    """(mean, variance, number of pixels) of each brightness bin, over the smoothest fifth of its pixels."""
     low, high = level.min(), level.max()
     index = ((level - low) / (high - low).clamp(min=1e-12) * 100).long()
     index = index.clamp(max=99)
@@ -215,31 +226,31 @@ def _smooth_bins(
     if not rows:  # an image of a few pixels: one bin of all
         rows = [[float(v.mean()) for v in (mean, square, clipped)] + [len(mean)]]
     table = torch.tensor(rows, dtype=torch.float64)
-    # Clipping eats variance. If it is everywhere (single photons pile up at 0), live with it.
+    # Clipping reduces variance. If it is everywhere (single photons pile up at 0), all bins are used.
     unclipped = table[table[:, 2] < 0.005]
     table = unclipped if len(unclipped) >= 3 else table
     return table[:, 0], table[:, 1], table[:, 3]
 
 
 def _varies(variance: Tensor, level: Tensor) -> Tensor:
-    """Whether it is more than what float32 leaves of a constant."""
+    """Whether a variance exceeds the rounding error that float32 leaves of a constant."""
     return variance > 1e-12 * level**2
 
 
 def _fit_line(x: Tensor, variance: Tensor, pixels: Tensor) -> tuple[float, float]:
-    """Weighted line variance = gain * x + offset, gain >= 0, above 0 at every x; robust (Cauchy)."""
+    """(gain, offset) of a weighted, robust (Cauchy) line, with gain >= 0 and positive variance at every x."""
     fitted, outlier = variance.clone(), torch.ones_like(variance)
     floor = variance[variance > 0].min() * 0.1 if (variance > 0).any() else variance.new_tensor(0.0)
     gain, offset = variance.new_tensor(0.0), variance.mean()
     for _ in range(20):
-        # r^2 of n pixels scatters by fitted * sqrt(2 / n); texture adds some per cent to any bin.
+        # The mean r^2 of n pixels scatters by fitted * sqrt(2 / n); texture adds a few per cent to any bin.
         error = fitted.clamp(min=floor) * (2 / pixels + 0.05**2).sqrt()
         weight = outlier / error**2
         centre = (weight * x).sum() / weight.sum()
         spread = (weight * (x - centre) ** 2).sum()
         height = (weight * variance).sum() / weight.sum()
         gain = (weight * (x - centre) * variance).sum() / spread if spread > 0 else torch.zeros_like(gain)
-        if gain * spread.sqrt() < 2:  # negative, or lost in its standard error: a flat image
+        if gain * spread.sqrt() < 2:  # negative or within its standard error: a flat image
             gain = torch.zeros_like(gain)
         if height - gain * (centre - x.min()) < floor:
             height = height.clamp(min=floor)

@@ -21,13 +21,19 @@ _QUANTISED = ("step", "clip")
 class GaussianMixtureNoise(NoiseModel):
     """Mixture of G Gaussians whose parameters are polynomials in the signal, in raw counts.
 
-    `weight` (3G, K): rows of means, log variance coefficients, log weights; coefficient i goes
-    with t^i, t = (signal - min_signal) / (max_signal - min_signal). The mixture's mean is the
-    signal. `min_sigma` bounds the VARIANCE from below (50 means std >= 7.07): the file format and
-    the tools that write it call it a standard deviation, but compare it with sigma^2.
+    The mean of the mixture is the signal.
 
-    With `step` (1 for integers) the likelihood is that of quantised data, see `NoiseModel`; the
-    weights are then those of the camera before rounding, which dequantised fits come close to.
+    Args:
+        weight: coefficients (3G, K), with rows for means, log variances and log weights. Coefficient i
+            multiplies t^i, where t = (signal - min_signal) / (max_signal - min_signal).
+        min_signal: signal at which t is 0.
+        max_signal: signal at which t is 1.
+        min_sigma: lower bound of the VARIANCE (50 means std >= 7.07). The file format and the tools that
+            write it call it a standard deviation, but compare it with sigma^2.
+        step: spacing of the recorded values (1 for integers); the likelihood is then that of quantised data,
+            see NoiseModel, and `weight` describes the camera before rounding, as a fit to dequantised data
+            does closely. Default: continuous values.
+        clip: lowest and highest recorded value, see NoiseModel; only with `step`.
     """
 
     _coefficients: Tensor
@@ -55,7 +61,7 @@ class GaussianMixtureNoise(NoiseModel):
 
     @classmethod
     def read(cls, path: npz.NoiseFile) -> GaussianMixtureNoise:
-        """The model in a PN2V, PPN2V or CAREamics .npz file; ValueError if it is not one."""
+        """Reads the model from a PN2V, PPN2V or CAREamics .npz file. ValueError if the file is not one."""
         stored = npz.read(path, _KEYS, _QUANTISED)
         quantised = {key: stored[key].tolist() for key in _QUANTISED if key in stored}
         try:
@@ -64,7 +70,7 @@ class GaussianMixtureNoise(NoiseModel):
             raise ValueError(f"{path}: {error}") from None
 
     def write(self, path: npz.NoiseFile) -> None:
-        """Write the .npz file that `read` and the PN2V-family tools read (they ignore step, clip)."""
+        """Writes the .npz file that `read` and PN2V-family tools read; those tools ignore step and clip."""
         weight = np.asarray(self.weight, dtype=np.float32)
         values = (weight, [self.min_signal], [self.max_signal], self.min_sigma)
         quantised = {k: v for k in _QUANTISED if (v := getattr(self, k)) is not None}
@@ -76,7 +82,7 @@ class GaussianMixtureNoise(NoiseModel):
     def log_likelihood(self, noisy: Tensor, signal: Tensor) -> Tensor:
         with torch.autocast(signal.device.type, enabled=False):
             noisy, signal = noisy.float(), signal.float()
-            # Components lead in (G, *S): a signal with fewer dimensions than noisy gets them here.
+            # Components come first in (G, *S), so a signal with fewer dimensions than noisy is expanded here.
             signal = signal.reshape((1,) * (noisy.ndim - signal.ndim) + signal.shape)
             if self.step is None:
                 return mixture_log_density(noisy - signal, *self._components(signal))
@@ -110,12 +116,12 @@ class GaussianMixtureNoise(NoiseModel):
         max_pairs: int = 2_000_000,
         seed: int = 0,
     ) -> GaussianMixtureNoise:
-        """Maximum-likelihood fit to pairs of raw counts.
+        """Maximum-likelihood fit to pairs of signal and observation in raw counts.
 
-        `signal` broadcasts to `observation`: the mean of a static stack (H, W) to its frames
-        (N, H, W), or a denoised stack to the noisy one. Signals outside `percentiles` are dropped:
-        (0, 100) for a calibration, (0.5, 99.5) for a signal that is itself an estimate.
-        `min_sigma` (a variance) defaults to a tenth of the smallest variance seen.
+        `signal` broadcasts to `observation`, such as the mean (H, W) of a static stack to its frames
+        (N, H, W), or is a denoised stack of the same shape. Signals outside `percentiles` are dropped; take
+        (0, 100) for a calibration and (0.5, 99.5) for a signal that is itself an estimate. `min_sigma`, a
+        variance, is a tenth of the smallest variance in the data by default.
         """
         rng = np.random.default_rng(seed)
         s, residual, low, high = draw_pairs(
@@ -124,7 +130,7 @@ class GaussianMixtureNoise(NoiseModel):
         t = (s - low) / (high - low)
         line, least = _variance_line(t, residual)
         floor = 0.1 * least if min_sigma is None else float(min_sigma)
-        unit = residual.std()  # mean offsets are learnt in this unit, so that lr suits any camera
+        unit = residual.std()  # unit of the mean offsets, so that one lr suits every camera
         spread = np.linspace(0.5, 1.5, n_gaussian) if n_gaussian > 1 else np.ones(1)
         start = np.zeros((3, n_gaussian, n_coeff))
         start[0, :, 0] = np.linspace(-0.3, 0.3, n_gaussian) if n_gaussian > 1 else 0
@@ -142,14 +148,14 @@ class GaussianMixtureNoise(NoiseModel):
         s, residual = torch.from_numpy(s), torch.from_numpy(residual)
         unit = float(unit)
         generator = torch.Generator().manual_seed(seed)
-        held = torch.arange(min(len(s), 100_000))  # pairs are in random order already
+        held_out = torch.arange(min(len(s), 100_000))  # pairs are in random order already
         optimizer = torch.optim.Adam([theta], lr=lr)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=lr * 1e-3)
         best, best_weight = math.inf, None
         for step in range(steps + 1):
             if step % 100 == 0 or step == steps:
                 with torch.no_grad():
-                    value = float(loss(held))
+                    value = float(loss(held_out))
                 if value < best:
                     best, best_weight = value, weight().detach().clone()
             optimizer.zero_grad()
@@ -164,10 +170,10 @@ class GaussianMixtureNoise(NoiseModel):
 def mixture(
     weight: Tensor, signal: Tensor, low: float, high: float, floor: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(log weights, mean - signal, variances), each (G, *signal.shape), of weight (3G, K).
+    """(log weights, mean - signal, variances), each (G, *signal.shape), from coefficients `weight` (3G, K).
 
-    Outside [low, high] weights and offsets stay as at the end; the variance follows its
-    tangent: polynomials run wild there, and a decoder does go there.
+    Outside [low, high], which the output of a decoder may leave, polynomials diverge. So weights and offsets
+    keep their values at the end of the range there, and the variance follows its tangent.
     """
     t = (signal - low) / (high - low)
     inside = t.clamp(0, 1)
@@ -183,7 +189,7 @@ def mixture(
 
 
 def mixture_log_density(residual: Tensor, log_alpha: Tensor, offset: Tensor, variance: Tensor) -> Tensor:
-    """log sum_k alpha_k N(residual; offset_k, variance_k): logsumexp, so it never underflows."""
+    """log sum_k alpha_k N(residual; offset_k, variance_k), by logsumexp, so that it never underflows."""
     squared = (residual - offset) ** 2 / variance
     return (log_alpha - 0.5 * (squared + (2 * math.pi * variance).log())).logsumexp(0)
 
@@ -202,7 +208,7 @@ def _check(table: np.ndarray, low: float, high: float, floor: float) -> None:
 
 
 def _variance_line(t: np.ndarray, residual: np.ndarray) -> tuple[np.ndarray, float]:
-    """Start for the fit: positive (value at t = 0, slope) of the variance, and its least value."""
+    """Start of the fit: positive (value at t = 0, slope) of the variance, and its smallest value."""
     order = t.argsort()
     t_bins = np.array([b.mean() for b in np.array_split(t[order], 20)])
     v_bins = np.array([b.var() for b in np.array_split(residual[order], 20)]).clip(min=1e-12)

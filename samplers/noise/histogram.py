@@ -1,4 +1,4 @@
-"""Noise as a measured 2-D histogram (PN2V: Krull et al. 2020, arXiv:1906.00651), as a density."""
+"""A noise density from a measured 2-D histogram (PN2V: Krull et al. 2020, arXiv:1906.00651)."""
 
 from __future__ import annotations
 
@@ -14,21 +14,25 @@ from samplers.noise.base import NoiseModel
 from samplers.noise.pairs import draw_pairs
 
 _KEYS = ("histogram", "low", "high")
-_OUTLIERS, _BROAD = 1e-3, 4.0  # share of outliers; their standard deviation in the rows' mean one
-_PRIOR = 1000.0  # pseudo-pairs per row, from a Gaussian like its neighbours: tames sparse rows
+_OUTLIERS, _BROAD = 1e-3, 4.0  # share of outliers; their std relative to the mean std of the rows
+_PRIOR = 1000.0  # pseudo-pairs per row, from a Gaussian like its neighbours, which smooth sparse rows
 
 
 class HistogramNoise(NoiseModel):
     """p(noisy | signal) as a histogram over one range [low, high] of both, in raw counts.
 
-    `table` (bins, bins): row = signal, column = observation, any non-negative numbers; rows are
-    normalised, empty ones become Gaussians with their neighbours' mean offset and variance. The
-    density is linear in the signal between bin centres and constant in a bin of the observation.
-    One observation in 1,000 is an outlier, from a Gaussian about the signal 4 times as wide as
-    the noise: empty cells and observations outside the range are finite, and pull. A signal
-    outside it has a Gaussian with the edge row's moments.
+    The density is linear in the signal between bin centres and constant in a bin of the observation. One
+    observation in 1,000 is an outlier from a Gaussian about the signal that is 4 times as wide as the noise,
+    so the likelihood is finite, with a gradient, also in empty cells and outside the range. A signal outside
+    the range has Gaussian noise with the moments of the edge row.
 
-    Bins must not be wider than the noise: 16-bit data may need `bins` in the thousands, or a GMM.
+    Bins must not be wider than the noise: 16-bit data may need thousands of bins, or a GaussianMixtureNoise.
+
+    Args:
+        table: non-negative numbers (bins, bins), row = signal, column = observation. Rows are normalised;
+            empty rows become Gaussians with the mean offset and variance of their neighbours.
+        low: lower end of the range in raw counts.
+        high: upper end of the range in raw counts.
     """
 
     _density: Tensor
@@ -36,23 +40,23 @@ class HistogramNoise(NoiseModel):
 
     def __init__(self, table: Sequence[Sequence[float]], low: float, high: float):
         super().__init__()
-        given = np.asarray(table)
+        array = np.asarray(table)
         self.low, self.high = (float(np.asarray(value).squeeze()) for value in (low, high))
-        _check(given, self.low, self.high)
-        self.table: list[list[float]] = given.tolist()
-        self._width = (self.high - self.low) / len(given)
-        mass, offset, variance = _complete(given.astype(np.float64), self.low, self._width)
+        _check(array, self.low, self.high)
+        self.table: list[list[float]] = array.tolist()
+        self._width = (self.high - self.low) / len(array)
+        mass, offset, variance = _complete(array.astype(np.float64), self.low, self._width)
         # Rebuilt from the constructor's arguments, so a checkpoint need not hold them twice.
         density = torch.tensor(mass / self._width, dtype=torch.float32)
         self.register_buffer("_density", density, persistent=False)
         moments = torch.tensor(np.stack([offset, variance]), dtype=torch.float32)
         self.register_buffer("_moments", moments, persistent=False)
-        # One for all signals: ragged rows would give it a gradient of their own, 1e5 counts away.
+        # One value for all signals: uneven rows would give it a gradient of its own, even 1e5 counts away.
         self._outlier_variance = _BROAD**2 * float(variance.mean())
 
     @classmethod
     def read(cls, path: npz.NoiseFile) -> HistogramNoise:
-        """The model in an .npz file that `write` wrote; ValueError if it is not one."""
+        """Reads the model from an .npz file of `write`. ValueError if the file is not one."""
         stored = npz.read(path, _KEYS, ())
         try:
             return cls(*(stored[key].tolist() for key in _KEYS))
@@ -60,16 +64,16 @@ class HistogramNoise(NoiseModel):
             raise ValueError(f"{path}: {error}") from None
 
     def write(self, path: npz.NoiseFile) -> None:
-        """Write the .npz file that `read` reads."""
+        """Writes the model to an .npz file."""
         npz.write(path, histogram=self.table, low=self.low, high=self.high)
 
     def _rows(self, signal: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Row below, weight of the row above, weight of the Gaussian beyond; its offset, variance."""
+        """(row below, weight of the row above, weight of the Gaussian outside, its offset, its variance)."""
         position = (signal - self.low) / self._width - 0.5  # centre of row i is at i
         inside = position.clamp(0, len(self._density) - 1)
         row = inside.detach().long().clamp(max=len(self._density) - 2)
         above = inside - row
-        beyond = (position - inside).abs().clamp(max=1)  # fades in over one bin: no jump
+        beyond = (position - inside).abs().clamp(max=1)  # fades in over one bin, without a jump
         moments = torch.lerp(self._moments.float()[:, row], self._moments.float()[:, row + 1], above)
         offset, variance = moments
         return row, above, beyond, offset, variance
@@ -79,10 +83,10 @@ class HistogramNoise(NoiseModel):
             noisy, signal = torch.broadcast_tensors(noisy.float(), signal.float())
             row, above, beyond, offset, variance = self._rows(signal)
             column = (noisy - self.low) / self._width
-            known = (column >= 0) & (column < len(self._density))
+            in_range = (column >= 0) & (column < len(self._density))
             column = column.clamp(0, len(self._density) - 1).long()
             table = self._density.float()
-            cell = torch.lerp(table[row, column], table[row + 1, column], above) * known
+            cell = torch.lerp(table[row, column], table[row + 1, column], above) * in_range
             edge = _log_normal(noisy - signal - offset, variance).exp()
             density = torch.lerp(cell, edge, beyond)
             tiny = torch.finfo(torch.float32).tiny
@@ -97,7 +101,7 @@ class HistogramNoise(NoiseModel):
         cumulative = (self._density.float() * self._width).cumsum(1)
         target = torch.rand_like(signal) * cumulative[row, -1]
         column = torch.zeros_like(row)
-        for bit in reversed(range(len(cumulative).bit_length())):  # bisection: no (pixels, bins)
+        for bit in reversed(range(len(cumulative).bit_length())):  # bisection needs no array (pixels, bins)
             probe = column + 2**bit
             below = cumulative[row, probe.clamp(max=len(cumulative)) - 1] < target
             column = torch.where((probe < len(cumulative)) & below, probe, column)
@@ -120,11 +124,11 @@ class HistogramNoise(NoiseModel):
         max_pairs: int = 2_000_000,
         seed: int = 0,
     ) -> HistogramNoise:
-        """Histogram of pairs of raw counts over the range of both, 0.001 % outliers excepted.
+        """Histogram of pairs of raw counts over the range of both, except for 0.001 % outliers.
 
-        `signal` broadcasts to `observation`; signals outside `percentiles` are dropped. Integer
-        observations are dequantised. With `step` (1 for integers) a bin holds whole steps: bins
-        that cut a step in two waste likelihood.
+        `signal` broadcasts to `observation`; signals outside `percentiles` are dropped. Integer observations
+        are dequantised. With `step` (1 for integers) each bin covers whole steps, because bins that divide a
+        step lose likelihood.
         """
         rng = np.random.default_rng(seed)
         step = 1 if step is None and "int" in str(observation.dtype) else step
@@ -142,7 +146,7 @@ class HistogramNoise(NoiseModel):
         if not counts.any():
             raise ValueError("HistogramNoise.fit: no pair in range; pass wider percentiles")
         table = counts + _PRIOR * _smooth_rows(counts, low, (high - low) / bins)
-        # Parts per million: short in JSON, and finer than any fit.
+        # Parts per million are short in JSON, and finer than any fit.
         return cls(np.rint(1e6 * table / table.sum(1, keepdims=True)).astype(int), low, high)
 
 
@@ -151,7 +155,7 @@ def _log_normal(residual: Tensor, variance: Tensor) -> Tensor:
 
 
 def _row_moments(table: np.ndarray, low: float, width: float) -> tuple[np.ndarray, ...]:
-    """(sum, mean - signal, variance) of each row, signal at its centre; zeros where it is empty."""
+    """(sum, mean - signal, variance) of each row, with the signal at its centre; 0 for empty rows."""
     centres = low + (np.arange(len(table)) + 0.5) * width
     total = table.sum(1)
     share = table / np.where(total > 0, total, 1)[:, None]
@@ -161,7 +165,7 @@ def _row_moments(table: np.ndarray, low: float, width: float) -> tuple[np.ndarra
 
 
 def _gaussian_rows(offset: np.ndarray, variance: np.ndarray, low: float, width: float) -> np.ndarray:
-    """Rows of Gaussian mass per bin, each normalised inside the range."""
+    """Rows of Gaussian mass per bin, each normalised within the range."""
     centres = low + (np.arange(len(offset)) + 0.5) * width
     mean = np.clip(centres + offset, centres[0], centres[-1])[:, None]
     log_mass = -0.5 * (centres - mean) ** 2 / variance[:, None]
@@ -170,17 +174,17 @@ def _gaussian_rows(offset: np.ndarray, variance: np.ndarray, low: float, width: 
 
 
 def _smooth_rows(counts: np.ndarray, low: float, width: float) -> np.ndarray:
-    """Gaussian rows whose moments are means over neighbouring rows, weighted by their pairs."""
+    """Gaussian rows whose moments are means over neighbouring rows, weighted by their number of pairs."""
     total, offset, variance = _row_moments(counts, low, width)
     distance = np.subtract.outer(np.arange(len(total)), np.arange(len(total)))
-    # The broad term reaches over gaps; near pairs outweigh it wherever there are some.
+    # The broad term bridges gaps; where there are near pairs, they outweigh it.
     weight = (np.exp(-0.5 * (distance / 2) ** 2) + 1e-6 / (1 + distance**2)) * total
     weight /= weight.sum(1, keepdims=True)
     return _gaussian_rows(weight @ offset, weight @ variance, low, width)
 
 
 def _complete(table: np.ndarray, low: float, width: float) -> tuple[np.ndarray, ...]:
-    """(mass with rows that sum to 1, mean - signal, variance); empty rows from their neighbours."""
+    """(mass with rows that sum to 1, mean - signal, variance), with empty rows filled from neighbours."""
     total, offset, variance = _row_moments(table, low, width)
     rows, filled = np.arange(len(table)), total > 0
     offset, variance = (np.interp(rows, rows[filled], v[filled]) for v in (offset, variance))

@@ -10,10 +10,15 @@ from samplers.noise.photons import PhotonNoise
 
 
 def noise_line(frames: Tensor, noise_model: nn.Module | None = None) -> tuple[Tensor, Tensor]:
-    """(gain, offset), each (C, 1, 1), in raw counts: of the noise model if it has a line, else estimated.
+    """(gain, offset) of the noise of each channel, each (C, 1, 1), in raw counts.
 
-    frames: noisy frames (N, C, H, W). A noise model counts for images of one channel; several channels
-    rarely share a line, so that of each is estimated. Raises ValueError as `GaussianNoise.estimate` does.
+    The line of the noise model is used for images of one channel, if it has one. Otherwise the line of each
+    channel is estimated, because several channels rarely share one. Raises ValueError like
+    `GaussianNoise.estimate`.
+
+    Args:
+        frames: noisy frames (N, C, H, W).
+        noise_model: noise model of the images. Default: none.
     """
     channels = frames.shape[1]
     if channels == 1 and isinstance(noise_model, GaussianNoise | PhotonNoise):
@@ -22,7 +27,7 @@ def noise_line(frames: Tensor, noise_model: nn.Module | None = None) -> tuple[Te
 
 
 def lines(models: Sequence[GaussianNoise | PhotonNoise]) -> tuple[Tensor, Tensor]:
-    """(gain, offset) of the model of each channel, each (C, 1, 1)."""
+    """(gain, offset), each (C, 1, 1), of one model per channel."""
     gain, offset = torch.tensor([_line_of(each) for each in models]).T[:, :, None, None]
     return gain, offset
 

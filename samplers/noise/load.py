@@ -1,4 +1,4 @@
-"""Any noise model from its file."""
+"""Loads any noise model from its file."""
 
 from io import BytesIO
 
@@ -14,14 +14,14 @@ from samplers.noise.gmm import GaussianMixtureNoise
 from samplers.noise.histogram import HistogramNoise
 from samplers.noise.photons import PhotonNoise
 
-# A key that only files of this kind hold.
+# A key that only files of this kind contain.
 KINDS: dict[
     str, type[AutoregressiveNoise | GaussianMixtureNoise | GaussianNoise | HistogramNoise | PhotonNoise]
 ] = {
-    "context": AutoregressiveNoise,  # before std, which it holds as well
+    "context": AutoregressiveNoise,  # before std, which its files contain too
     "trained_weight": GaussianMixtureNoise,
-    "correlation": CorrelatedNoise,  # before gain, which it holds as well
-    "read_noise": PhotonNoise,  # before gain, which it holds as well
+    "correlation": CorrelatedNoise,  # before gain, which its files contain too
+    "read_noise": PhotonNoise,  # before gain, which its files contain too
     "gain": GaussianNoise,
     "std": GaussianNoise,
     "histogram": HistogramNoise,
@@ -29,9 +29,9 @@ KINDS: dict[
 
 
 def load_noise_model(path: npz.NoiseFile) -> NoiseModel:
-    """The noise model in an .npz file, of whichever kind (PN2V tools' GMM files as well).
+    """Loads a noise model of any kind from an .npz file, including the GMM files of PN2V-family tools.
 
-    Raises ValueError if there is none.
+    Raises ValueError if the file contains none.
     """
     arrays = npz.read(path)
     keys = arrays.keys()

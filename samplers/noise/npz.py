@@ -1,4 +1,4 @@
-"""Noise models on disk: .npz files without pickle, which the PN2V-family tools read and write too."""
+"""Noise models as .npz files without pickle, the format of PN2V-family tools."""
 
 import os
 import zipfile
@@ -11,7 +11,7 @@ from typing import IO, Any, cast
 import numpy as np
 
 NoiseFile = str | PathLike | BytesIO
-MOST_BYTES = 150_000_000  # a histogram of 4096 bins has 134 million
+MOST_BYTES = 150_000_000  # a histogram of 4096 bins takes 134 million
 
 
 def read(
@@ -20,10 +20,11 @@ def read(
     optional: Sequence[str] | None = None,
     most_bytes: int = MOST_BYTES,
 ) -> dict[str, np.ndarray]:
-    """All arrays, of numbers or text; ValueError, which names `path`, if it is not such a file, is damaged,
-    takes more memory than most_bytes, lacks a needed key, or holds others than those and the optional ones.
+    """Reads all arrays of numbers or text from an .npz file.
 
-    optional: None for any.
+    Raises a ValueError that names `path` if the file is of another kind or damaged, if it takes more memory
+    than `most_bytes`, if it lacks a key of `needed`, or if it has other keys than those of `needed` and
+    `optional`. optional: None allows any key.
     """
     if not isinstance(path, BytesIO) and not Path(path).is_file():
         raise ValueError(f"{path}: no such file; pass a noise model (.npz)")
@@ -49,11 +50,14 @@ def read(
 
 
 def _check_archive(path: NoiseFile, most_bytes: int) -> None:
-    """Sizes, before anything is decompressed; checksums, which numpy stops before in a damaged array; and the
-    number of arrays: zipfile passes over those that follow a damaged entry of its directory."""
+    """ValueError if the archive is too large or damaged.
+
+    Sizes are checked before anything is decompressed; checksums, because numpy does not reach them in a
+    damaged array; and the number of arrays, because zipfile skips those after a damaged directory entry.
+    """
     with zipfile.ZipFile(path) as archive:
         file = cast(IO[bytes], archive.fp)
-        file.seek(-len(archive.comment) - 12, os.SEEK_END)  # in the record of 22 bytes at the end
+        file.seek(-len(archive.comment) - 12, os.SEEK_END)  # field of the record of 22 bytes at the end
         promised = int.from_bytes(file.read(2), "little")
         if promised != len(archive.infolist()):
             raise ValueError(f"{len(archive.infolist())} arrays are left of {promised}")
@@ -68,5 +72,5 @@ def write(path: NoiseFile, **values: Any) -> None:
     if isinstance(path, BytesIO):
         np.savez_compressed(path, **values)
         return
-    with open(path, "wb") as file:  # a file object, else numpy appends .npz to the name
+    with open(path, "wb") as file:  # a file object, because numpy appends .npz to names
         np.savez_compressed(file, **values)

@@ -1,4 +1,4 @@
-"""Random (signal, residual) pairs to fit a noise model to."""
+"""Random pairs of signal and residual for fitting a noise model."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ def draw_pairs(
     rng: np.random.Generator,
     name: str,
 ) -> tuple[np.ndarray, np.ndarray, float, float]:
-    """Random (signal, observation - signal) pairs inside the signal's percentiles, and those.
+    """Random pairs within percentiles of the signal: (signal, observation - signal, low, high).
 
-    `name` starts the ValueError on what cannot be fitted.
+    low and high are the values of the signal at the percentiles. Raises a ValueError that begins with `name`
+    if a noise model cannot be fitted to the pairs.
     """
     signal, observation = (
         v.detach().cpu().numpy() if torch.is_tensor(v) else np.asarray(v) for v in (signal, observation)

@@ -13,21 +13,26 @@ from samplers.noise import npz
 from samplers.noise.base import NoiseModel
 
 _ARGUMENTS = ("gain", "offset", "read_noise", "shape", "step")
-_FEW = 6.0  # gains: above, the number of pulses need not be told, their Gaussian limit is exact enough
-_PULSES = 16  # that fewer than _FEW gains of light give
-_DARKEST = 0.02  # pulses: no light at all would have no slope
+_FEW = 6.0  # gains above which the Gaussian limit of many pulses is accurate enough
+_PULSES = 16  # largest number of pulses that light of fewer than _FEW gains gives
+_DARKEST = 0.02  # least expected number of pulses; at 0 the likelihood would have no slope
 _RING = torch.ones(1, 1, 5, 5)
 _RING[..., 2, 2] = 0
 
 
 class PhotonNoise(NoiseModel):
-    """black level + pulses + N(0, read_noise^2): Poisson many pulses, each of Gamma(shape) size.
+    """Black level + pulses + N(0, read_noise^2), with a Poisson number of pulses of Gamma-distributed sizes.
 
-    Its variance is the line gain * signal + offset, as GaussianNoise's; unlike that it is right at one
-    photon a pixel, where noise is skewed, and it can tell which part of a count may have come from
-    which photon (`split`). shape: of the size of one pulse; a photomultiplier's is about 1 to 6, a
-    camera's infinite. read_noise: its std, that of rounding included. step: spacing of the recorded
-    values (1 for integers), None for continuous ones. All in raw counts; gain > 0.
+    The variance is the line gain * signal + offset, like that of GaussianNoise. Unlike GaussianNoise, this
+    model is accurate at one photon per pixel, where noise is skewed, and can `split` an image by photons.
+
+    Args:
+        gain: raw counts per photon, above 0.
+        offset: variance at a signal of 0, in counts squared; it may be negative.
+        read_noise: standard deviation of the read noise in raw counts, including that of rounding.
+        shape: shape of the Gamma distribution of pulse sizes, about 1 to 6 for a photomultiplier and
+            infinite for a camera.
+        step: spacing of the recorded values (1 for integers). Default: continuous values.
     """
 
     def __init__(
@@ -45,8 +50,8 @@ class PhotonNoise(NoiseModel):
                 "above 0"
             )
         self.gain, self.offset, self.read_noise, self.shape, self.step = gain, offset, read_noise, shape, step
-        self.black = (read_noise**2 - offset) / gain  # where no photon comes
-        self.pulse = gain / (1 + 1 / shape)  # mean size: Var of Poisson many of them is gain * their mean
+        self.black = (read_noise**2 - offset) / gain  # raw counts without any photon
+        self.pulse = gain / (1 + 1 / shape)  # mean size, for which the variance is gain * signal
 
     def variance(self, signal: Tensor) -> Tensor:
         """Noise variance at `signal`, in counts squared."""
@@ -64,7 +69,7 @@ class PhotonNoise(NoiseModel):
             n = torch.arange(_PULSES + 1.0, device=signal.device)
             prior = n * rate[..., None].log() - rate[..., None] - torch.lgamma(n + 1)
             pulses = (self._given_pulses(noisy - self.black) + prior).logsumexp(-1)
-            # Below the black level the pulses' rate has no slope: the Gaussian's keeps it finite there.
+            # Below the black level the rate is constant, so a Gaussian term provides the slope there.
             darkest = self.black + _DARKEST * self.pulse
             below = 0.5 * ((signal - darkest).clamp(max=0) / self.read_noise) ** 2
             return torch.where(dark, pulses - below, gaussian)
@@ -79,27 +84,27 @@ class PhotonNoise(NoiseModel):
         return noisy if self.step is None else (noisy / self.step).round() * self.step
 
     def split(self, noisy: Tensor, share: float) -> tuple[Tensor, Tensor]:
-        """Two noisy images of the same signal whose noise is independent, (B, C, H, W) both.
+        """Splits an image into two noisy images of the same signal with independent noise, each (B, C, H, W).
 
-        The first has `share` of the light, the second the rest, each on the scale of the whole: their
-        lines are gain / share and gain / (1 - share). Which pulses a count is made of is drawn from its
-        posterior, at the rate of the neighbours; each goes to one side by a coin. The read noise is
-        divided by adding and taking (Pang et al. 2021, arXiv:2106.02087).
+        The first has `share` of the light, the second the rest, both scaled to the brightness of the whole;
+        their gains are gain / share and gain / (1 - share). The pulses of a count are drawn from their
+        posterior at the rate of the neighbouring pixels, and each is assigned to one image at random. The
+        read noise is divided by adding and subtracting one noise (Pang et al. 2021, arXiv:2106.02087).
         """
-        if self.step is not None:  # a lattice would tell the network what was not split
+        if self.step is not None:  # from integer values a network could infer the other part
             noisy = noisy + self.step * (torch.rand_like(noisy) - 0.5)
         above = noisy - self.black
         rate = ((ring_mean(noisy) - self.black) / self.pulse).clamp(min=0.03)
-        taken = math.sqrt(share * (1 - share)) * self.read_noise * torch.randn_like(above)
+        exchange = math.sqrt(share * (1 - share)) * self.read_noise * torch.randn_like(above)
         photons = (above / self.gain - 1).clamp(min=1e-2)  # a Beta share has the moments of a binomial's
         first, second = _gamma(share * photons), _gamma((1 - share) * photons)
         part = above * first / (first + second).clamp(min=1e-9)
         dark = (above < _FEW * self.gain) & (rate < _FEW)
-        part = torch.where(dark, self._dark_part(above, rate, share), part) + taken
+        part = torch.where(dark, self._dark_part(above, rate, share), part) + exchange
         return part / share + self.black, (above - part) / (1 - share) + self.black
 
     def _dark_part(self, above: Tensor, rate: Tensor, share: float) -> Tensor:
-        """The share of few pulses: their number from its posterior, their sizes from Gamma's."""
+        """The first image's part of few pulses, whose number and sizes are drawn from their posterior."""
         n = torch.arange(_PULSES + 1.0, device=above.device)
         posterior = self._given_pulses(above) + n * rate[..., None].log() - torch.lgamma(n + 1)
         gumbel = -torch.log(-torch.log(torch.rand_like(posterior).clamp(1e-12, 1 - 1e-7)))
@@ -118,28 +123,31 @@ class PhotonNoise(NoiseModel):
         return light * mine + share * (above - light)
 
     def _given_pulses(self, above: Tensor) -> Tensor:
-        """log p(counts above black | n pulses), n = 0 to _PULSES in a last dimension: a Gamma of matched
-        moments where read noise is small, for a pulse's size is skewed; else a Gaussian."""
+        """log p(counts above black | n pulses), with n = 0 to _PULSES in the last dimension.
+
+        It is a Gamma density of matched moments for little read noise, because pulse sizes are skewed, and a
+        Gaussian density otherwise.
+        """
         n = torch.arange(1.0, _PULSES + 1, device=above.device)
         mean, variance = self.pulse * n, self.pulse**2 * n / self.shape + self.read_noise**2
         above = above[..., None]
         if self.read_noise < self.pulse / 2 and self.shape < math.inf:
             order, scale = mean**2 / variance, variance / mean
-            some = (order - 1) * above.clamp(min=1e-3).log() - above / scale - torch.lgamma(order)
-            some = (some - order * scale.log()).where(above > 0, torch.full_like(above, -1e9))
+            pulses = (order - 1) * above.clamp(min=1e-3).log() - above / scale - torch.lgamma(order)
+            pulses = (pulses - order * scale.log()).where(above > 0, torch.full_like(above, -1e9))
         else:
-            some = -0.5 * (above - mean) ** 2 / variance - 0.5 * (2 * math.pi * variance).log()
+            pulses = -0.5 * (above - mean) ** 2 / variance - 0.5 * (2 * math.pi * variance).log()
         none = (-0.5 * (above / self.read_noise) ** 2).clamp(min=-50) - math.log(
             self.read_noise * math.sqrt(2 * math.pi)
         )
-        return torch.cat([none, some], -1)
+        return torch.cat([none, pulses], -1)
 
     @classmethod
     def fit(
         cls, noisy: Tensor, denoised: Tensor, gain: float, offset: float, step: float | None = None,
         pixels: int = 30_000, seed: int = 0,
     ) -> PhotonNoise:  # fmt: skip
-        """read_noise and shape on a known line, by the likelihood of dark pixels beside their signal."""
+        """Fits read_noise and shape for a known line, by the likelihood of dark pixels."""
         draw = torch.Generator().manual_seed(seed)
         pick = torch.randperm(noisy.numel(), generator=draw)[:pixels]
         y, s = (v.detach().float().cpu().flatten()[pick] for v in (noisy, denoised))
@@ -156,7 +164,7 @@ class PhotonNoise(NoiseModel):
 
     @classmethod
     def read(cls, path: npz.NoiseFile) -> PhotonNoise:
-        """The model in an .npz file that `write` wrote; ValueError if it is not one."""
+        """Reads the model from an .npz file of `write`. ValueError if the file is not one."""
         arrays = npz.read(path, ("gain", "offset", "read_noise", "shape"), ["step"])
         try:
             return cls(**{key: value.item() for key, value in arrays.items()})
@@ -168,14 +176,14 @@ class PhotonNoise(NoiseModel):
 
 
 def ring_mean(images: Tensor) -> Tensor:
-    """Mean of each pixel's 24 neighbours, (B, C, H, W): independent of the pixel's own noise."""
+    """Mean of each pixel's 24 neighbours, (B, C, H, W), which is independent of the pixel's own noise."""
     flat = images.float().flatten(0, 1).unsqueeze(1)
-    with torch.autocast(images.device.type, enabled=False):  # raw counts have more digits than bf16
+    with torch.autocast(images.device.type, enabled=False):  # bf16 would round raw counts
         mean = F.conv2d(F.pad(flat, (2, 2, 2, 2), "reflect"), _RING.to(flat) / 24)
     return mean.view_as(images)
 
 
 def _gamma(order: Tensor) -> Tensor:
-    """Gamma(order, 1), 0 where order is 0."""
+    """Samples of Gamma(order, 1), and 0 where order is 0."""
     draw = torch._standard_gamma(order.clamp(min=1e-2))  # pyright: ignore[reportPrivateImportUsage]: as Gamma does
     return draw * (order > 0)

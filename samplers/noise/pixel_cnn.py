@@ -13,11 +13,15 @@ from students.precision import in_float32
 
 
 class PixelCNN(nn.Module):
-    """A mixture of Gaussians for each pixel, from the pixels before it in raster order.
+    """Predicts a mixture of Gaussians for each pixel from the pixels before it in raster order.
 
-    One layer that cannot see the pixel itself, then one per dilation. rows_above: with the vertical
-    stack, which sees the rows above; without it the context is the pixel's own row.
-    code: channels of a code that every layer is conditioned on; 0 for none, also with rows_above.
+    It has one layer that does not see the pixel itself, then one layer per dilation.
+
+    Args:
+        rows_above: whether the context includes the rows above, through a vertical stack; otherwise it is the
+            pixel's own row.
+        code: number of channels of a code that conditions every layer; 0 for none, and always 0 with
+            rows_above.
     """
 
     def __init__(
@@ -36,10 +40,10 @@ class PixelCNN(nn.Module):
                 f"PixelCNN: got kernel={kernel}, dilations={list(dilations)}; kernel must be odd "
                 "and at least 3, dilations at least 1"
             )
-        self.reach = (kernel - 1) * (1 + sum(dilations))  # pixels seen to the left, and rows above
-        self.longest = (kernel - 1) * max(dilations, default=1)  # of one layer
+        self.reach = (kernel - 1) * (1 + sum(dilations))  # pixels to the left, and rows above, in the context
+        self.longest = (kernel - 1) * max(dilations, default=1)  # context of a single layer
         self.min_scale, steps = min_scale, [1, *dilations]
-        channels = [1] + [filters] * len(dilations)  # into each layer
+        channels = [1] + [filters] * len(dilations)  # input channels of each layer
         self.vertical_layers = nn.ModuleList(
             _Vertical(c, filters, kernel, d, first=i == 0)
             for i, (c, d) in enumerate(zip(channels, steps, strict=True))
@@ -58,7 +62,7 @@ class PixelCNN(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def vertical(self, x: Tensor) -> list[Tensor]:
-        """(N, 1, H, W) -> per layer (N, 2F, H, W), of the rows above each pixel."""
+        """(N, 1, H, W) -> for each layer, features (N, 2F, H, W) of the rows above each pixel."""
         conditions = []
         for layer in self.vertical_layers:
             conditions.append(layer(x))
@@ -66,26 +70,26 @@ class PixelCNN(nn.Module):
         return conditions
 
     def horizontal(self, x: Tensor, conditions: Sequence[Tensor | None]) -> Tensor:
-        """(N, 1, H, W) and a condition per layer -> mixture parameters (N, 3G, H, W)."""
+        """(N, 1, H, W) and a condition for each layer -> mixture parameters (N, 3G, H, W)."""
         for layer, condition in zip(self.layers, conditions, strict=True):
             x = layer(x, condition)
         return in_float32(self.head, F.elu(x))
 
     def forward(self, x: Tensor, code: Tensor | None = None) -> Tensor:
-        """(N, 1, H, W), (N, code, H, W) -> (N, 3G, H, W): means, scales, logits, unconstrained."""
+        """(N, 1, H, W), (N, code, H, W) -> (N, 3G, H, W): unconstrained means, scales and logits."""
         return self.horizontal(x, self.vertical(x) or [code] * len(self.layers))
 
     def mixture(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(N, 3G, H, W) -> log weights, means, variances, each (G, N, H, W), float32."""
+        """(N, 3G, H, W) -> log weights, means and variances, each (G, N, H, W) in float32."""
         mean, scale, logits = parameters.float().unflatten(1, (3, -1)).permute(1, 2, 0, 3, 4)
         return logits.log_softmax(0), mean, (self.min_scale + F.softplus(scale)).square()
 
     def log_density(self, x: Tensor, code: Tensor | None = None) -> Tensor:
-        """log p(pixel | those before it, code) of (N, 1, H, W) -> (N, H, W), in nats."""
+        """(N, 1, H, W) -> log p(pixel | pixels before it, code) in nats, (N, H, W)."""
         return mixture_log_density(x[:, 0].float(), *self.mixture(self(x, code)))
 
     def draw(self, parameters: Tensor) -> Tensor:
-        """(N, 3G, H, W) -> one value per pixel (N, 1, H, W)."""
+        """Mixture parameters (N, 3G, H, W) -> one random value per pixel (N, 1, H, W)."""
         log_weight, mean, variance = self.mixture(parameters)
         gumbel = -torch.empty_like(log_weight).exponential_().log()
         k = (log_weight + gumbel).argmax(0, keepdim=True)
@@ -94,7 +98,7 @@ class PixelCNN(nn.Module):
 
 
 class _Vertical(nn.Conv2d):
-    """kernel x kernel over the rows above and the own one; the first layer has no own one."""
+    """Convolution over the rows above and, except in the first layer, the pixel's own row."""
 
     def __init__(self, channels: int, filters: int, kernel: int, dilation: int, first: bool) -> None:
         super().__init__(channels, 2 * filters, (kernel - first, kernel), dilation=dilation)
@@ -106,7 +110,7 @@ class _Vertical(nn.Conv2d):
 
 
 class _Horizontal(nn.Module):
-    """1 x kernel over the pixels to the left and the own one; the first layer has no own one."""
+    """Convolution over the pixels to the left and, except in the first layer, the pixel itself."""
 
     def __init__(
         self, channels: int, filters: int, kernel: int, dilation: int, condition: int, first: bool
@@ -122,7 +126,7 @@ class _Horizontal(nn.Module):
         if self.condition is not None:
             y = y + self.condition(condition)
         y = self.out(_gated(y))
-        return y if self.first else x + y  # x of the first layer is the pixel itself
+        return y if self.first else x + y  # the x of the first layer contains the pixel itself
 
 
 def _gated(x: Tensor) -> Tensor:

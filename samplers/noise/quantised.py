@@ -1,4 +1,4 @@
-"""Integer observations: the probability of a camera's bin in place of a density."""
+"""Likelihoods of integer observations: the probability of a bin in place of a density."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor
 def log_bin_probability(
     noisy: Tensor, mean: Tensor, variance: Tensor, step: float, clip: Sequence[float] | None
 ) -> Tensor:
-    """log[Phi((x + step/2 - mean) / std) - Phi((x - step/2 - mean) / std)], shaped like the broadcast.
+    """log[Phi((x + step/2 - mean) / std) - Phi((x - step/2 - mean) / std)], in the broadcast shape.
 
-    At the ends of `clip` the bin holds the whole tail. Sound in both tails: it works with
-    |x - mean|, i.e. always in the left tail, where log_ndtr is exact.
+    The bins at the ends of `clip` contain the whole tail. The result is accurate in both tails, because it is
+    computed from |x - mean| in the left tail, where log_ndtr is exact.
     """
-    # A bin of 0.001 std is the difference of two nearly equal numbers: float32 would lose it.
+    # The probability of a bin of 0.001 std is the difference of two nearly equal numbers, lost in float32.
     accurate = torch.float32 if noisy.device.type == "mps" else torch.float64
     noisy, mean, std = noisy.to(accurate), mean.to(accurate), variance.to(accurate).sqrt()
     distance = (noisy - mean).abs()
@@ -33,7 +33,7 @@ def log_bin_probability(
 
 
 def quantise(noisy: Tensor, step: float | None, clip: Sequence[float] | None) -> Tensor:
-    """Rounded to multiples of `step` and clipped; unchanged if `step` is None."""
+    """Rounds to multiples of `step` and clips; returns `noisy` unchanged if `step` is None."""
     if step is None:
         return noisy
     rounded = (noisy / step).round() * step
@@ -41,7 +41,7 @@ def quantise(noisy: Tensor, step: float | None, clip: Sequence[float] | None) ->
 
 
 def checked(name: str, step: float | None, clip: Sequence[float] | None) -> list[float] | None:
-    """`clip` as plain numbers; ValueError if the two make no sense."""
+    """Returns `clip` as plain numbers. ValueError if `step` and `clip` are not valid."""
     clip = None if clip is None else [float(v) for v in clip]
     bad_step = step is not None and not 0 < step < math.inf
     bad_clip = clip is not None and (step is None or len(clip) != 2 or not clip[0] < clip[1])

@@ -1,4 +1,4 @@
-"""Two images with independent noise, made of one: what learning without clean images lives on."""
+"""Splits one image into two with independent noise, which makes it possible to learn without clean images."""
 
 from __future__ import annotations
 
@@ -19,24 +19,28 @@ from samplers.noise.photons import PhotonNoise, ring_mean
 from students.stabilized import StabilizedUNet
 
 log = logging.getLogger(__name__)
-SHARE = 0.5  # of the light: more leaves a noisier target, less a noisier input
-FAR = 30.0  # standard deviations: what is farther off is no noise, and counts linearly
-WHITE = 0.1  # correlation of neighbouring pixels' residuals, above which noise is not of single pixels
-LINES = 0.2  # its difference between rows and columns; at most 0.1 for noise of single pixels, 0.3 for lines
+SHARE = 0.5  # share of the light in the input; more makes the target noisier, less the input
+FAR = 30.0  # standard deviations beyond which a deviation is not noise, and counts linearly
+WHITE = 0.1  # correlation between the residuals of neighbouring pixels above which noise is correlated
+LINES = 0.2  # difference of that between rows and columns: at most 0.1 for independent pixels, 0.3 for lines
 Splittable = GaussianNoise | PhotonNoise
 SHIPPED = (
-    "the shipped weights denoise it as they are; a noise model of repeats or dark frames is more exact "
-    "(distill noise-model fit --kind correlated)"
+    "the shipped weights denoise it as they are; a noise model fitted to repeats or dark frames is more "
+    "exact (distill noise-model fit --kind correlated)"
 )
 
 
 class LightSplit(nn.Module):
-    """noisy (B, C, H, W), share -> (an image of that share of the light, one of the rest), in raw counts.
+    """Splits noisy images (B, C, H, W) into one with a share of the light and one with the rest.
 
-    Both show the signal of the whole; their noise is independent. models: of each channel. line: (gain,
-    offset), each (C, 1, 1), if it is not what the models say. guessed: whether correlated noise is estimated
-    from the images themselves. That is near enough to denoise by, and not to learn from: what it misses of
-    the noise is the same in both parts, and would be learned.
+    Both are in raw counts, with the brightness of the whole image and independent noise. `guessed` tells
+    whether correlated noise was estimated from the images themselves. Such an estimate is accurate enough to
+    denoise with, but not to learn from: noise that it misses is the same in both parts, and would be learned.
+
+    Args:
+        models: noise model of each channel.
+        line: (gain, offset), each (C, 1, 1), if it differs from that of the models. Default: that of the
+            models.
     """
 
     photon: Tensor
@@ -57,22 +61,24 @@ class LightSplit(nn.Module):
     @classmethod
     @torch.no_grad()
     def fit(cls, noisy: Tensor, noise_model: nn.Module | None = None, advice: str = SHIPPED) -> LightSplit:
-        """The law of the noise from noisy frames (N, C, H, W) in raw counts, beside what the shipped weights
-        make of them.
+        """Estimates the noise of frames, with the help of the shipped weights, which denoise them.
 
-        noise_model: one that can be split, and whose line is known, or a ChannelNoise of such; any other is
-        not looked at, and one of single pixels is not believed where neighbouring pixels are correlated.
-        advice: what the log says of noise that is found to be correlated.
+        Args:
+            noisy: noisy frames (N, C, H, W) in raw counts.
+            noise_model: noise model that can be split and whose line is known, or a ChannelNoise of such
+                models. Others are ignored, and so is a model of independent pixels if the noise of
+                neighbouring pixels is correlated. Default: none.
+            advice: end of the warning about correlated noise.
         """
-        given = _of_each_channel(noise_model, noisy.shape[1])
-        found = [_law(noisy[:, [c]], model, advice) for c, model in enumerate(given)]
-        light = cls([law for law, _ in found])
+        models = _of_each_channel(noise_model, noisy.shape[1])
+        laws = [_law(noisy[:, [c]], model, advice) for c, model in enumerate(models)]
+        light = cls([law for law, _ in laws])
         light.guessed = any(
             isinstance(law, CorrelatedNoise) and law is not model
-            for (law, _), model in zip(found, given, strict=True)
+            for (law, _), model in zip(laws, models, strict=True)
         )
         if not light.correlated:
-            gains, offsets = zip(*(line for _, line in found), strict=True)
+            gains, offsets = zip(*(line for _, line in laws), strict=True)
             light.line = torch.cat(gains), torch.cat(offsets)
         return light
 
@@ -84,18 +90,18 @@ class LightSplit(nn.Module):
 
     @torch.no_grad()
     def observe(self, signal: Tensor) -> Tensor:
-        """What the whole light would show of a signal (B, C, H, W)."""
+        """Draws an observation of a signal (B, C, H, W) by the whole light."""
         return self.noise.sample(signal)
 
     def variance(self, signal: Tensor) -> Tensor:
-        """Of the whole light's noise, (B, C, H, W)."""
+        """Variance of the whole light's noise at a signal, (B, C, H, W), in counts squared."""
         return torch.cat([each.variance(signal[:, [c]]) for c, each in enumerate(self.models)], dim=1)
 
     def error(self, answer: Tensor, second: Tensor, noisy: Tensor, share: float = SHARE) -> Tensor:
-        """The weighted squared error of an answer to the first part on the second; about 1."""
+        """Weighted squared error of an answer from the first part against the second part; about 1."""
         local = wide_mean(noisy) if self.correlated else ring_mean(noisy)
-        variance = self.variance(local)  # not of the pixel itself, whose noise a weight must not know
-        weight = (variance + self.photon).rsqrt()  # between PSNR's weights, and those of the likelihood
+        variance = self.variance(local)  # a weight must not depend on the noise of the pixel itself
+        weight = (variance + self.photon).rsqrt()  # between the weights of PSNR and of the likelihood
         far = FAR * (variance / (1 - share)).sqrt()  # a hot pixel must not outweigh all others
         error = F.huber_loss(answer / far, second / far, reduction="none") * 2 * far.square()
         return (weight * error).mean() / (weight * variance).mean() * (1 - share)
@@ -107,20 +113,20 @@ def can_be_split(noise_model: nn.Module | None) -> bool:
 
 
 def _of_each_channel(noise_model: nn.Module | None, channels: int) -> list[Splittable | None]:
-    """What is known of each; None is to be estimated."""
-    known = noise_model is not None and can_be_split(noise_model)
-    if known and isinstance(noise_model, ChannelNoise):
+    """The noise model of each channel; None if it has to be estimated."""
+    usable = noise_model is not None and can_be_split(noise_model)
+    if usable and isinstance(noise_model, ChannelNoise):
         return list(cast(Sequence[Splittable], noise_model.of(channels)))
-    if known and channels == 1:
+    if usable and channels == 1:
         return [cast(Splittable, noise_model)]
-    if known:
-        log.warning("one noise model for %d channels is not used, for they rarely share one: that of each "
-                    "is estimated; fit one to them all (distill noise-model fit)", channels)  # fmt: skip
+    if usable:
+        log.warning("one noise model for %d channels is not used, because channels rarely share one: each is "
+                    "estimated; fit a model to all channels (distill noise-model fit)", channels)  # fmt: skip
     return [None] * channels
 
 
 def _law(noisy: Tensor, model: Splittable | None, advice: str) -> tuple[Splittable, tuple[Tensor, Tensor]]:
-    """Of the noise of one channel (N, 1, H, W), and its line."""
+    """(noise model, line) of one channel, from frames (N, 1, H, W)."""
     if isinstance(model, CorrelatedNoise):
         return model, lines([model])
     line = noise_line(noisy.cpu(), model)
@@ -146,7 +152,7 @@ def _law(noisy: Tensor, model: Splittable | None, advice: str) -> tuple[Splittab
 
 
 def _shipped(noisy: Tensor, gain: Tensor, offset: Tensor, correlated: bool = False) -> StabilizedUNet:
-    """The shipped weights for one channel (N, 1, H, W)."""
+    """A StabilizedUNet with the shipped weights, prepared for one channel (N, 1, H, W)."""
     student = StabilizedUNet().to(noisy.device)
     mean, std, gain, offset = (v.view(1, 1, 1).to(noisy) for v in (noisy.mean(), noisy.std(), gain, offset))
     student.prepare(noisy, mean, std, gain, offset, correlated)
@@ -155,9 +161,12 @@ def _shipped(noisy: Tensor, gain: Tensor, offset: Tensor, correlated: bool = Fal
 
 
 def _is_correlated(noisy: Tensor, residual: Tensor) -> bool:
-    """Lines show in the residual, along them or as a difference between rows and columns. Blurred noise stays
-    in the image, but shows in the frames."""
-    near = residual.abs() < 4  # a pixel where the noise law is wrong, or a hot one's halo, must not decide
+    """Whether the noise of neighbouring pixels is correlated.
+
+    Lines show in the residual, as a correlation along them or as a difference between rows and columns.
+    Blurred noise stays in the denoised image, but shows in the frames.
+    """
+    near = residual.abs() < 4  # pixels with a wrong noise law, or near a hot pixel, must not decide
     residual = torch.where(near, residual - residual[near].mean(), 0.0)
     columns = float((residual[..., 1:] * residual[..., :-1]).mean() / residual.square().mean())
     rows = float((residual[..., 1:, :] * residual[..., :-1, :]).mean() / residual.square().mean())
@@ -165,5 +174,5 @@ def _is_correlated(noisy: Tensor, residual: Tensor) -> bool:
         return True
     try:
         return max(neighbour_correlation(noisy.cpu())) > STRONG
-    except ValueError:  # too small to tell
+    except ValueError:  # the frames are too small for an estimate
         return False

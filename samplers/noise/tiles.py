@@ -1,4 +1,4 @@
-"""Pixels to estimate noise from: tiles of noisy images, and how bright and smooth each pixel's ring is."""
+"""Tiles of noisy images to estimate noise from, with the brightness and smoothness around each pixel."""
 
 import math
 
@@ -8,13 +8,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 TILE, MAX_TILES = 256, 32  # 2 million pixels at most
-RING = 7  # side of the neighbourhood that tells a pixel's brightness and smoothness
+RING = 7  # side in px of the neighbourhood whose brightness and smoothness are measured
 
 
 def read_tiles(frames: Tensor | np.ndarray, caller: str) -> Tensor:
-    """Evenly spread tiles (T, 1, h, w) in float32, read one by one: `frames` may be memory-mapped.
+    """Reads evenly spread tiles (T, 1, h, w) in float32, without hot pixels.
 
-    frames: (N, C, H, W), (N, H, W) or (H, W). ValueError if they are too small, constant or not finite.
+    Tiles are read one by one. Raises a ValueError that begins with `caller` if the frames are too small,
+    constant or not finite.
+
+    Args:
+        frames: images (N, C, H, W), (N, H, W) or (H, W); may be memory-mapped.
+        caller: name of the calling function, for the error.
     """
     frames = frames.detach().cpu().numpy() if torch.is_tensor(frames) else frames
     shape = tuple(frames.shape)
@@ -42,24 +47,24 @@ def read_tiles(frames: Tensor | np.ndarray, caller: str) -> Tensor:
 
 
 def without_hot_pixels(tiles: Tensor) -> Tensor:
-    """Single pixels that no light makes become the brightest of their neighbours: one stuck at 65535 would
-    decide what is bright and how noisy that is.
+    """Replaces hot pixels of tiles (T, 1, h, w) by the brightest of their neighbours.
 
-    Hot is what lies 6 times as high as each of its neighbours and 20 times as high as 99.5 % of the pixels,
-    both above the darkest 0.5 %.
+    A single pixel stuck at 65535 would decide the range of brightness and the noise in it. A pixel is hot if
+    it is 6 times as bright as each of its neighbours and 20 times as bright as 99.5 % of the pixels, measured
+    from the level of the darkest 0.5 %.
     """
     around = F.pad(tiles, (1, 1, 1, 1), "reflect").unfold(2, 3, 1).unfold(3, 3, 1).flatten(-2)
     neighbours = torch.cat([around[..., :4], around[..., 5:]], dim=-1).amax(-1)
     pixels = tiles.flatten().sort().values
     dark, bright = (float(pixels[round(q * (len(pixels) - 1))]) for q in (0.005, 0.995))
     hot = (tiles - dark > 6 * (neighbours - dark)) & (tiles - dark > 20 * (bright - dark))
-    return torch.where(hot, neighbours, tiles) if bright > dark else tiles  # else it may be a lone photon
+    return torch.where(hot, neighbours, tiles) if bright > dark else tiles  # else perhaps a single photon
 
 
 def ring_statistics(tiles: Tensor) -> tuple[Tensor, Tensor]:
-    """Level and structure, each (T, 1, h - 6, w - 6), of the ring around each 3x3 pixels.
+    """Level and structure of the ring around each block of 3x3 pixels, each (T, 1, h - 6, w - 6).
 
-    They are independent of the noise inside: choosing pixels by them biases no statistic of it.
+    They are independent of the noise in the block, so selecting pixels by them does not bias its statistics.
     """
     coords = torch.arange(RING) - RING // 2
     y, x = torch.meshgrid(coords, coords, indexing="ij")

@@ -143,13 +143,13 @@ BREAKS = {
     "gradient: draws of sample": {
         "sample": lambda self, noisy, n=1: torch.stack([self._draw(noisy) for _ in range(n)])
     },
-    "gradient: those of draws": {"draws": lambda self, noisy, n: (self._draw(noisy) for _ in range(n))},
+    "gradient: draws of draws": {"draws": lambda self, noisy, n: (self._draw(noisy) for _ in range(n))},
     "input": {"sample": in_place},
     "units": {"sample": lambda self, noisy, n=1: Trainable.sample(self, noisy, n) / 255},
     "draws: draws": {"draws": lambda self, noisy, n: iter(self.sample(noisy, n - 1))},
-    "draws: .* 8 times the same": {"draws": lambda self, noisy, n: iter([self.sample(noisy)[0]] * n)},
+    "draws: .* the same draw 8 times": {"draws": lambda self, noisy, n: iter([self.sample(noisy)[0]] * n)},
     "draws: their mean": {"draws": lambda self, noisy, n: iter(self.sample(noisy, n) + 20)},
-    "state_dict: one that": {
+    "state_dict: a copy that": {
         "prepare": keeps_a_number,
         "sample": lambda self, noisy, n=1: Trainable.sample(self, noisy, n) + getattr(self, "offset", 0) / 9,
     },
@@ -162,7 +162,7 @@ BREAKS = {
         "training_step": lambda self, noisy: (self.gain, self._draw(noisy)[:1])
     },
     "training_step: two steps": {"training_step": lambda self, noisy: (self.gain, self.gain * noisy)},
-    "training_step: another draw": {
+    "training_step: it made another draw": {
         "training_step": lambda self, noisy: (self.gain, self.gain * private_random_state(self, noisy)[0])
     },
     "training_step: the draw does not": {
