@@ -164,8 +164,7 @@ def _read(weights: str, name: str, timm: ModuleType) -> dict[str, Tensor]:
     if misfits:
         raise ValueError(
             f"weights: {weights}: lacks {len(misfits)} of {name}'s {len(reference)} tensors, such as "
-            f"{misfits[0]}; "
-            "pass the file of this encoder"
+            f"{misfits[0]}; pass the file of this encoder"
         )
     return tensors
 
