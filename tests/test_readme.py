@@ -76,7 +76,8 @@ def test_the_commands_of_the_guides_run(folder, capsys):
         cells = specimen(3, 64, seed=seed)
         tifffile.imwrite(f"{name}noisy.tif", cells.noisy, metadata={"axes": "TYX"})
         tifffile.imwrite(f"{name}clean_truth.tif", cells.clean, metadata={"axes": "TYX"})
-    tifffile.imwrite("other.tif", cells.noisy, metadata={"axes": "TYX"})
+    for name in ("other", "movie"):
+        tifffile.imwrite(f"{name}.tif", cells.noisy, metadata={"axes": "TYX"})
     dark = np.random.default_rng(0).normal(100, 5, (4, 64, 64)).astype(np.float32)
     tifffile.imwrite("dark.tif", dark, metadata={"axes": "TYX"})
     found = [command for page in GUIDES for command in commands(page)]
