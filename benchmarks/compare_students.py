@@ -32,7 +32,7 @@ from samplers import CachedDraws
 from students import EncoderDecoder, LightUNet, StabilizedUNet, UNet
 
 STUDENTS: dict[str, Callable[[], nn.Module]] = {
-    "U-Net, 32 filters": UNet,  # the paper's, which the others are compared with
+    "U-Net, 32 filters": UNet,  # the paper's without shared convolutions, which the others are compared with
     "U-Net, shared": partial(UNet, shared_convs=True),
     "U-Net, 16 filters": partial(UNet, filters=16),
     "U-Net, 8 filters": partial(UNet, filters=8),

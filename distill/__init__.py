@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # for editors and type checkers; below, the same names for Py
     from distill.evaluation.evaluate import evaluate_all as evaluate_all
     from distill.evaluation.metrics import psnr as psnr
     from distill.exporting.export import export as export
+    from distill.hardware import keep_freed_memory as keep_freed_memory
     from distill.images.sources import read as read
     from distill.images.stack import Stack as Stack
     from distill.images.tiff_target import write as write
@@ -31,7 +32,7 @@ if TYPE_CHECKING:  # for editors and type checkers; below, the same names for Py
     from distill.training.engine import train as train
 
 _HOMES = {
-    "denoise": "denoising",
+    "denoise": "denoising", "keep_freed_memory": "hardware",
     "train": "training.engine", "PUBLISHED": "training.engine", "Run": "runs.run",
     "training_cost": "training.cost", "predict": "prediction.predict", "cache_draws": "prediction.cache",
     "evaluate": "evaluation.evaluate", "evaluate_all": "evaluation.evaluate",

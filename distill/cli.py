@@ -24,8 +24,9 @@ import students
 from distill import denoising
 from distill.errors import UserError, checks_of
 from distill.evaluation import calibration, evaluate, tables
-from distill.evaluation.verdict import summary
+from distill.evaluation.verdict import read_table, summary, verdict
 from distill.exporting import export
+from distill.images.context import plane_count
 from distill.images.describe import describe_image
 from distill.images.sources import as_stack, holds_images
 from distill.limits import check_limits
@@ -37,6 +38,7 @@ from distill.runs import published, rebuild, tensors
 from distill.runs.checkpoint import has_student
 from distill.runs.describe import describe_run, is_finished
 from distill.training import cost, engine
+from distill.training.checks import check_context
 from distill.training.processes import is_main, joined
 
 ROLES = {
@@ -69,10 +71,10 @@ def run(command: str, arguments: list[str]) -> None:
 def _names_code(arguments: list[str]) -> bool:
     """Whether users name modules of their own: trusted ones, classes by dotted paths, or a file with such."""
     words = [*arguments, ""]
-    given = [(a, b) for a, b in pairwise(words)] + [tuple(a.split("=", 1)) for a in words if "=" in a]
+    pairs = [(a, b) for a, b in pairwise(words)] + [tuple(a.split("=", 1)) for a in words if "=" in a]
     roles = tuple(f"--{role}" for role in ROLES)
     return any(
-        flag in ("--trust", "--config") or (flag.startswith(roles) and "." in value) for flag, value in given
+        flag in ("--trust", "--config") or (flag.startswith(roles) and "." in value) for flag, value in pairs
     )
 
 
@@ -95,7 +97,7 @@ def _denoise(arguments: list[str]) -> None:
     parser.add_argument("--trained", "--with", type=str, metavar="RUN",
                         help="finished run that denoises the images without any training; or pretrained, the "
                         "weights in the package (default: train)")  # fmt: skip
-    _add_options(parser, denoising.denoise, skip=("draws", "statistic", "seed"))
+    _add_options(parser, denoising.denoise, skip=("draws", "statistic", "seed", "dask"))
     chosen = _without_config(parser.parse_args(arguments))
     run, out = denoising.denoise(**chosen), chosen["out"]
     other = f"other_clean{Path(out).name.removeprefix(denoising.run_beside(out).stem)}"
@@ -121,7 +123,7 @@ def _train(arguments: list[str]) -> None:
         )
     parser.add_argument("--init", "--from", type=str, metavar="RUN", default="pretrained",
                         help="weights to start from: pretrained (those in the package, for networks that "
-                        "have some), none, or a finished run, as of other images")  # fmt: skip
+                        "have some), none, or a finished run, for instance of other images")  # fmt: skip
     parser.add_argument("--trust", type=str | Sequence[str], metavar="MODULE", default=(),
                         help="your modules whose classes the run of --init may name")  # fmt: skip
     _add_options(parser, engine.train, skip=("on_log",))
@@ -131,6 +133,7 @@ def _train(arguments: list[str]) -> None:
     torch.manual_seed(config.seed)  # of the networks' initial weights
     with checks_of():  # the constructors' own
         chosen = parser.instantiate(config)
+        check_context(config.context, chosen.sampler, chosen.student)
         if _set_channels(config, chosen.sampler, len(chosen.loss.outputs)):
             chosen = parser.instantiate(config)
     options = _without_config(chosen)
@@ -182,16 +185,17 @@ def _set_channels(config: jsonargparse.Namespace, sampler: samplers.PosteriorSam
     """Networks made for 1 channel and scale 1, as they are unless told, take the image's channels and give
     those of the sampler's draws and the loss, as large as the draws. True where that changed anything."""
     channels, changed = as_stack(config.images, config.axes).frames.shape[1], False
+    seen = channels * plane_count(config.context)
     drawn = (sampler.out_channels or channels) * outputs
     scale = 1 if sampler.scale in (1, (1, 1), [1, 1]) else sampler.scale
     for role, needed in {
-        "sampler": {"channels": channels},
-        "student": {"in_channels": channels, "out_channels": drawn, "scale": scale},
+        "sampler": {"channels": channels} | ({"in_channels": seen} if seen != channels else {}),
+        "student": {"in_channels": seen, "out_channels": drawn, "scale": scale},
     }.items():
-        given = config[role].get("init_args") or {}
+        arguments = config[role].get("init_args") or {}
         for name, value in needed.items():
-            if given.get(name) == 1 and value != 1:
-                given[name], changed = value, True
+            if arguments.get(name, value) in (None, 1) and value != 1:
+                arguments[name], changed = value, True
     return changed
 
 
@@ -216,24 +220,26 @@ def _split_with(word: str) -> list[str]:
 
 
 def _evaluate(arguments: list[str]) -> None:
-    parser = _parser("evaluate", "Compare draws and student: PSNR, SSIM, time, memory; or, without ground "
-                     "truth, what the residuals tell.")  # fmt: skip
+    parser = _parser("evaluate", "Compare draws and student by PSNR, SSIM, time and memory; without ground "
+                     "truth, by what the residuals tell.")  # fmt: skip
     parser.add_argument("run", type=str, help="folder of a run")
     parser.add_argument("noisy", type=str, help=f"noisy {ONE}, in raw counts")
     parser.add_argument("clean", type=str, nargs="?", help="the ground truth likewise, one frame or as many")
     parser.add_argument("--out", type=str, help="folder to write to (default: that of the run)")
     parser.add_argument("--draws", type=int, nargs="*", default=[1, 10, 100], help=f"{DRAWS}, or none")
     parser.add_argument("--cost", type=bool, default=False,
-                        help="measure what the student adds to training too: cost.txt")  # fmt: skip
+                        help="measure also what the student adds to the training, into cost.txt")  # fmt: skip
     _add_options(parser, evaluate.evaluate)
     chosen = _without_config(parser.parse_args(arguments))
-    measured = chosen.pop("cost")
+    with_cost = chosen.pop("cost")
     evaluate.evaluate(**chosen)
-    print(Path(chosen["out"] or chosen["run"], "evaluation.md").read_text(encoding="utf-8"), end="")
-    if measured:
+    folder = Path(chosen["out"] or chosen["run"])
+    if sentence := verdict(read_table(folder / "evaluation.csv")):
+        print(f"{sentence}\n")
+    print((folder / "evaluation.md").read_text(encoding="utf-8"), end="")
+    if with_cost:
         machine = {key: chosen[key] for key in ("device", "precision", "axes")}
-        found = cost.training_cost(chosen["run"], chosen["noisy"], **machine)
-        print(found)
+        print(cost.training_cost(chosen["run"], chosen["noisy"], **machine))
 
 
 def _table1(arguments: list[str]) -> None:
@@ -269,10 +275,10 @@ def _calibrate(arguments: list[str]) -> None:
         )
     _add_options(parser, calibration.calibrate)
     chosen = parser.parse_args(arguments)
-    found = calibration.calibrate(**_without_config(chosen))
-    print(f"{chosen.run}: intervals scaled by {found.factor:.3g}; {found.level:.0%} wanted, "
-          f"{found.before:.1%} of the true pixels inside before, {found.after:.1%} now"
-          + f"; {found.left_out} pixels without truth left out" * bool(found.left_out))  # fmt: skip
+    result = calibration.calibrate(**_without_config(chosen))
+    print(f"{chosen.run}: intervals scaled by {result.factor:.3g}; {result.level:.0%} wanted, "
+          f"{result.before:.1%} of the true pixels inside before, {result.after:.1%} now"
+          + f"; {result.left_out} pixels without truth left out" * bool(result.left_out))  # fmt: skip
 
 
 def _export(arguments: list[str]) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.errors import UserError
+from distill.images.context import plane_count
 from losses import Loss
 from students.padding import crop, pad_to_multiple
 from students.upscale import Scale, factors
@@ -17,7 +18,8 @@ class DirectDenoiser(nn.Module):
     backbone: any module (B, C, *S) -> (B, len(loss.outputs) * C', *S') on standardized images. If it
     needs sizes that are multiples of a number, it says so in an attribute `multiple`.
     channels: C. out_channels: C', by default C. scale: how many times larger S' is than S, along Y and X.
-    out_names: of the C' channels.
+    out_names: of the C' channels. context: which neighbouring planes are among the C channels, as "T2", after
+    those of the plane itself; C' is by default as many as one plane has.
 
     Outputs of as many channels and the same size have the statistics of the images; others have their own.
     """
@@ -34,17 +36,19 @@ class DirectDenoiser(nn.Module):
         out_channels: int | None = None,
         scale: Scale = 1,
         out_names: Sequence[str] = (),
+        context: str | None = None,
     ) -> None:
         super().__init__()
-        self.backbone, self.loss, self.channels = backbone, loss, channels
-        self.out_channels, self.scale = out_channels or channels, factors(scale)
+        self.backbone, self.loss, self.channels, self.context = backbone, loss, channels, context
+        self.plane_channels = channels // plane_count(context)
+        self.out_channels, self.scale = out_channels or self.plane_channels, factors(scale)
         self.out_names = tuple(out_names)
         if self.out_names and len(self.out_names) != self.out_channels:
             raise UserError(f"out_names: got {list(out_names)}, must be {self.out_channels} names, or none")
         self.register_buffer("mean", torch.zeros(channels, 1, 1))
         self.register_buffer("std", torch.ones(channels, 1, 1))
         self.register_buffer("spread", torch.ones(()))  # what `calibrate` found
-        self.reshapes = self.out_channels != channels or self.scale != (1, 1)
+        self.reshapes = self.out_channels != self.plane_channels or self.scale != (1, 1)
         if self.reshapes:
             self.register_buffer("own_mean", torch.zeros(self.out_channels, 1, 1))
             self.register_buffer("own_std", torch.ones(self.out_channels, 1, 1))
@@ -61,11 +65,15 @@ class DirectDenoiser(nn.Module):
 
     @property
     def out_mean(self) -> Tensor:
-        return self.get_buffer("own_mean") if self.reshapes else self.mean
+        return self.get_buffer("own_mean") if self.reshapes else self.plane(self.mean, dim=0)
 
     @property
     def out_std(self) -> Tensor:
-        return self.get_buffer("own_std") if self.reshapes else self.std
+        return self.get_buffer("own_std") if self.reshapes else self.plane(self.std, dim=0)
+
+    def plane(self, noisy: Tensor, dim: int = 1) -> Tensor:
+        """Of the channels along `dim` those of the plane itself, without its neighbours."""
+        return noisy.narrow(dim, 0, self.plane_channels) if self.context else noisy
 
     def standardize(self, counts: Tensor) -> Tensor:
         """The images that it sees."""

@@ -36,6 +36,7 @@ from students import StabilizedUNet
 
 FRAMES, SIDE, DRAWS = 2, 512, (1, 10)  # of the evaluation: seconds, however large the images are
 PATCH = 64  # px, or the smaller side of smaller images
+LAYOUT = ("dtype", "chunks", "shards", "pyramid")  # what decides how the output is written
 WRITTEN = "denoised.json"  # in the run: which output is whole already
 
 
@@ -128,8 +129,8 @@ def _check_output(
     stack: Stack, out: str | Path, overwrite: bool, machine: dict[str, Any], options: dict[str, Any]
 ) -> None:
     """Everything that `predict` would refuse after the training, on a student of the same size."""
-    layout = {"dtype": "float32"} | options
-    memory, tile, halo = (layout.pop(name, None) for name in ("memory", "tile", "halo"))
+    layout = {name: options[name] for name in LAYOUT if name in options}
+    memory, tile, halo = (options.get(name) for name in ("memory", "tile", "halo"))
     ceiling = None if memory is None else as_bytes(memory)
     check_tile(tile)
     target = open_target(out, stack, _channels(stack), **layout)
@@ -165,6 +166,11 @@ def _taken_over(trained: Any, stack: Stack, folder: Path, trust: str | Sequence[
         copy = Run(folder, pretrained_sampler(stack), pretrained_denoiser(stack))
     else:
         copy = replace(_loaded(trained, trust), path=folder)
+        if copy.denoiser.context:
+            raise UserError(
+                f"{trained}: its networks see neighbouring planes ({copy.denoiser.context}), which denoise "
+                "does not give them; run distill predict and distill evaluate with it"
+            )
         check_channels(stack, str(trained), copy.denoiser.channels)
     folder.mkdir(parents=True, exist_ok=True)
     save_run(copy)

@@ -26,8 +26,8 @@ class Range:
 
     def __str__(self) -> str:
         bounds = {"at least": self.least, "above": self.above, "at most": self.most, "below": self.below}
-        told = [f"{word} {bound:g}" for word, bound in bounds.items() if math.isfinite(bound)]
-        return ("a whole number" if self.kind is Integral else "a number") + f" {' and '.join(told)}"
+        parts = [f"{word} {bound:g}" for word, bound in bounds.items() if math.isfinite(bound)]
+        return ("a whole number" if self.kind is Integral else "a number") + f" {' and '.join(parts)}"
 
 
 COUNT, SIZE = Range(least=1), Range(least=0)

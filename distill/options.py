@@ -24,8 +24,8 @@ _OWN = {  # jsonargparse's own options: their value, and their text
 
 
 class HelpFormatter(jsonargparse.DefaultHelpFormatter):
-    """An option's text and default: its Python type, and every class of torch that would do, help nobody.
-    The usage line has what must be given."""
+    """An option's text and default, without its Python type or every class of torch that would do.
+    The usage line has the required ones."""
 
     def __init__(self, prog: str, **options: Any) -> None:
         super().__init__(prog, **{"max_help_position": 28} | options)
@@ -73,18 +73,18 @@ class Parser(jsonargparse.ArgumentParser):
 
     def parse_args(self, args: Sequence[str], *others: Any, **options: Any) -> jsonargparse.Namespace:
         flags = {name for action in self._actions if is_flag(action) for name in action.option_strings}
-        followed = zip(args, [*args[1:], ""], strict=False)
-        given = [f"{a}=true" if a in flags and b not in ("true", "false") else a for a, b in followed]
+        pairs = zip(args, [*args[1:], ""], strict=False)
+        words = [f"{a}=true" if a in flags and b not in ("true", "false") else a for a, b in pairs]
         for word in args:
             _check_no_pipe(word)
         for path in values(args, "--config"):
             check_config(path)
         with _plug_ins_named():
-            return super().parse_args(given, *others, **options)
+            return super().parse_args(words, *others, **options)
 
 
 def values(arguments: Sequence[str], flag: str) -> list[str]:
-    """What is given to a flag, as `--flag value` or `--flag=value`."""
+    """The values of a flag, as `--flag value` or `--flag=value`."""
     after = [b for a, b in pairwise([*arguments, ""]) if a == flag]
     return after + [a.partition("=")[2] for a in arguments if a.startswith(f"{flag}=")]
 
@@ -102,8 +102,8 @@ def check_config(path: str) -> None:
     advice = "pass a file with lines such as steps: 600"
     try:
         text = Path(path).read_text(encoding="utf-8") if os.path.getsize(path) < MAX_BYTES else ""
-        opened = text.count("[") + text.count("{")  # of which PyYAML's time is the square
-        root = yaml.compose(text, yaml.SafeLoader) if opened < MAX_VALUES else None
+        brackets = text.count("[") + text.count("{")  # of which PyYAML's time is the square
+        root = yaml.compose(text, yaml.SafeLoader) if brackets < MAX_VALUES else None
         count = _count_values(root, {})
     except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{path}: not YAML that can be read ({error}); {advice}") from None

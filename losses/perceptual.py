@@ -1,8 +1,9 @@
 """Distances in the features of a frozen network: what looks alike, rather than what is close in counts.
 
-Under sampling they match the mean of the draws' features, not a draw: sharper than L2, but biased in
-intensity and able to invent detail. Combine them: WeightedSum([L1(), LPIPS()], [1, 0.1]). At a weight of
-0.1 the gradient of Features is about as large as that of L1.
+Under sampling they match the mean of the draws' features, not a draw: they are biased in intensity and able
+to invent detail. Combine them: WeightedSum([L1(), LPIPS()], [1, 0.1]). At a weight of 0.1 the gradient of
+Features is about as large as that of L1. On real confocal images that gained nothing, not even in the
+distance between features: 0.314, and 0.308 under L1 alone (docs/measured.md).
 
 Licences of what these losses load, none of which ships with this package: lpips and its calibrated heads,
 BSD-2-Clause; torchvision, BSD-3-Clause; timm, its tf_efficientnet_lite0 and the package

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from distill import psnr, report, train
-from distill.hardware import keep_freed_memory
+from distill import keep_freed_memory, psnr, report, train
 from losses import L2
 from samplers import FunctionSampler, LinearGaussianField, posterior_mean
 from students import UNet
@@ -30,7 +29,7 @@ def shrink_shifted_haar(noisy: Tensor, sigma: float = 25.0) -> Tensor:
     return approximation.roll([-s for s in shift], (2, 3))
 
 
-def main(steps: int = 300) -> None:
+def main(*, out: str = "runs/any_sampler", steps: int = 300) -> None:
     torch.manual_seed(0)
     # Gaussian random fields in white noise: their posterior mean is the Wiener filter.
     field = LinearGaussianField(mean=100.0, std=40.0, correlation_length=6.0, noise_std=25.0)
@@ -38,9 +37,9 @@ def main(steps: int = 300) -> None:
     noisy = field.observe(clean)
     samplers = {"Wiener posterior": field, "shifted Haar": FunctionSampler(shrink_shifted_haar)}
     for name, sampler in samplers.items():
-        out = f"runs/any_sampler/{name.replace(' ', '_')}"
+        folder = f"{out}/{name.replace(' ', '_')}"
         # Neither can be trained, so all steps train the student alone.
-        run = train(noisy, sampler, UNet(depth=3, filters=16), L2(), out, steps=steps, refine_steps=0)
+        run = train(noisy, sampler, UNet(depth=3, filters=16), L2(), folder, steps=steps, refine_steps=0)
         with torch.inference_mode():
             images = {
                 "noisy": noisy,

@@ -4,7 +4,7 @@ python recipes/compare_losses.py                        the built-in specimen
 python recipes/compare_losses.py noisy.tif [clean.tif]  your images
 
 The sampler is trained once and draws once; every student learns from the same draws. Look at
-runs/compare_losses/students.png and report.html.
+runs/compare_losses/report.html.
 """
 
 import sys
@@ -14,10 +14,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from distill import cache_draws, evaluate_all, predict, read, report, specimen, train
-from distill.evaluation.tables import format_table, table1
-from distill.hardware import keep_freed_memory
-from distill.plots.pictures import comparison
+from distill import (
+    cache_draws,
+    evaluate_all,
+    keep_freed_memory,
+    predict,
+    read,
+    report,
+    specimen,
+    train,
+)
 from losses import L1, L2, Features, MeanVariance, Quantiles, Tukey, WeightedSum
 from samplers import GaussianNoise, StabilizedSampler
 from students import StabilizedUNet
@@ -32,7 +38,7 @@ LOSSES = {
 }
 
 
-def main(out: str, noisy: str | None = None, clean: str | None = None, *, steps: int = 300) -> None:
+def main(noisy=None, clean=None, *, out: str = "runs/compare_losses", steps: int = 300) -> None:
     noise_model = None  # estimated from the noisy images
     if noisy is None:
         cells = specimen()
@@ -48,21 +54,18 @@ def main(out: str, noisy: str | None = None, clean: str | None = None, *, steps:
     teacher = train(images, sampler, StabilizedUNet(), L2(), f"{out}/sampler", **options)
     draws = cache_draws(teacher.path, images, f"{out}/draws", draws=16)
 
-    pictures, runs = {"noisy": images[0, 0]}, []
+    runs = []
     for name, loss in LOSSES.items():
         torch.manual_seed(0)  # the same student for each
         student = StabilizedUNet(out_channels=len(loss.outputs))
         runs.append(train(images, draws, student, loss, f"{out}/{name}", **options).path)
-        denoised = predict(runs[-1], images, f"{out}/{name}/denoised.tif", overwrite=True)
-        pictures[name] = denoised[0, 0]
-    rows = evaluate_all(runs, [(images, truth)], out, draws=[], frames=1)
-    print(format_table(rows) if truth is None else table1(rows))
+        predict(runs[-1], images, f"{out}/{name}/denoised.tif", overwrite=True)
+    evaluate_all(runs, [(images, truth)], out, draws=[], frames=1)
     if truth is not None:
-        pictures["ground truth"] = truth[0, 0]
-    comparison(Path(out) / "students.png", pictures)
-    print(f"students.png, and tables and pictures of each: {report(runs, f'{out}/report.html')}")
+        print(Path(out, "table1.md").read_text(encoding="utf-8"))
+    print(f"tables and pictures of each: {report(runs, f'{out}/report.html', overwrite=True)}")
 
 
 if __name__ == "__main__":
     keep_freed_memory()
-    main("runs/compare_losses", *sys.argv[1:])
+    main(*sys.argv[1:])

@@ -7,19 +7,18 @@ The last two pairs are held out, where there are more than four, and the table i
 """
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from distill import evaluate, predict, read, report, specimen, train
-from distill.evaluation.tables import format_table
-from distill.hardware import Hardware, keep_freed_memory
+from distill import evaluate, keep_freed_memory, predict, read, report, specimen, train
 from losses import L2
 from samplers import FlowMatching, WithTime
 from students import LightUNet
 
 
-def main(out: str, noisy: str | None = None, clean: str | None = None, *, steps: int = 1000) -> None:
+def main(noisy=None, clean=None, *, out: str = "runs/flow_unet_l2", steps: int = 1000) -> None:
     if noisy and clean:
         images, truth = (np.asarray(read(path).frames, np.float32)[:, 0] for path in (noisy, clean))
     else:
@@ -31,7 +30,7 @@ def main(out: str, noisy: str | None = None, clean: str | None = None, *, steps:
     # The sampler by itself: patches, squared error, Adam. A velocity that was trained elsewhere goes in its
     # place as it is, and needs none of this.
     torch.manual_seed(0)
-    device = Hardware().device
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     velocity = WithTime(LightUNet(3, 1))
     mean, std = float(images[known].mean()), float(images[known].std())
     sampler = FlowMatching(velocity, mean=mean, std=std, steps=10).to(device)
@@ -50,10 +49,11 @@ def main(out: str, noisy: str | None = None, clean: str | None = None, *, steps:
                 batch_size=4)  # fmt: skip
 
     predict(run, images, f"{out}/denoised.tif", overwrite=True)
-    print(format_table(evaluate(run, images[test], truth[test], draws=(1, 10))))
+    evaluate(run, images[test], truth[test], draws=(1, 10))
+    print(Path(out, "evaluation.md").read_text(encoding="utf-8"))
     print(f"student, denoised images, pictures and tables: {report(run)}")
 
 
 if __name__ == "__main__":
     keep_freed_memory()
-    main("runs/flow_unet_l2", *sys.argv[1:])
+    main(*sys.argv[1:])

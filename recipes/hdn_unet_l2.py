@@ -1,4 +1,4 @@
-"""Train HDN and a U-Net together on noisy images, and keep the U-Net: it denoises in one pass.
+"""Train HDN and a student together on noisy images, and keep the student: it denoises in one pass.
 
 python recipes/hdn_unet_l2.py                        the built-in specimen: 3 minutes on two cores
 python recipes/hdn_unet_l2.py noisy.tif              your images
@@ -6,21 +6,17 @@ python recipes/hdn_unet_l2.py noisy.tif clean.tif    your images, and how good t
 """
 
 import sys
+from pathlib import Path
 
 import torch
 
-from distill import evaluate, predict, report, specimen, train
-from distill.evaluation.tables import format_table
-from distill.hardware import keep_freed_memory
-from distill.images.sources import Images
-from losses import L2, Loss
+from distill import evaluate, keep_freed_memory, predict, report, specimen, train
+from losses import L2
 from samplers import HDN, LIGHT, GaussianNoise
 from students import StabilizedUNet
 
 
-def main(
-    loss: Loss, out: str, noisy: Images | None = None, clean: Images | None = None, *, steps: int = 600
-) -> None:
+def main(noisy=None, clean=None, *, out: str = "runs/hdn_unet_l2", steps: int = 600) -> None:
     noise_model = None  # estimated from the noisy images
     if noisy is None:
         cells = specimen()
@@ -30,15 +26,15 @@ def main(
     # Light networks, for a CPU; the student starts from the weights that ship with the package. With a
     # GPU and hours to spend, HDN() and UNet(shared_convs=True) are the paper's.
     torch.manual_seed(0)
-    sampler = HDN(noise_model, **LIGHT)
-    student = StabilizedUNet(out_channels=len(loss.outputs))
-    run = train(noisy, sampler, student, loss, out, steps=steps, refine_steps=steps // 3, batch_size=4)
+    sampler, student = HDN(noise_model, **LIGHT), StabilizedUNet()
+    run = train(noisy, sampler, student, L2(), out, steps=steps, refine_steps=steps // 3, batch_size=4)
 
     predict(run, noisy, f"{out}/denoised.tif", overwrite=True)
-    print(format_table(evaluate(run, noisy, clean, frames=2)))
+    evaluate(run, noisy, clean, frames=2)
+    print(Path(out, "evaluation.md").read_text(encoding="utf-8"))
     print(f"student, denoised images, pictures and tables: {report(run)}")
 
 
 if __name__ == "__main__":
     keep_freed_memory()
-    main(L2(), "runs/hdn_unet_l2", *sys.argv[1:])
+    main(*sys.argv[1:])

@@ -5,19 +5,18 @@ python recipes/next_photon_unet_quantiles.py photons.tif [clean.tif]    your ima
 """
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from distill import evaluate, predict, read, report, specimen, train
-from distill.evaluation.tables import format_table
-from distill.hardware import Hardware, keep_freed_memory
+from distill import evaluate, keep_freed_memory, predict, read, report, specimen, train
 from losses import Quantiles
 from samplers import NextPhoton, WithLevel
 from students import LightUNet
 
 
-def main(out: str, noisy: str | None = None, clean: str | None = None, *, steps: int = 1000) -> None:
+def main(noisy=None, clean=None, *, out: str = "runs/next_photon_unet_quantiles", steps: int = 1000) -> None:
     if noisy:
         photons, truth = np.asarray(read(noisy).frames)[:, 0], clean
     else:
@@ -27,7 +26,7 @@ def main(out: str, noisy: str | None = None, clean: str | None = None, *, steps:
 
     # The sampler by itself: patches, cross entropy, Adam. A network of yours goes in its place as it is.
     torch.manual_seed(0)
-    device = Hardware().device
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     network = WithLevel(LightUNet(2, 1))
     sampler = NextPhoton(network, gain=1.0).to(device)
     optimizer = torch.optim.Adam(sampler.parameters(), 1e-3)
@@ -43,14 +42,14 @@ def main(out: str, noisy: str | None = None, clean: str | None = None, *, steps:
     # Frozen (steps=0): its draws take 36 passes each, the student's quantiles one.
     loss = Quantiles()
     student = LightUNet(1, len(loss.outputs))
-    options = {"steps": 0, "refine_steps": steps // 4, "batch_size": 4}
-    run = train(noisy or photons, sampler, student, loss, out, **options)
+    run = train(noisy or photons, sampler, student, loss, out, steps=0, refine_steps=steps // 4, batch_size=4)
 
     predict(run, noisy or photons, f"{out}/denoised.tif", overwrite=True)
-    print(format_table(evaluate(run, noisy or photons, truth, frames=2, draws=(1, 10))))
+    evaluate(run, noisy or photons, truth, frames=2, draws=(1, 10))
+    print(Path(out, "evaluation.md").read_text(encoding="utf-8"))
     print(f"student, denoised images, pictures and tables: {report(run)}")
 
 
 if __name__ == "__main__":
     keep_freed_memory()
-    main("runs/next_photon_unet_quantiles", *sys.argv[1:])
+    main(*sys.argv[1:])

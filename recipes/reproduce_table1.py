@@ -17,9 +17,8 @@ from typing import Any
 
 import torch
 
-from distill import PUBLISHED, UserError, evaluate, report, train
+from distill import PUBLISHED, UserError, evaluate, keep_freed_memory, report, train
 from distill.datasets import RECORDS, DataSet, load
-from distill.hardware import keep_freed_memory
 from losses import L1, L2
 from samplers import HDN
 from students import UNet

@@ -9,21 +9,17 @@ Where neighbouring pixels' noise is correlated, a noise model of repeats or dark
 """
 
 import sys
+from pathlib import Path
 
 import torch
 
-from distill import evaluate, predict, report, specimen, train
-from distill.evaluation.tables import format_table
-from distill.hardware import keep_freed_memory
-from distill.images.sources import Images
-from losses import L2, Loss
+from distill import evaluate, keep_freed_memory, predict, report, specimen, train
+from losses import L2
 from samplers import GaussianNoise, StabilizedSampler
 from students import StabilizedUNet
 
 
-def main(
-    loss: Loss, out: str, noisy: Images | None = None, clean: Images | None = None, *, steps: int = 300
-) -> None:
+def main(noisy=None, clean=None, *, out: str = "runs/stabilized_l2", steps: int = 300) -> None:
     noise_model = None  # estimated from the noisy images
     if noisy is None:
         cells = specimen()
@@ -31,15 +27,15 @@ def main(
         noise_model = GaussianNoise(gain=cells.gain, offset=cells.offset)
 
     torch.manual_seed(0)
-    sampler = StabilizedSampler(noise_model)
-    student = StabilizedUNet(out_channels=len(loss.outputs))
-    run = train(noisy, sampler, student, loss, out, steps=steps, refine_steps=steps, batch_size=4)
+    sampler, student = StabilizedSampler(noise_model), StabilizedUNet()
+    run = train(noisy, sampler, student, L2(), out, steps=steps, refine_steps=steps, batch_size=4)
 
     predict(run, noisy, f"{out}/denoised.tif", overwrite=True)
-    print(format_table(evaluate(run, noisy, clean, frames=2)))
+    evaluate(run, noisy, clean, frames=2)
+    print(Path(out, "evaluation.md").read_text(encoding="utf-8"))
     print(f"student, denoised images, pictures and tables: {report(run)}")
 
 
 if __name__ == "__main__":
     keep_freed_memory()
-    main(L2(), "runs/stabilized_l2", *sys.argv[1:])
+    main(*sys.argv[1:])

@@ -1,31 +1,46 @@
-"""As stabilized_l2.py, with the 5 % and 95 % quantiles beside the median, all in one pass.
+"""The 5 % and 95 % quantiles of every pixel beside the median, all in one pass.
 
 python recipes/stabilized_quantiles.py                        the built-in specimen
-python recipes/stabilized_quantiles.py noisy.tif [clean.tif]  your images
+python recipes/stabilized_quantiles.py noisy.tif              your images
+python recipes/stabilized_quantiles.py noisy.tif clean.tif    your images, and how good the result is
 
 They are quantiles of what the sampler believes. Calibration makes them hold the truth as often as they
 say, on images with ground truth that were not trained on: here, other fields of the specimen.
 """
 
 import sys
+from pathlib import Path
 
-from distill import calibrate, predict, report, specimen
-from distill.hardware import keep_freed_memory
-from distill.images.sources import Images
+import torch
+
+from distill import calibrate, evaluate, keep_freed_memory, predict, report, specimen, train
 from losses import Quantiles
-from recipes import stabilized_l2
+from samplers import GaussianNoise, StabilizedSampler
+from students import StabilizedUNet
 
 
-def main(out: str, noisy: Images | None = None, clean: Images | None = None, *, steps: int = 300) -> None:
-    stabilized_l2.main(Quantiles(), out, noisy, clean, steps=steps)
+def main(noisy=None, clean=None, *, out: str = "runs/stabilized_quantiles", steps: int = 300) -> None:
+    noise_model, is_specimen = None, noisy is None  # the noise model is estimated from your images
     if noisy is None:
+        cells = specimen()
+        noisy, clean = cells.noisy, cells.clean
+        noise_model = GaussianNoise(gain=cells.gain, offset=cells.offset)
+
+    torch.manual_seed(0)
+    loss = Quantiles()
+    sampler, student = StabilizedSampler(noise_model), StabilizedUNet(out_channels=len(loss.outputs))
+    train(noisy, sampler, student, loss, out, steps=steps, refine_steps=steps, batch_size=4)
+
+    if is_specimen:
         other, test = specimen(4, seed=1), specimen(4, seed=2)
-        found = calibrate(out, other.noisy, other.clean, test_noisy=test.noisy, test_clean=test.clean)
-        print(f"{found.level:.0%} intervals held {found.before:.1%} of the truth, now {found.after:.1%}")
-        predict(out, specimen().noisy, f"{out}/denoised.tif", overwrite=True)
-        report(out)  # again, with the coverage of the intervals
+        result = calibrate(out, other.noisy, other.clean, test_noisy=test.noisy, test_clean=test.clean)
+        print(f"{result.level:.0%} intervals held {result.before:.1%} of the truth, now {result.after:.1%}")
+    predict(out, noisy, f"{out}/denoised.tif", overwrite=True)
+    evaluate(out, noisy, clean, frames=2)
+    print(Path(out, "evaluation.md").read_text(encoding="utf-8"))
+    print(f"student, denoised images, pictures and tables: {report(out)}")
 
 
 if __name__ == "__main__":
     keep_freed_memory()
-    main("runs/stabilized_quantiles", *sys.argv[1:])
+    main(*sys.argv[1:])

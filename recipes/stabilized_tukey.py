@@ -1,26 +1,25 @@
 """The mode of every pixel's posterior: a student under Tukey's biweight, from draws on disk.
 
 python recipes/stabilized_tukey.py                        the built-in specimen
-python recipes/stabilized_tukey.py noisy.tif [clean.tif]  your images
+python recipes/stabilized_tukey.py noisy.tif              your images
+python recipes/stabilized_tukey.py noisy.tif clean.tif    your images, and how good the result is
 
 Tukey's loss needs several draws of each patch to tell how far they spread, so the sampler is trained
 first, with an L1 student, and draws once for all.
 """
 
 import sys
+from pathlib import Path
 
 import torch
 
-from distill import cache_draws, evaluate, predict, report, specimen, train
-from distill.evaluation.tables import format_table
-from distill.hardware import keep_freed_memory
-from distill.images.sources import Images
+from distill import cache_draws, evaluate, keep_freed_memory, predict, report, specimen, train
 from losses import L1, Tukey
 from samplers import GaussianNoise, StabilizedSampler
 from students import StabilizedUNet
 
 
-def main(out: str, noisy: Images | None = None, clean: Images | None = None, *, steps: int = 300) -> None:
+def main(noisy=None, clean=None, *, out: str = "runs/stabilized_tukey", steps: int = 300) -> None:
     noise_model = None  # estimated from the noisy images
     if noisy is None:
         cells = specimen()
@@ -35,11 +34,13 @@ def main(out: str, noisy: Images | None = None, clean: Images | None = None, *, 
     train(noisy, cached, student, Tukey(), out, steps=steps, refine_steps=0, batch_size=4, init="none")
 
     predict(out, noisy, f"{out}/denoised.tif", overwrite=True)
-    print(format_table(evaluate(run, noisy, clean, frames=2)))
-    print(format_table(evaluate(out, noisy, clean, frames=2, draws=[])))
+    evaluate(run, noisy, clean, frames=2)
+    evaluate(out, noisy, clean, frames=2, draws=[])
+    for folder in (run.path, Path(out)):
+        print((folder / "evaluation.md").read_text(encoding="utf-8"))
     print(f"student, denoised images, pictures and tables: {report([out, run])}")
 
 
 if __name__ == "__main__":
     keep_freed_memory()
-    main("runs/stabilized_tukey", *sys.argv[1:])
+    main(*sys.argv[1:])

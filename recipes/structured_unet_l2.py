@@ -1,26 +1,27 @@
 """Row-correlated noise without any calibration: signal and noise are learnt together.
 
 python recipes/structured_unet_l2.py                        the built-in specimen with line noise
-python recipes/structured_unet_l2.py noisy.tif [clean.tif]  your images
+python recipes/structured_unet_l2.py noisy.tif              your images
+python recipes/structured_unet_l2.py noisy.tif clean.tif    your images, and how good the result is
 
-Where repeats or frames of pure noise exist, a noise model fitted to them does better, and faster:
-StabilizedSampler(CorrelatedNoise.from_noise(noise, signal)), from weights in the package.
+Where repeats or frames of pure noise exist, StabilizedSampler(CorrelatedNoise.from_noise(noise, signal)) with
+self_supervised=1 is faster, and as good: on the lines of docs/measured.md 24.65 dB after a minute, with 0.12
+of the noise left, where students of this sampler reach 24.46 dB and leave 0.06. A StructuredNoiseVAE with a
+fitted noise model reaches 24.29 dB.
 """
 
 import sys
+from pathlib import Path
 
 import torch
 
-from distill import evaluate, predict, report, specimen, train
-from distill.evaluation.tables import format_table
-from distill.hardware import keep_freed_memory
-from distill.images.sources import Images
+from distill import evaluate, keep_freed_memory, predict, report, specimen, train
 from losses import L2
 from samplers import JointNoiseVAE
 from students import UNet
 
 
-def main(out: str, noisy: Images | None = None, clean: Images | None = None, *, steps: int = 350) -> None:
+def main(noisy=None, clean=None, *, out: str = "runs/structured_unet_l2", steps: int = 350) -> None:
     if noisy is None:
         cells = specimen(noise="lines")
         noisy, clean = cells.noisy, cells.clean
@@ -31,10 +32,11 @@ def main(out: str, noisy: Images | None = None, clean: Images | None = None, *, 
     run = train(noisy, sampler, student, L2(), out, steps=steps, refine_steps=steps // 3, batch_size=4)
 
     predict(run, noisy, f"{out}/denoised.tif", overwrite=True)
-    print(format_table(evaluate(run, noisy, clean, frames=2)))
+    evaluate(run, noisy, clean, frames=2)
+    print(Path(out, "evaluation.md").read_text(encoding="utf-8"))
     print(f"student, denoised images, pictures and tables: {report(run)}")
 
 
 if __name__ == "__main__":
     keep_freed_memory()
-    main("runs/structured_unet_l2", *sys.argv[1:])
+    main(*sys.argv[1:])

@@ -21,6 +21,8 @@ class PosteriorSampler(nn.Module, ABC):
     scale: how many times larger than the noisy image a draw is: 2, or one number each for Y and X.
     out_names: of the draws' channels, for the files that are written. Default: those of the noisy image, if
         it has as many.
+    context: which neighbouring planes it sees too, such as "T2": further channels of the noisy image, after
+        those of the plane that it draws. `train` sets it, and runs keep it.
     isotropic: whether the noise looks the same turned and mirrored, so that training may do both.
     mirrors: if not, the mirrorings that keep it the same, as `NoiseModel.mirrors` has them.
     free_draws: how many draws cost no more than one; a student then learns from so many at once.
@@ -33,6 +35,7 @@ class PosteriorSampler(nn.Module, ABC):
     out_channels: int | None = None
     scale: Scale = 1
     out_names: Sequence[str] = ()
+    context: str | None = None
     isotropic: bool = True
     mirrors: Sequence[str] = ()
     free_draws: int = 1

@@ -13,11 +13,11 @@ from students.precision import in_float32
 class FlatVAE(nn.Module):
     """Standardized images -> latents ~ N(mean, exp(logvar)) at 1 / 2^depth of their size -> signal."""
 
-    def __init__(self, channels: int, depth: int, filters: int, latents: int) -> None:
+    def __init__(self, channels: int, depth: int, filters: int, latents: int, in_channels: int) -> None:
         super().__init__()
         self.multiple = 2**depth
         widths = [filters * 2**i for i in range(depth)]
-        wide = zip([channels, *widths], widths, strict=False)
+        wide = zip([in_channels, *widths], widths, strict=False)
         self.down = nn.Sequential(*[nn.Sequential(*_convs(a, b), nn.MaxPool2d(2)) for a, b in wide])
         self.to_mean = nn.Conv2d(widths[-1], latents, 3, padding=1)
         self.to_logvar = nn.Conv2d(widths[-1], latents, 3, padding=1)
@@ -56,7 +56,8 @@ class DivNoising(VAESampler):
 
     noise_model: p(noisy | signal), or the .npz file of one; None estimates variance = gain *
     signal + offset from the noisy training images. kl_warmup: see HDN (the authors trained anew
-    on posterior collapse, up to 20 times, and then with such a ramp).
+    on posterior collapse, up to 20 times, and then with such a ramp). in_channels: `channels`, and those of
+    neighbouring planes that the encoder sees too; by default none.
     """
 
     def __init__(
@@ -68,13 +69,14 @@ class DivNoising(VAESampler):
         filters: int = 32,
         latents: int = 64,
         kl_warmup: int = 500,
+        in_channels: int | None = None,
     ) -> None:
-        super().__init__(noise_model, channels, kl_warmup)
+        super().__init__(noise_model, channels, kl_warmup, in_channels)
         for name, value in {"depth": depth, "filters": filters, "latents": latents}.items():
             if value < 1:
                 raise ValueError(f"DivNoising: got {name}={value}, must be at least 1")
         self.depth, self.filters, self.latents = depth, filters, latents
-        self.vae = FlatVAE(channels, depth, filters, latents)
+        self.vae = FlatVAE(channels, depth, filters, latents, self.in_channels)
 
     def kl_cost(self, kl: Tensor) -> Tensor:
         """(B,) -> scalar: mean nats per image."""

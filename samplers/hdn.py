@@ -24,6 +24,7 @@ class HDN(VAESampler):
     0 as published; HDN3-6 with small networks or data needs it.
     active_levels, unshuffle, growth: see LadderVAE; HDN3-6 for structured noise is range(3, 7), and
     HDN(**LIGHT) a network of half the resolution that a CPU trains in minutes.
+    in_channels: `channels`, and those of neighbouring planes that the encoder sees too; by default none.
     """
 
     def __init__(
@@ -42,8 +43,9 @@ class HDN(VAESampler):
         active_levels: Iterable[int] | None = None,
         unshuffle: int = 1,
         growth: float = 1.0,
+        in_channels: int | None = None,
     ) -> None:
-        super().__init__(noise_model, channels, kl_warmup)
+        super().__init__(noise_model, channels, kl_warmup, in_channels)
         self.levels, self.latents = levels, latents
         self.filters, self.blocks, self.dropout = filters, blocks, dropout
         self.patch_size, self.free_bits = patch_size, free_bits
@@ -51,7 +53,7 @@ class HDN(VAESampler):
         self.unshuffle, self.growth = unshuffle, growth
         self.vae = LadderVAE(
             channels, levels, latents, filters, blocks, dropout, patch_size, self.active_levels,
-            unshuffle, growth,
+            unshuffle, growth, self.in_channels,
         )  # fmt: skip
         self.width = sum(self.vae.widths) / len(self.vae.widths)
 

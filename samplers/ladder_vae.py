@@ -115,6 +115,7 @@ class LadderVAE(nn.Module):
     unshuffle: every `unshuffle` x `unshuffle` pixels become channels of one, so that nothing is
     computed at full resolution, where the published network (1) does 70 % of its arithmetic.
     growth: factor from one level's filters to the next coarser one's, kept to multiples of 8.
+    in_channels: of the images that it encodes, by default `channels`, which it gives.
     """
 
     def __init__(
@@ -129,6 +130,7 @@ class LadderVAE(nn.Module):
         active_levels: Iterable[int] | None = None,
         unshuffle: int = 1,
         growth: float = 1.0,
+        in_channels: int | None = None,
     ) -> None:
         super().__init__()
         everything = range(1, levels + 1)
@@ -147,7 +149,7 @@ class LadderVAE(nn.Module):
         image_channels = channels * unshuffle**2
         top_size = max(1, -(-patch_size // self.multiple))
         self.stem = nn.Sequential(
-            nn.Conv2d(image_channels, filters, 5, padding=2),
+            nn.Conv2d((in_channels or channels) * unshuffle**2, filters, 5, padding=2),
             nn.ELU(inplace=True),
             ResidualBlock(filters, dropout, gated=False),
         )

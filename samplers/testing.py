@@ -30,7 +30,7 @@ def check_sampler(
         sizes: image sizes that it must also take; () for those of `noisy` alone.
     """
     if noisy is None:
-        noisy = _example(getattr(sampler, "channels", 1))
+        noisy = _example(getattr(sampler, "in_channels", getattr(sampler, "channels", 1)))
     noisy, untouched = noisy.to(device), copy.deepcopy(sampler).to(device)
     cuda = [noisy.device] if noisy.device.type == "cuda" else []
     with torch.random.fork_rng(cuda), torch.enable_grad():

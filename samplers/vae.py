@@ -34,7 +34,11 @@ class VAE(Protocol):
 
 
 class VAESampler(PosteriorSampler):
-    """A VAE whose decoder predicts the signal, and a fixed noise model p(noisy | signal)."""
+    """A VAE whose decoder predicts the signal, and a fixed noise model p(noisy | signal).
+
+    in_channels: what the encoder sees: the channels of the plane, then those of its context, if it has one.
+    The likelihood and the draws are of the plane alone.
+    """
 
     files = ("noise_model",)
     vae: VAE
@@ -44,7 +48,13 @@ class VAESampler(PosteriorSampler):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, noise_model: NoiseModel | str | None, channels: int, kl_warmup: int) -> None:
+    def __init__(
+        self,
+        noise_model: NoiseModel | str | None,
+        channels: int,
+        kl_warmup: int,
+        in_channels: int | None = None,
+    ) -> None:
         super().__init__()
         is_file = isinstance(noise_model, str | PathLike)
         # registered even if None: what replaces it later comes before the network in state_dict
@@ -53,6 +63,11 @@ class VAESampler(PosteriorSampler):
             self.isotropic, self.mirrors = self.noise_model.isotropic, self.noise_model.mirrors
         self.register_module("light", None)  # what `prepare` finds, where it estimates noise
         self.channels, self.kl_warmup = channels, kl_warmup
+        self.in_channels = channels if in_channels is None else in_channels
+        if self.in_channels < 1 or self.in_channels % channels:
+            raise ValueError(f"in_channels: got {in_channels}, must be a multiple of channels={channels}")
+        if self.in_channels != channels:
+            self.declare(channels)
         # A tensor, so that a resumed run continues from here; a whole number, which several processes add up.
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
         self.register_buffer("mean", torch.zeros(channels, 1, 1))
@@ -77,21 +92,39 @@ class VAESampler(PosteriorSampler):
             self.logged = {f"kl_{i}": nats for i, nats in enumerate(levels, start=1)}
 
     def prepare(self, noisy: Tensor, mean: Tensor, std: Tensor) -> None:
-        if len(mean) != self.channels:
+        if len(mean) != self.in_channels:
+            advice = "one channel at a time, or with a context HDN or DivNoising and in_channels"
             raise ValueError(
                 f"{type(self).__name__}: got images of {len(mean)} channels, made for "
-                f"{self.channels}; pass channels={len(mean)}, or one channel at a time"
+                f"{self.in_channels}; pass channels={len(mean)}, or {advice}"
             )
-        self.mean.copy_(mean)
-        self.std.copy_(std)
+        self.mean.copy_(mean[: self.channels])
+        self.std.copy_(std[: self.channels])
+        noisy = self.plane(noisy)
         warn_of_unlike_channels(noisy, self.noise_model)
         if self.noise_model is None:
             self.noise_model = estimate_noise(noisy).to(self.mean.device)
             self.light = LightSplit.fit(noisy, advice=CORRELATED.format(type(self).__name__))
 
+    def plane(self, noisy: Tensor) -> Tensor:
+        """Of (B, in_channels, *S) the first `channels`: those of the plane itself, without its context."""
+        return noisy if self.in_channels == self.channels else noisy[:, : self.channels]
+
+    def encode(self, noisy: Tensor) -> list[Tensor]:
+        """Raw counts of all planes -> the network's feature maps."""
+        if self.in_channels == self.channels:
+            return self.vae.encode((noisy - self.mean) / self.std)
+        if noisy.shape[1] != self.in_channels:
+            raise ValueError(
+                f"{type(self).__name__}: got {noisy.shape[1]} channels, sees {self.in_channels} with those "
+                "of its context; pass the run that it is of, or such images"
+            )
+        planes = noisy.unflatten(1, (-1, self.channels))
+        return self.vae.encode(((planes - self.mean) / self.std).flatten(1, 2))
+
     def training_step(self, noisy: Tensor) -> tuple[Tensor, Tensor]:
         """Negative ELBO in nats per pixel of raw counts, and the draw that it was computed from."""
-        features = self.vae.encode((noisy - self.mean) / self.std)
+        features, noisy = self.encode(noisy), self.plane(noisy)
         signal, kl = self.vae.decode(features, *noisy.shape[-2:])
         signal = signal * self.std + self.mean
         if self.noise_model is None:
@@ -105,7 +138,7 @@ class VAESampler(PosteriorSampler):
     def draws(self, noisy: Tensor, n: int) -> Iterator[Tensor]:
         """Encodes once; decodes several draws at a time, as many as DRAW_PIXELS allows."""
         with evaluating(self):
-            features = self.vae.encode((noisy - self.mean) / self.std)
+            features = self.encode(noisy)
         at_once = max(1, min(n, DRAW_PIXELS // noisy[:, 0].numel()))
         for start in range(0, n, at_once):
             k = min(at_once, n - start)

@@ -13,8 +13,8 @@ class UNet(nn.Module):
 
     scale: how many times larger the answer is; a whole number, or one each for Y and X.
 
-    shared_convs applies one convolution twice in every residual block, as the published code does
-    (11,764,577 parameters); without it there are two, as the paper words it (15,692,065).
+    shared_convs applies one convolution twice in every residual block, as in the paper: 11,764,577
+    parameters, its "approximately 12 million". Without it there are two convolutions, and 15,692,065.
     """
 
     def __init__(

@@ -1,6 +1,7 @@
 """Images that are larger than what the network sees: a head for super-resolution."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -9,7 +10,7 @@ Scale = int | Sequence[int]
 
 def factors(scale: Scale) -> tuple[int, int]:
     """2 or (2, 1) -> how many times larger along Y and along X. ValueError for what is neither."""
-    pair = list(scale) if isinstance(scale, list | tuple) else [scale, scale]
+    pair: list[Any] = list(scale) if isinstance(scale, list | tuple) else [scale, scale]
     if len(pair) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in pair):
         raise ValueError(
             f"scale: got {scale!r}, must be a whole number from 1 on, or two of them for Y and X"

@@ -1,6 +1,7 @@
 """Imports run one way, and the common package names are our own."""
 
 import ast
+import importlib
 import subprocess
 import sys
 import tomllib
@@ -107,11 +108,24 @@ def test_no_module_takes_the_place_of_a_public_function():
 
 def test_what_is_no_code_is_installed_too():
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
-    for package in (*FORBIDDEN, "recipes"):
+    for package in FORBIDDEN:
         for path in (ROOT / package).rglob("*"):
             if path.is_file() and path.suffix not in (".py", ".pyc"):
                 patterns = listed.get(".".join(path.parent.relative_to(ROOT).parts), [])
                 assert any(path.match(pattern) for pattern in patterns), path
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.py")), ids=lambda path: path.stem)
+def test_a_recipe_is_a_whole_script_on_public_names(recipe):
+    tree = ast.parse(recipe.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            package = importlib.import_module(node.module) if node.module.split(".")[0] in FORBIDDEN else None
+            assert node.module != "recipes"
+            assert package is None or {alias.name for alias in node.names} <= {*package.__all__}, node.module
+    assert isinstance(tree.body[-1], ast.If)
+    assert ast.unparse(tree.body[-1].body[0]) == "keep_freed_memory()"
+    assert not (ROOT / "recipes" / "__init__.py").exists()  # nor is it installed
 
 
 def test_the_core_runs_on_torch_numpy_and_tifffile():

@@ -127,7 +127,7 @@ def _pairs(
     denoiser: DirectDenoiser, run: str | os.PathLike[str], noisy: Images, clean: Images, axes: str | None
 ) -> Sequence[tuple[Tensor, Tensor]]:
     stack = as_stack(noisy, axes)
-    check_channels(stack, checkpoint.name_of(run), denoiser.channels)
+    check_channels(stack, checkpoint.name_of(run), denoiser.plane_channels)
     return paired(stack, clean, axes, denoiser=denoiser)
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from distill.denoiser import DirectDenoiser
@@ -83,7 +83,10 @@ def compare(
             total = max(counts, default=0)
             drawn = StoredDraws(folder / f"{i}", sampler, noisy.to(device)[None], total, i, work)
             with checks_of(type(sampler).__name__):
-                answers = list(_answers(drawn, denoiser, noisy, clean, counts, device))
+                answers = list(_answers(drawn, denoiser, noisy, counts, device))
+            noisy = _plane(denoiser, noisy)
+            if not answers or answers[-1].mean.shape == noisy.shape:  # else it cannot be compared
+                answers.insert(0, Answer(INPUT, noisy, noisy, None, 0.0))
             if i == 0:
                 with whole_file(folder / "images.npz") as part, open(part, "wb") as file:
                     first: dict[str, Any] = {answer.name: answer.mean[0] for answer in answers}
@@ -109,12 +112,9 @@ def compare(
 
 
 def _answers(
-    drawn: StoredDraws, denoiser: DirectDenoiser, noisy: Tensor, clean: Tensor | None, counts: list[int],
-    device: torch.device,
-) -> Iterator[Answer]:  # fmt: skip
-    """The input where it is an image like the others, each number of draws, and the student's maps."""
-    if not denoiser.reshapes:
-        yield Answer(INPUT, noisy, noisy, None, 0.0)
+    drawn: StoredDraws, denoiser: DirectDenoiser, noisy: Tensor, counts: list[int], device: torch.device
+) -> Iterator[Answer]:
+    """Each number of draws, and the student's maps."""
     for n in counts:
         yield Answer(f"{n} draw{'s' * (n > 1)}", *drawn.take(n))
     noisy = noisy.to(device)[None]
@@ -127,6 +127,11 @@ def _answers(
     for i, (name, images) in enumerate(maps.items()):
         image = images[0].float().cpu()
         yield Answer(f"student {name}" if i else "student", image, image, None, seconds)
+
+
+def _plane(denoiser: nn.Module, noisy: Tensor) -> Tensor:
+    """(C, H, W) without a context."""
+    return denoiser.plane(noisy, dim=0) if isinstance(denoiser, DirectDenoiser) else noisy
 
 
 def _part(noisy: Tensor) -> Tensor:

@@ -15,11 +15,12 @@ from distill.denoiser import DirectDenoiser
 from distill.evaluation.checks import advice
 from distill.evaluation.compare import INPUT, Metrics, compare, noise_model_of
 from distill.evaluation.metrics import lpips, psnr, ssim
-from distill.evaluation.pairs import Pairs, paired
+from distill.evaluation.pairs import paired
 from distill.evaluation.tables import Row, distinct, format_table, table1, write_csv
 from distill.evaluation.worth import worth
 from distill.files import check_folder, whole_file, write_text
 from distill.hardware import Hardware, Precision
+from distill.images.context import plane_count
 from distill.images.sources import Images, as_stack, check_channels
 from distill.images.statistics import check_finite
 from distill.limits import COUNT, check_limits
@@ -37,7 +38,9 @@ class NoStudent(DirectDenoiser):
     """In place of the student of a run that has none: it gives no image."""
 
     def __init__(self, sampler: PosteriorSampler) -> None:
-        super().__init__(nn.Identity(), L2(), getattr(sampler, "channels", 1))
+        seen = getattr(sampler, "channels", 1) * plane_count(sampler.context)
+        shape = sampler.out_channels, sampler.scale, sampler.out_names
+        super().__init__(nn.Identity(), L2(), seen, *shape, sampler.context)
 
     def maps(self, noisy: Tensor) -> dict[str, Tensor]:
         return {}
@@ -61,8 +64,9 @@ def evaluate(
 
     Without ground truth: what the residuals tell (`residual_scores`), and how close each image is
     to the mean of the most draws. A stopped evaluation resumes with the next draw when it is called
-    again with the same arguments. Below the table: what is off in the draws and the student, and what
-    may help; with ground truth the columns `dispersion` and `kept` and the bias by brightness tell that.
+    again with the same arguments. Below the table: how many draws the student is worth, what is off in the
+    draws and the student, and what may help; with ground truth the columns `dispersion` and `kept` and the
+    bias by brightness tell that.
 
     Args:
         run: a run or its folder, with its sampler and its student.
@@ -87,7 +91,7 @@ def evaluate(
     else:
         denoiser = NoStudent(sampler)
     noisy = as_stack(noisy, axes)  # read once
-    check_channels(noisy, checkpoint.name_of(run), denoiser.channels)
+    check_channels(noisy, checkpoint.name_of(run), denoiser.plane_channels)
     if clean is not None:
         clean = as_stack(clean, axes)
         check_finite(clean)
@@ -98,14 +102,16 @@ def evaluate(
     with locked(out, "evaluate"):
         compared = compare(sampler, denoiser, pairs, draws, hardware, metrics, out / UNFINISHED)
         rows = [{"data": noisy.name, "run": Path(run).name} | row for row in compared[0]]
-        _write(out, rows, *compared[1:], pairs, noise_model_of(sampler))
+        _write(
+            out, rows, *compared[1:], denoiser.plane(pairs[0][0], dim=0), pairs[0][1], noise_model_of(sampler)
+        )
         shutil.rmtree(out / UNFINISHED)
     return rows
 
 
 def _write(
-    out: Path, rows: list[Row], images: dict[str, np.ndarray], parts: list[Row], pairs: Pairs,
-    noise_model: NoiseModel | None,
+    out: Path, rows: list[Row], images: dict[str, np.ndarray], parts: list[Row], noisy: Tensor,
+    clean: Tensor | None, noise_model: NoiseModel | None,
 ) -> None:  # fmt: skip
     write_csv(out / "evaluation.csv", rows)
     write_csv(out / "checks.csv", parts)
@@ -115,7 +121,6 @@ def _write(
         arrays: dict[str, Any] = dict(images)
         np.savez_compressed(file, **arrays)
     comparison(out / "evaluation.png", _titled(images, rows))
-    noisy, clean = pairs[0]
     if clean is not None:
         from distill.plots.curves import psnr_against_time
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from distill.denoiser import DirectDenoiser
 from distill.errors import UserError
+from distill.images.context import in_context
 from distill.images.sources import Images, as_stack
 from distill.images.stack import Stack
 from distill.images.statistics import as_float32, check_finite, spread
@@ -72,7 +73,7 @@ def paired(
     Raises UserError for noisy frames that are not finite (where the clean ones are not, there is no truth),
     and for a truth of another shape.
     """
-    noisy_stack = as_stack(noisy, axes)
+    noisy_stack = in_context(as_stack(noisy, axes), denoiser and denoiser.context)
     n_noisy = len(noisy_stack.frames)
     check_finite(noisy_stack, spread(n_noisy, frames or n_noisy))
     if clean is None:

@@ -7,56 +7,66 @@ from pathlib import Path
 from distill.evaluation.checks import advice
 from distill.evaluation.compare import INPUT
 from distill.evaluation.tables import Row
+from distill.evaluation.worth import worth
 
 CORRELATED = 0.1  # of neighbouring residuals, above which noise is not of single pixels, or took signal along
 SPREAD_OFF = 0.1  # of the residuals' std to the noise model's
 
 
 def summary(folder: Path) -> list[str]:
-    """The verdict on what `evaluate` left in a folder, its advice, and what to do next."""
+    """The verdict on what `evaluate` left in a folder, the student's worth, advice, and what to do next."""
     rows, parts = read_table(folder / "evaluation.csv"), read_table(folder / "checks.csv")
-    return [verdict(rows), *advice(parts), next_step(rows)]
+    return [*filter(None, [verdict(rows), *worth(rows), *advice(parts), next_step(rows)])]
 
 
 def verdict(rows: Sequence[Row]) -> str:
-    """One sentence on the student: with ground truth on what it gains, else on its residuals."""
-    student = _row(rows, "student")
-    return _gain(rows, student) if "psnr_mean" in student else SENTENCES[_finding(student)].format(**student)
+    """One sentence on the student: with ground truth on what it gains, else on its residuals. Empty for a run
+    without a student, and for one whose answer is of another size than the images."""
+    named = _by_name(rows)
+    student = named.get("student", {})
+    if "psnr_mean" in student:
+        return _gain(named)
+    return SENTENCES[_finding(student)].format(**student) if "residual_std" in student else ""
 
 
 def next_step(rows: Sequence[Row]) -> str:
-    student = _row(rows, "student")
-    if "psnr_mean" in student:
-        return "Next: denoise further images of this kind with this run (distill predict)."
-    return STEPS[_finding(student)]
+    student = _by_name(rows).get("student", {})
+    if "residual_std" in student:
+        return STEPS[_finding(student)]
+    return "Next: denoise further images of this kind with this run (distill predict)."
 
 
-def _row(rows: Sequence[Row], image: str) -> Row:
-    return next(row for row in rows if row["image"] == image)
+def _by_name(rows: Sequence[Row]) -> dict[str, Row]:
+    return {str(row["image"]): row for row in rows}
 
 
-def _gain(rows: Sequence[Row], student: Row) -> str:
-    draws = [row for row in rows if "draw" in str(row["image"])][-1:]
-    others = {"the noisy images": _row(rows, INPUT)} | {f"the mean of {row['image']}": row for row in draws}
-    gains = {name: float(student["psnr_mean"]) - float(row["psnr_mean"]) for name, row in others.items()}
-    texts = [f"{abs(v):.2f} dB {'above' if v >= 0 else 'below'} {name}" for name, v in gains.items()]
-    return f"One pass of the student is {' and '.join(texts)}."
+def _gain(named: dict[str, Row]) -> str:
+    draws = [name for name in named if "draw" in name][-1:]
+    others = {"the noisy images": INPUT} if INPUT in named else {}
+    others |= {f"the mean of {name}": name for name in draws}
+    psnr = {name: float(row["psnr_mean"]) for name, row in named.items() if "psnr_mean" in row}
+    gains = {text: psnr["student"] - psnr[name] for text, name in others.items()}
+    texts = [f"{abs(v):.2f} dB {'above' if v >= 0 else 'below'} {text}" for text, v in gains.items()]
+    return f"One pass of the student is {' and '.join(texts)}." if texts else ""
 
 
 def _finding(student: Row) -> str:
+    std = float(student["residual_std"])
+    if not std > 0:
+        return "nothing"
     along = [float(student["correlation_x"]), float(student["correlation_y"])]
     if max(along) > CORRELATED:
         return "correlated"
     if min(along) < -CORRELATED:
         return "smooth noise left"
-    std = float(student["residual_std"])
-    ratio = std / float(student.get("expected_std") or std or 1.0)
+    ratio = std / float(student.get("expected_std") or std)
     return "strong" if ratio > 1 + SPREAD_OFF else "weak" if ratio < 1 - SPREAD_OFF else "noise"
 
 
 _ALONG = "({correlation_x:.2f} along x, {correlation_y:.2f} along y)"
 SENTENCES = {
     "noise": "The residuals look like noise: nothing of the image seems to be lost.",
+    "nothing": "Nothing was removed: the student gives the noisy images back.",
     "correlated": f"Neighbouring pixels of the residuals are correlated {_ALONG}: either the noise itself is "
     "correlated, or structure of the image was removed with it.",
     "smooth noise left": f"Neighbouring pixels of the residuals are correlated negatively {_ALONG}: noise "
@@ -78,6 +88,7 @@ STEPS = {
     + _MODEL,
     "smooth noise left": f"Next: look at the zoom; if noise is left there, {_MODEL}",
 }
+STEPS["nothing"] = "Next: train for longer, and check that the images are raw counts with noise."
 STEPS["strong"] = STEPS["weak"] = "Next: fit the noise model to these images (distill noise-model fit)."
 
 

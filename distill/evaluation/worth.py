@@ -22,7 +22,7 @@ def worth(rows: Sequence[Row]) -> list[str]:
     if "student" not in errors or len(of_draws) < 2 or not np.isfinite([*errors.values()]).all():
         return []
     n, mse = (np.array(each, float) for each in zip(*sorted(of_draws.items()), strict=True))
-    (a, b), *_ = np.linalg.lstsq(np.stack([1 / mse, 1 / (n * mse)], axis=1), np.ones(len(n)))
+    (a, b), *_ = np.linalg.lstsq(np.stack([1 / mse, 1 / (n * mse)], axis=1), np.ones(len(n)), rcond=None)
     if b <= 1e-6 * mse[0]:  # more draws do not help: they are all the same, or there are too few pixels
         return []
     return [f"The student is worth {_number(errors['student'], max(a, 0.0), b, int(n[-1]))}."]

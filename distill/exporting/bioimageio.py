@@ -11,6 +11,7 @@ from torch import Tensor
 from distill.datasets import specimen
 from distill.denoiser import DirectDenoiser
 from distill.errors import UserError
+from distill.images.context import parsed
 from distill.plots.pictures import mosaic
 
 PAPER, DOI = "Salmon & Krull, Direct Unsupervised Denoising, 2023", "10.48550/arXiv.2310.18116"
@@ -83,7 +84,7 @@ def _describe(weights: Path, denoiser: DirectDenoiser, author: str, license: str
             doi=DOI,
             student=student,
             loss=loss,
-            channels=len(denoiser.mean),
+            channels=_channels(denoiser),
             mean=_numbers(denoiser.mean),
             std=_numbers(denoiser.std),
             maps=", ".join(f"`{name}`" for name in maps),
@@ -130,6 +131,14 @@ def _describe(weights: Path, denoiser: DirectDenoiser, author: str, license: str
             )
         ),
     )
+
+
+def _channels(denoiser: DirectDenoiser) -> str:
+    if denoiser.context is None:
+        return str(denoiser.channels)
+    axis, reach = parsed(denoiser.context)
+    order = ", ".join(f"{axis}{step:+d}" for d in range(1, reach + 1) for step in (-d, d))
+    return f"{denoiser.plane_channels} of the plane itself, then those of its neighbours {order}"
 
 
 def _test_image(denoiser: DirectDenoiser) -> Tensor:

@@ -28,7 +28,7 @@ def mosaic(path: Path, columns: list[Tensor], rows: int = 4) -> None:
 def comparison(path: Path, images: dict[str, np.ndarray], zoom: int = 96) -> None:
     """One row of whole images (H, W) with their titles, and below each the same zoomed region.
 
-    All share the grey scale of the last image's percentiles; the zoom is where it varies most.
+    All share the grey scale of the last image's percentiles; the zoom shows its typical texture.
     """
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
@@ -36,7 +36,7 @@ def comparison(path: Path, images: dict[str, np.ndarray], zoom: int = 96) -> Non
     reference = list(images.values())[-1]
     low, high = np.percentile(reference, (0.5, 99.8))
     zoom = min(zoom, *reference.shape)
-    y, x = busiest(reference, zoom)
+    y, x = typical(reference, zoom)
     figure = Figure(figsize=(3 * len(images), 6.4))
     axes = figure.subplots(2, len(images), squeeze=False)
     for (title, image), (whole, detail) in zip(images.items(), axes.T, strict=True):
@@ -56,11 +56,18 @@ def enlarged(images: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return images.repeat(down, -2).repeat(right, -1) if down * right > 1 else images
 
 
-def busiest(image: np.ndarray, size: int) -> tuple[int, int]:
-    """Corner (y, x) of the size x size block with the highest standard deviation."""
+def typical(image: np.ndarray, size: int) -> tuple[int, int]:
+    """Corner (y, x) of a size x size block with the typical texture of the image's structure.
+
+    Of the blocks from the flattest to the one that varies most, the one below which lies three quarters of
+    all variation: neither the background, however large, nor the one brightest spot.
+    """
     corners = [
         (y, x)
         for y in range(0, image.shape[0] - size + 1, max(1, size // 2))
         for x in range(0, image.shape[1] - size + 1, max(1, size // 2))
     ]
-    return max(corners, key=lambda c: image[c[0] : c[0] + size, c[1] : c[1] + size].std())
+    spread = np.array([image[y : y + size, x : x + size].std() for y, x in corners], np.float64)
+    order = np.argsort(spread, kind="stable")
+    below = np.cumsum(spread[order])
+    return corners[order[np.searchsorted(below, 0.75 * below[-1])]]

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from distill.errors import UserError, checks_of
 from distill.files import Unfinished, check_folder, reserve, write_json
 from distill.hardware import Hardware, Precision, seeded
+from distill.images.context import in_context
 from distill.images.sources import Images, as_stack, check_channels
 from distill.images.stack import Stack
 from distill.images.statistics import some_frames, statistics
@@ -70,19 +71,20 @@ def cache_draws(
         raise UserError(f"draws, keep: got {draws}, {keep}; keep must divide draws")
     hardware, out = Hardware(device, precision), check_folder(out)
     sampler = checkpoint.load_sampler(run, trust=trust).to(hardware.device)
-    stack = as_stack(images, axes)
-    check_channels(stack, checkpoint.name_of(run), getattr(sampler, "channels", None))
+    planes = as_stack(images, axes)
+    check_channels(planes, checkpoint.name_of(run), getattr(sampler, "channels", None))
+    stack = in_context(planes, sampler.context)
     tile = fixed_tile(stack.frames.shape[-2:]) if tile is None else tile
     n, channels, *size = sampler.draw_shape(stack.frames.shape)
-    reshapes = [channels, *size] != list(stack.frames.shape[1:])
-    mean, std = _draw_statistics(sampler, stack, hardware) if reshapes else statistics(stack)
+    reshapes = [channels, *size] != list(planes.frames.shape[1:])
+    mean, std = _draw_statistics(sampler, stack, hardware) if reshapes else statistics(planes)
     header: dict[str, Any] = {
         "name": stack.name, "images": fingerprint(stack.frames), "sampler": _identity(sampler),
         "isotropic": sampler.isotropic, "mirrors": list(sampler.mirrors),
         "draws": draws, "keep": keep, "tile": tile, "halo": halo,
         "seed": seed, "mean": mean.ravel().tolist(), "std": std.ravel().tolist(),
     }  # fmt: skip
-    if reshapes:
+    if reshapes or stack is not planes:
         header |= {"channels": stack.frames.shape[1], "scale": factors(sampler.scale)}
         header |= {"out_names": list(sampler.out_names)}
 

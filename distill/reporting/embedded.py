@@ -7,31 +7,31 @@ from typing import Any
 import numpy as np
 
 from distill.evaluation.compare import TRUTH
-from distill.plots.pictures import busiest
+from distill.plots.pictures import typical
 
 SHOWN, ZOOMED = 256, 64  # px of the first frame: pages stay below a few MB
 
 
 def pictures(images: dict[str, np.ndarray], scores: dict[str, float]) -> dict[str, Any]:
-    """Every image of the first frame on one grey scale: the part that varies most, a zoom into it,
+    """Every image of the first frame on one grey scale: a part with its typical texture, a zoom into it,
     and its error (blue below, red above the truth), on one scale too. scores: PSNR of each, in dB."""
     reference = images.get(TRUTH, images["student"])
-    y, x = busiest(reference, min(SHOWN, *reference.shape))
+    y, x = typical(reference, min(SHOWN, *reference.shape))
     cut = (slice(y, y + SHOWN), slice(x, x + SHOWN))
     low, high = np.percentile(reference[cut], (0.1, 99.95))
     size = min(ZOOMED, *reference[cut].shape)
-    y, x = busiest(reference[cut], size)
-    reach = 3 * float(np.std(images["student"] - reference)) if TRUTH in images else 0.0
+    y, x = typical(reference[cut], size)
+    limit = 3 * float(np.std(images["student"] - reference)) if TRUTH in images else 0.0
     figures = []
     for name, image in images.items():
         if name == "student std":
             continue
         shown = image[cut]
         parts = [_png(shown, low, high), _png(shown[y : y + size, x : x + size], low, high)]
-        if reach and name != TRUTH:
-            parts.append(_png(shown - reference[cut], -reach, reach, "RdBu_r"))
+        if limit and name != TRUTH:
+            parts.append(_png(shown - reference[cut], -limit, limit, "RdBu_r"))
         figures.append((name, scores.get(name), parts))
-    return {"low": low, "high": high, "reach": reach, "images": figures}
+    return {"low": low, "high": high, "limit": limit, "images": figures}
 
 
 def _png(image: np.ndarray, low: float, high: float, colours: str = "gray") -> str:

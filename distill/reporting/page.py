@@ -19,6 +19,7 @@ from distill.errors import UserError
 from distill.evaluation.checks import advice
 from distill.evaluation.compare import TRUTH
 from distill.evaluation.tables import CAPTION1, HEADINGS, Row, distinct, table1_cells
+from distill.evaluation.verdict import next_step, read_table, verdict
 from distill.evaluation.worth import worth
 from distill.files import check_folder, write_text
 from distill.images.stack import Stack
@@ -111,13 +112,13 @@ def _table1(runs: list[Path]) -> list[list[str]]:
 def _tables(run: Path) -> list[Path]:
     """What `evaluate` left in the run's folder or within, except in other runs there; oldest first."""
     others = [student.parent for student in run.rglob("*/student.safetensors")]
-    found = sorted(run.rglob("evaluation.csv"), key=lambda table: table.stat().st_mtime)
-    return [table for table in found if not any(table.is_relative_to(other) for other in others)]
+    tables = sorted(run.rglob("evaluation.csv"), key=lambda table: table.stat().st_mtime)
+    return [table for table in tables if not any(table.is_relative_to(other) for other in others)]
 
 
 def _rows(table: Path) -> list[Row]:
-    with _damage_named(table), open(table, encoding="utf-8") as file:
-        return [{k: _value(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+    with _damage_named(table):
+        return read_table(table)
 
 
 def _run(run: Path) -> dict[str, Any]:
@@ -155,6 +156,8 @@ def _evaluated(table: Path) -> dict[str, Any]:
     has_truth = TRUTH in images
     return {
         "title": "Images given as an array" if data == Stack.name else data,
+        "verdict": verdict(rows),
+        "next": next_step(rows),
         "table": _cells(rows),
         "advice": worth(rows) + (advice(_rows(checks)) if checks.exists() else []),
         "plots": _inline(curves.psnr_against_time(rows)) if has_truth else [],
@@ -175,10 +178,3 @@ def _cells(rows: list[Row]) -> list[list[str]]:
         numbers = [f"{row[k]:.{HEADINGS[k][1]}f}" if isinstance(row.get(k), float) else "" for k in shown]
         lines.append([str(row["image"]), *numbers])
     return lines
-
-
-def _value(text: str) -> str | float:
-    try:
-        return float(text)
-    except ValueError:
-        return text

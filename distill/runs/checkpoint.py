@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from distill.denoiser import DirectDenoiser
 from distill.errors import UserError, checks_of
+from distill.images.context import plane_count
 from distill.runs.rebuild import LARGEST, describe, rebuild
 from distill.runs.run import Run
 from distill.runs.tensors import Fields, digest, load, save
@@ -40,7 +41,8 @@ def save_run(run: Run) -> None:
 
 
 def save_sampler(path: Path, sampler: PosteriorSampler) -> None:
-    save(path, sampler.state_dict(), {"sampler": describe(sampler)})
+    header: dict[str, Any] = {"sampler": describe(sampler)}
+    save(path, sampler.state_dict(), header | ({"context": sampler.context} if sampler.context else {}))
 
 
 def save_denoiser(path: Path, denoiser: DirectDenoiser) -> None:
@@ -54,6 +56,8 @@ def save_denoiser(path: Path, denoiser: DirectDenoiser) -> None:
     }
     if denoiser.reshapes or denoiser.out_names:
         header |= {key: getattr(denoiser, key) for key in _OUTPUT}
+    if denoiser.context:
+        header["context"] = denoiser.context
     save(path, denoiser.state_dict(), header)
 
 
@@ -74,6 +78,7 @@ def load_sampler(
     tensors, header = load(path, SAMPLER_HEADER)
     sampler = sampler or _described(path, header, "sampler", PosteriorSampler, trust, tensors)
     load_state(path, sampler, tensors)
+    sampler.context = _context(path, header)
     return sampler.eval().to(memory_format=torch.channels_last)
 
 
@@ -109,8 +114,20 @@ def _denoiser(path: Path, backbone: nn.Module, loss: Loss, header: dict[str, Any
     sound = isinstance(channels, int) and 0 < channels < LARGEST
     if not sound or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{path}: its header describes no images ({output}); pass another, or retrain it")
+    context, seen = _context(path, header), header["channels"]
+    if seen % plane_count(context):
+        raise UserError(f"{path}: its {seen} channels are not those of a context {context}; retrain it")
     with checks_of(str(path)):
-        return DirectDenoiser(backbone, loss, header["channels"], **output)
+        return DirectDenoiser(backbone, loss, seen, **output, context=context)
+
+
+def _context(path: Path, header: dict[str, Any]) -> str | None:
+    """Which neighbouring planes a network sees, such as "T2". Errors: anything that is none."""
+    context = header.get("context")
+    if not isinstance(context, str | None):
+        raise UserError(f"{path}: its header tells no context ({context}); pass another file, or retrain it")
+    plane_count(context)
+    return context
 
 
 def has_student(run: AnyRun) -> bool:
@@ -154,7 +171,7 @@ def load_weights(run: str | os.PathLike[str], sampler: PosteriorSampler, student
     Statistics of the images, and the noise model, are not taken over: they belong to the run's images.
     A student that the run does not have keeps the weights that it has.
     """
-    networks = {"sampler.safetensors": (sampler, "")}
+    networks: dict[str, tuple[nn.Module, str]] = {"sampler.safetensors": (sampler, "")}
     if has_student(run):
         networks["student.safetensors"] = (student, "backbone.")
     for name, (network, prefix) in networks.items():

@@ -33,6 +33,8 @@ def describe_run(path: Path) -> str:
     if "scale" in header:
         names = ", ".join(map(str, header["out_names"])) or "without names"
         lines.append(f"output    channels {header['out_channels']} ({names}), scale {header['scale']} (Y, X)")
+    if "context" in header:
+        lines.append(f"context   {header['context']}: an axis, and how many planes on either side")
     metrics = path / "metrics.jsonl"
     if metrics.exists() and (rows := read_json_lines(metrics)):
         lines.append(f"last      {json.dumps(rows[-1])}")
@@ -55,9 +57,9 @@ def check_links(run: Path) -> None:
 def _call(description: Any) -> str:
     if not is_description(description):
         return "an object that cannot be rebuilt by name"
-    given = {k: _value(v) for k, v in description["arguments"].items() if v is not None}
+    arguments = {k: _value(v) for k, v in description["arguments"].items() if v is not None}
     name = description["class"].rpartition(".")[2]
-    return f"{name}({', '.join(f'{k}={v}' for k, v in given.items())})"
+    return f"{name}({', '.join(f'{k}={v}' for k, v in arguments.items())})"
 
 
 def _value(argument: Any) -> str:

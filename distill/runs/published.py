@@ -128,6 +128,7 @@ def _sampler(vae: Stub, weights: dict[str, Tensor], noise_model: NoiseModel | No
     }  # fmt: skip
     sampler = rebuild({"class": "samplers.hdn.HDN", "arguments": arguments}, weights=weights)
     assert isinstance(sampler, HDN)
+    assert isinstance(sampler.vae, nn.Module)
     _fill(sampler.vae, weights, vae_names(levels, blocks), "HDN")
     sampler.noise_model = noise_model
     return sampler

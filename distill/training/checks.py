@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from distill.denoiser import DirectDenoiser
 from distill.errors import UserError, checks_of
+from distill.images.context import plane_count
 from distill.training.budget import seconds
 from losses import Loss
-from samplers import PosteriorSampler
+from samplers import PosteriorSampler, StabilizedSampler
 from samplers.base import evaluating
 from students import StabilizedUNet
 
@@ -38,12 +39,26 @@ def space(*networks: nn.Module) -> float:
     return 1e6 + 9 * sum(value.nbytes for network in networks for value in network.state_dict().values())
 
 
-def student_of(sampler: PosteriorSampler, student: nn.Module, loss: Loss, channels: int) -> DirectDenoiser:
-    """The student for images of so many channels and the draws that the sampler declares. Errors: one that
-    cannot give images of another shape than those it sees."""
+def check_context(context: str | None, *networks: nn.Module) -> None:
+    """A UserError for a text that names no context, and for networks that see single planes."""
+    plane_count(context)
+    for network in networks:
+        if context and isinstance(network, StabilizedSampler | StabilizedUNet):
+            raise UserError(
+                f"context: got {context}, but {type(network).__name__} sees single planes; pass --sampler "
+                "HDN (or DivNoising) and --student LightUNet (or UNet)"
+            )
+
+
+def student_of(
+    sampler: PosteriorSampler, student: nn.Module, loss: Loss, channels: int, context: str | None
+) -> DirectDenoiser:
+    """The student for images of so many channels, those of their context among them, and for the draws that
+    the sampler declares. Errors: networks that see no context, a student that gives only what it sees."""
+    check_context(context, sampler, student)
     with checks_of(type(sampler).__name__):
         shape = sampler.out_channels, sampler.scale, sampler.out_names
-        denoiser = DirectDenoiser(student, loss, channels, *shape)
+        denoiser = DirectDenoiser(student, loss, channels, *shape, context)
     if denoiser.reshapes and isinstance(student, StabilizedUNet):
         raise UserError(
             f"student: got StabilizedUNet, which gives what it sees; {type(sampler).__name__} draws "

@@ -14,6 +14,7 @@ import torch
 from distill.errors import UserError
 from distill.files import check_folder, write_text
 from distill.hardware import Hardware, Precision, synchronize, working_memory
+from distill.images.context import in_context
 from distill.images.sources import Images, as_stack
 from distill.limits import check_limits
 from distill.runs import checkpoint, tensors
@@ -80,7 +81,7 @@ def training_cost(
     hardware = Hardware(device, precision)
     place = hardware.device
     sampler, denoiser = sampler.to(place), denoiser.to(place)
-    frames = as_stack(noisy, axes).frames
+    frames = in_context(as_stack(noisy, axes), denoiser.context).frames
     micro = min(settings["micro_batch"], settings["batch_size"])
     passes = settings["batch_size"] / micro
     whole, _ = split(frames, 0.0, settings["patch_size"], 0)

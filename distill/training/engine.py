@@ -15,6 +15,7 @@ from distill.denoiser import DirectDenoiser
 from distill.errors import checks_of
 from distill.files import check_folder
 from distill.hardware import Hardware, Precision
+from distill.images.context import in_context, plane_count
 from distill.images.sources import Images, as_stack
 from distill.images.statistics import statistics
 from distill.limits import check_limits
@@ -78,6 +79,7 @@ def train(
     axes: str | None = None,
     init: str | os.PathLike[str] = "pretrained",
     self_supervised: float | None = None,
+    context: str | None = None,
 ) -> Run:
     """Trains `student` to predict, in one pass, what averaging draws of `sampler` would give.
 
@@ -127,7 +129,11 @@ def train(
         self_supervised: share of the student's loss that is its error on a part of the image's own light
             (`SplitRisk`), the rest is its distance to draws. Default: 1 for an L2 loss, a StabilizedUNet
             and noise of single pixels, since draws are no better than their sampler; else 0. With a fitted
-            CorrelatedNoise 1 is allowed, and worth a try of a minute; longer may make it worse.
+            CorrelatedNoise 1 is worth a try of a minute; longer may harm.
+        context: neighbouring planes that both networks see beside the one that they denoise: "T2" for two
+            before and two after in time, "Z1" for one above and one below. They are further channels, the
+            nearest first (0, -1, +1, -2, +2), mirrored at both ends. The sampler's likelihood and its draws
+            are of the plane alone: HDN and DivNoising do so with in_channels. Default: none.
 
     Raises:
         UserError: for what cannot work, before anything is written; for a loss or gradient that is not
@@ -137,7 +143,9 @@ def train(
     processes = Processes(batch_size, micro_batch)
     loss, out = loss or L2(), check_folder(out, space(sampler, student))
     check_resumable(out)
-    stack, began = as_stack(images, axes), time.monotonic()
+    planes, began = as_stack(images, axes), time.monotonic()
+    stack = in_context(planes, context)
+    context = context and context.strip().upper()
     draws = max(loss.min_draws, sampler.free_draws) if draws is None else draws
     lr, student_lr = default_rates(lr, student_lr, sampler, student, init, stack.pixels.size)
     steps, refine_steps, budget = default_length(steps, refine_steps, budget, sampler, init)
@@ -146,12 +154,13 @@ def train(
         micro_batch=micro_batch, patch_size=patch_size, draws=draws, optimizer=optimizer, lr=lr,
         student_lr=student_lr, schedule=schedule, clip=clip, ema=ema, val_fraction=val_fraction,
         validate_every=validate_every, patience=patience, seed=seed, axes=axes, processes=processes.count,
+        context=context,
     )  # fmt: skip
     check_arguments(settings, loss)
     hardware = Hardware(processes.device(device), precision)
 
     # Data: random patches of raw counts, with their mean and standard deviation.
-    mean, std = (torch.from_numpy(v) for v in statistics(stack))
+    mean, std = (torch.from_numpy(v).repeat(plane_count(context), 1, 1) for v in statistics(planes))
     regions, held_out = split(stack.frames, val_fraction, patch_size, seed)
     with checks_of(stack.name):
         frames = sampler.training_images(stack.frames)
@@ -163,7 +172,8 @@ def train(
     torch.manual_seed(seed)
     generator = np.random.default_rng(seed)
     co_training = sampler.trainable and (steps > 0 or budget is not None)
-    denoiser = student_of(sampler, student, loss, len(mean))
+    denoiser = student_of(sampler, student, loss, len(mean), context)
+    sampler.context = context
     light, noise_model = prepare_networks(sampler, denoiser, stack, mean, std, init, co_training)
     co_training = co_training and sampler.trainable  # which may depend on the noise that it has found
     allowed = orientations(sampler.isotropic, sampler.mirrors, denoiser.scale)  # so may these

@@ -47,7 +47,7 @@ def prepare_networks(
             light = light if isinstance(light, LightSplit) else LightSplit.fit(some, noise_model)
             student.prepare(some, mean, std, *light.line, light.correlated)
         if not denoiser.reshapes:  # else it is told of draws: see `prepare_outputs`
-            denoiser.loss.prepare(denoiser.standardize(some))
+            denoiser.loss.prepare(denoiser.plane(denoiser.standardize(some)))
     if init == "pretrained":
         _load_pretrained(sampler, student)
     elif init != "none" and not has_student(init):

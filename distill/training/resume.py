@@ -24,8 +24,9 @@ from distill.training.optimizer import Optimizer
 from distill.training.processes import Processes
 
 CHECKPOINT = "checkpoint.safetensors"
-MUST_MATCH = ("data", "networks", "batch_size", "patch_size", "draws", "optimizer", "lr", "student_lr",
-              "schedule", "clip", "ema", "val_fraction", "seed", "self_supervised", "processes")  # fmt: skip
+MUST_MATCH = ("context", "data", "networks", "batch_size", "patch_size", "draws", "optimizer", "lr",
+              "student_lr", "schedule", "clip", "ema", "val_fraction", "seed", "self_supervised",
+              "processes")  # fmt: skip
 """The settings that a resumed run must share. Steps may grow; the others change no result's meaning."""
 
 
@@ -149,12 +150,14 @@ def _resume(out: Path, state: State, settings: dict[str, Any]) -> None:
 
 def _of_then(now: Any, stored: Any) -> Any:
     """Settings without those arguments of networks that did not exist when the others were stored."""
-    if isinstance(now, list) and isinstance(stored, list) and len(now) == len(stored):
-        return [_of_then(*each) for each in zip(now, stored, strict=True)]
-    if not (is_description(now) and is_description(stored)):
-        return now
-    known = stored["arguments"]
-    return now | {"arguments": {k: _of_then(v, known[k]) for k, v in now["arguments"].items() if k in known}}
+    if isinstance(now, list):
+        known = stored if isinstance(stored, list) and len(stored) == len(now) else now
+        return [_of_then(*each) for each in zip(now, known, strict=True)]
+    if isinstance(now, dict) and is_description(now) and is_description(stored):
+        known = stored["arguments"]
+        own = {k: _of_then(v, known[k]) for k, v in now["arguments"].items() if k in known}
+        return {**now, "arguments": own}
+    return now
 
 
 def stored_settings(out: Path) -> dict[str, Any]:

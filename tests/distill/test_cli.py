@@ -289,8 +289,8 @@ def test_help_and_version_do_not_import_torch():
         assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-COMMANDS_HELP = ["train", "predict", "evaluate", "table1", "report", "calibrate", "export", "cache", "info",
-                 "noise-model fit"]  # fmt: skip
+COMMANDS_HELP = ["train", "import", "predict", "evaluate", "table1", "report", "calibrate", "export", "cache",
+                 "info", "noise-model fit"]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS_HELP)

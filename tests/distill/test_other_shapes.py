@@ -1,6 +1,7 @@
 """Samplers whose clean images have other channels or another size than the noisy one, the whole way."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,8 +32,10 @@ from students.upscale import Nearest
 
 WEIGHTS = torch.tensor([0.5, 0.3, 2.0])[:, None, None]
 OFFSETS = torch.tensor([0.0, 40.0, -70.0])[:, None, None]
-TINY = dict(depth=1, filters=4)
-SHORT = dict(steps=0, refine_steps=3, batch_size=2, micro_batch=2, patch_size=16, validate_every=2)
+TINY: dict[str, Any] = dict(depth=1, filters=4)
+SHORT: dict[str, Any] = dict(
+    steps=0, refine_steps=3, batch_size=2, micro_batch=2, patch_size=16, validate_every=2
+)
 
 
 def parts(noisy):
@@ -56,7 +59,7 @@ def enlarging(scale):
     return FunctionSampler(enlarged, scale=scale)
 
 
-def of(kind):
+def of(kind) -> tuple[Any, dict[str, Any], tuple[int, ...]]:
     """(sampler, student's arguments, C', Y and X of the answer to 48 x 40 pixels)"""
     if kind == "unmixing":
         return UNMIXING, {"out_channels": 3}, (3, 48, 40)
@@ -105,7 +108,8 @@ def test_evaluated_against_a_truth_of_the_output_shape_and_without(kind, tmp_pat
     rows = {row["image"]: row for row in evaluate(run, noisy, truth, draws=[1, 4])}
     assert list(rows) == ["1 draw", "4 draws", "student"]
     gain = 10 * np.log10(2 / 1.25)  # one draw against another, of std 1 each; and the mean of 4
-    assert rows["4 draws"]["psnr_mean"] - rows["1 draw"]["psnr_mean"] == pytest.approx(gain, abs=0.1)
+    one, four = (float(rows[name]["psnr_mean"]) for name in ("1 draw", "4 draws"))
+    assert four - one == pytest.approx(gain, abs=0.1)
     assert report(run).exists()
     rows = evaluate(run, noisy, out=tmp_path / "without", draws=[2])
     assert [row["image"] for row in rows] == ["2 draws", "student"]
@@ -124,7 +128,7 @@ def test_tiles_are_the_whole(kind, name, tmp_path):
     plain = receptive_field(DirectDenoiser(UNet(**TINY), L2()))
     assert plain is not None and receptive_field(denoiser) in (plain, plain + 1)  # in pixels of the input
     whole = predict(denoiser, noisy, precision="fp32")
-    options = {"chunks": 48} if "zarr" in name else {}
+    options: dict[str, Any] = {"chunks": 48} if "zarr" in name else {}
     predict(denoiser, noisy, tmp_path / name, tile=64, precision="fp32", **options)
     tiled = read(tmp_path / name).frames[:]
     assert np.allclose(tiled, whole.reshape(tiled.shape), atol=1e-4 * np.ptp(whole))
@@ -150,7 +154,12 @@ def test_each_channel_has_statistics_of_its_own(tmp_path, noisy):
 
 
 def test_the_student_learns_what_the_draws_are_around(tmp_path, noisy):
-    options = SHORT | {"refine_steps": 100, "batch_size": 4, "validate_every": 1000, "student_lr": 0.05}
+    options: dict[str, Any] = SHORT | {
+        "refine_steps": 100,
+        "batch_size": 4,
+        "validate_every": 1000,
+        "student_lr": 0.05,
+    }
     run = train(noisy, UNMIXING, nn.Conv2d(1, 3, 1), out=tmp_path / "run", ema=0.9, **options)
     expected = parts(torch.from_numpy(noisy[:, None])).numpy()
     error = predict(run, noisy, precision="fp32") - expected

@@ -43,6 +43,10 @@ def test_residuals_against_the_noise_model(signal, std, words):
     assert words in told(signal + 10 * torch.randn_like(signal), signal, std)
 
 
+def test_nothing_removed(signal):
+    assert told(signal, signal) == SENTENCES["nothing"]
+
+
 def test_gains_with_ground_truth():
     rows = [{"image": name, "psnr_mean": psnr} for name, psnr in
             {"noisy input": 20.0, "1 draw": 25.0, "100 draws": 30.5, "student": 30.0}.items()]  # fmt: skip

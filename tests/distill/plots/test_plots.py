@@ -3,6 +3,10 @@
 import subprocess
 import sys
 
+import numpy as np
+
+from distill.plots.pictures import typical
+
 DRAW = """
 import sys, matplotlib, torch
 from pathlib import Path
@@ -35,3 +39,12 @@ def test_no_backend_is_chosen_and_pyplot_not_imported(tmp_path):
     subprocess.run([sys.executable, "-W", "ignore", "-c", DRAW, tmp_path], check=True)
     assert len([*tmp_path.glob("*.png")]) == 5
     assert {path.suffix for path in tmp_path.iterdir()} == {".png", ".jsonl"}
+
+
+def test_a_zoom_shows_typical_texture_and_neither_background_nor_the_brightest_spot():
+    image = np.zeros((256, 256))
+    image[:128, :128] = np.random.default_rng(0).normal(0, 1, (128, 128))
+    image[200, 200] = 100.0
+    y, x = typical(image, 32)
+    assert y <= 96 and x <= 96
+    assert typical(np.zeros((16, 16)), 16) == (0, 0)

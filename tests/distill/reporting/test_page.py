@@ -31,6 +31,10 @@ def test_one_page_with_everything_and_nothing_from_elsewhere(run, tmp_path):
     assert page.count("<svg") == 2 * 5 and page.count("data:image/png") > 20
     for text in ("a &lt;run&gt;", "SSIM", "3 draws", "ground truth", "paid for itself", "HDN(", "torch 2"):
         assert text in page, text
+    for verdict in ("One pass of the student is ", "Next: "):  # each before pictures and tables
+        at = page.index(verdict, page.index("<h3>"))
+        assert at < page.index("<img") and at < page.index("<table", page.index("<h3>")), verdict
+    assert page.count('<p class="verdict">') == page.count('<p class="next">') == 4
     assert page.count("<li>The draws spread by") == 2 and "dispersion, ideal 2" in page
     assert "calibrated at 90%" in page and "Residuals" in page
     links = re.findall(r'(?:src|href)="(?!data:|#)([^"]*)', page)

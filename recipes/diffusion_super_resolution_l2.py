@@ -1,0 +1,54 @@
+"""Images of twice the size by a diffusion model of deepinv with physics, and then in one pass.
+
+pip install 'posterior-distill[diffusion]'
+python recipes/diffusion_super_resolution_l2.py [noisy.tif]
+
+For missing pixels in place of coarse ones: physics=lambda y: Inpainting(y.shape[1:], mask=(y > 0).float(),
+noise_model=...), without scale. Every draw is a whole diffusion, as in diffusion_unet_l2.py: use a GPU.
+"""
+
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from distill import predict, read, report, specimen, train
+from distill.hardware import Hardware, keep_freed_memory
+from losses import L2
+from samplers import DiffusionSampler, GaussianNoise
+from students import UNet
+
+
+def main(out: str, noisy: str | None = None, *, denoiser: nn.Module | None = None, steps: int = 2000) -> None:
+    # An extra, which need not be installed.
+    from deepinv import physics  # pyright: ignore[reportMissingImports]
+    from deepinv.models import DRUNet  # pyright: ignore[reportMissingImports]
+    from deepinv.optim.data_fidelity import L2 as DataFidelity  # pyright: ignore[reportMissingImports]
+    from deepinv.sampling import DiffPIR  # pyright: ignore[reportMissingImports]
+
+    # The model wants images in [0, 1]: 1 % of the pixels lie below it and 1 % above.
+    images = np.asarray(read(noisy).frames) if noisy else specimen().noisy
+    black, white = np.percentile(images, (1, 99)).tolist()
+    noise_std = float(GaussianNoise.estimate(images).variance(torch.tensor(images.mean())).sqrt())
+
+    device = Hardware().device
+    if denoiser is None:  # natural images, one channel; downloads its weights
+        denoiser = DRUNet(in_channels=1, out_channels=1, pretrained="download", device=device)
+    sigma = noise_std / (white - black)
+    sensor = physics.GaussianNoise(sigma)
+    halved = physics.Downsampling(filter="bicubic", factor=2, device=device, noise_model=sensor)
+    diffusion = DiffPIR(denoiser, DataFidelity(), sigma=sigma, max_iter=30, device=device)
+    sampler = DiffusionSampler(diffusion, black=black, white=white, physics=halved, scale=2)
+
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"steps": 0, "refine_steps": steps, "batch_size": 4, "micro_batch": 4}
+    run = train(noisy or images, sampler, UNet(filters=16, scale=2), L2(), out, **options)
+    predict(run, noisy or images, f"{out}/enlarged.tif", overwrite=True)
+    print(f"student, enlarged images and curves: {report(run)}")
+
+
+if __name__ == "__main__":
+    keep_freed_memory()
+    main("runs/diffusion_super_resolution_l2", *sys.argv[1:])
