@@ -1,1 +1,1 @@
-"""Noisy images in, whatever file or array they come from."""
+"""Reads images from files and arrays of many kinds, and writes results block by block."""

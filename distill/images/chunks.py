@@ -1,4 +1,4 @@
-"""Arrays that lie in chunks on a disk or elsewhere: only the chunks that are looked at are read."""
+"""Arrays that are stored in chunks, on a disk or elsewhere, of which only the indexed chunks are read."""
 
 import itertools
 import math
@@ -16,19 +16,19 @@ from distill.memory import check_memory
 
 
 class Cache:
-    """The chunks that were looked at last, decoded: at most `limit` bytes of them."""
+    """The decoded chunks that were used last, at most `limit` bytes of them."""
 
     def __init__(self, limit: float) -> None:
         self.limit, self.size = limit, 0
         self._chunks: OrderedDict[Any, np.ndarray] = OrderedDict()
-        self._lock = threading.RLock()  # `forget` may run in any line, when Python collects garbage
+        self._lock = threading.RLock()  # garbage collection may call `forget` at any line
 
     def get(self, key: Any, read: Callable[[], np.ndarray]) -> np.ndarray:
         with self._lock:
             if key in self._chunks:
                 self._chunks.move_to_end(key)
                 return self._chunks[key]
-        chunk = read()  # two threads may read one chunk: rarer than that they would wait for another
+        chunk = read()  # two threads may read the same chunk, which costs less than waiting
         with self._lock:
             if key not in self._chunks and chunk.nbytes <= self.limit:
                 self._chunks[key] = chunk
@@ -62,16 +62,21 @@ class Cache:
 
 
 CACHE = Cache(2**28)
-"""One for all arrays, so that its limit is the process's."""
+"""The cache of all arrays, so that its limit holds for the process."""
 
 
 class Chunked:
-    """An array of `shape` and `dtype` in chunks of the shape `chunks`; those at its ends may be smaller.
+    """A read-only array in chunks, which are read when they are indexed.
 
-    Index it with whole numbers, slices and ...; what comes back is read-only.
+    Index it with whole numbers, slices and `...`.
 
-    read: index of a chunk (one number per axis) -> its pixels. where: index of a chunk -> its name, for
-    errors. Both are called by several threads at once.
+    Args:
+        shape: shape of the array.
+        dtype: type of the array.
+        chunks: shape of a chunk; chunks at the ends may be smaller.
+        read: function from the index of a chunk (one number per axis) to its pixels. Several threads call it
+            at once.
+        where: function from the index of a chunk to its name in error messages.
     """
 
     def __init__(
@@ -117,7 +122,7 @@ class Chunked:
     def _decoded(self, index: tuple[int, ...]) -> np.ndarray:
         try:
             chunk = np.asarray(self._read(index))
-        except Exception as error:  # a damaged chunk raises anything in the library that decodes it
+        except Exception as error:  # the decoder may raise any error for a damaged chunk
             if isinstance(error, UserError) or out_of_memory(error):
                 raise
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -132,11 +137,11 @@ _numbers = itertools.count()
 
 
 def _bounds(key: Any, shape: tuple[int, ...]) -> tuple[list[tuple[int, int]], tuple[Any, ...]]:
-    """What of each axis has to be read, from and to, and the index into that which gives what was asked."""
+    """(bounds to be read of each axis, index into that part which gives the result of `key`)."""
     bounds, within = [], []
     for each, n in zip(written_out(key, len(shape)), shape, strict=True):
         if not isinstance(each, slice):
-            i = range(n)[each]  # an IndexError for what lies outside
+            i = range(n)[each]  # IndexError if it is outside
             bounds.append((i, i + 1))
             within.append(0)
             continue
@@ -147,7 +152,7 @@ def _bounds(key: Any, shape: tuple[int, ...]) -> tuple[list[tuple[int, int]], tu
 
 
 def written_out(key: Any, ndim: int) -> list[Any]:
-    """An index with one part for each axis: ... and what is left out stand for whole axes."""
+    """Expands an index to one part per axis: `...` and omitted parts stand for whole axes."""
     keys = list(key) if isinstance(key, tuple) else [key]
     if any(each is Ellipsis for each in keys):
         at = next(i for i, each in enumerate(keys) if each is Ellipsis)
@@ -158,7 +163,7 @@ def written_out(key: Any, ndim: int) -> list[Any]:
 def _overlap(
     bounds: list[tuple[int, int]], index: tuple[int, ...], chunks: tuple[int, ...]
 ) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """Of a chunk and the bounds: where it lies in the chunk, and where within the bounds."""
+    """The overlap of a chunk with the bounds, as slices of the chunk and as slices within the bounds."""
     source, target = [], []
     for (a, b), i, c in zip(bounds, index, chunks, strict=True):
         low, high = max(a, i * c), min(b, i * c + c)
@@ -168,5 +173,5 @@ def _overlap(
 
 
 def span(index: tuple[int, ...], shape: tuple[int, ...], chunks: tuple[int, ...]) -> tuple[slice, ...]:
-    """The slices of an array that one of its chunks is."""
+    """The slices of an array that one of its chunks covers."""
     return tuple(slice(i * c, min(i * c + c, n)) for i, c, n in zip(index, chunks, shape, strict=True))

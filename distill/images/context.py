@@ -1,4 +1,4 @@
-"""Neighbouring planes along time or depth, as further channels of the plane that is denoised."""
+"""Neighbouring planes along time or depth as further channels of the plane that is denoised."""
 
 import re
 from dataclasses import dataclass, fields
@@ -13,10 +13,11 @@ from distill.images.stack import Stack
 
 @dataclass(eq=False)
 class StackInContext(Stack):
-    """A stack whose frames are (N, C * (2k + 1), Y, X): each plane's channels, then those of its neighbours,
-    the nearest first: 0, -1, +1, -2, +2. Beyond the first and the last plane they are mirrored.
+    """A stack whose frames (N, C * (2k + 1), Y, X) contain each plane with its neighbours.
 
-    context: an axis and k, such as "T2" or "Z1".
+    The channels of the plane come first, then those of its neighbours, the nearest first: 0, -1, +1, -2, +2.
+    Beyond the first and the last plane the neighbours are mirrored. `context` is an axis and k, such as "T2"
+    or "Z1".
     """
 
     context: str = "T1"
@@ -27,7 +28,7 @@ class StackInContext(Stack):
 
 
 def in_context(stack: Stack, context: str | None) -> Stack:
-    """The stack as a StackInContext, or without a context as it is. Errors: images without that axis."""
+    """The stack as a StackInContext; unchanged without a context. UserError if it does not have that axis."""
     if context is None or isinstance(stack, StackInContext):
         return stack
     axis, _ = parsed(context)
@@ -40,25 +41,25 @@ def in_context(stack: Stack, context: str | None) -> Stack:
 
 
 def parsed(context: str) -> tuple[str, int]:
-    """'T2' -> the axis T, and 2 planes on either side."""
-    found = re.fullmatch(r"([TZ])([1-9])", context.strip().upper())
-    if not found:
+    """A context such as "T2" -> (axis "T", 2 planes on either side). UserError for anything else."""
+    match = re.fullmatch(r"([TZ])([1-9])", context.strip().upper())
+    if not match:
         raise UserError(
             f"context: got '{context}', must be an axis and how many planes on either side, such as T2 or Z1"
         )
-    return found[1], int(found[2])
+    return match[1], int(match[2])
 
 
 def plane_count(context: str | None) -> int:
-    """How many planes a network sees at once."""
+    """Number of planes that a network sees at once; 1 without a context."""
     return 1 if context is None else 2 * parsed(context)[1] + 1
 
 
 class FramesInContext:
-    """(N, C * (2k + 1), Y, X) over the frames (N, C, Y, X) of a stack; see StackInContext.
+    """An array-like (N, C * (2k + 1), Y, X) over the frames (N, C, Y, X) of a stack; see StackInContext.
 
-    Index the first axis with a whole number, a slice or an index array, the others with slices; only what is
-    indexed is read.
+    Index the first axis with a whole number, a slice or an index array, the others with slices. Only the
+    indexed part is read.
     """
 
     ndim = 4
@@ -90,6 +91,6 @@ class FramesInContext:
 
 
 def mirrored(index: np.ndarray, n: int) -> np.ndarray:
-    """-1 is 1, and n is n - 2, as often as needed."""
+    """Mirrors indices at both ends, as often as needed, so that -1 becomes 1, and n becomes n - 2."""
     index = np.abs(index) % (2 * (n - 1))
     return np.minimum(index, 2 * (n - 1) - index)

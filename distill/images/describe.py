@@ -1,4 +1,4 @@
-"""What is in an image, in a few lines."""
+"""Describes an image in a few lines."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -29,7 +29,7 @@ def describe_image(path: ImagePath | Sequence[ImagePath]) -> str:
 
 def _chunks(stack: Stack) -> list[str]:
     chunks = getattr(stack.pixels, "chunks", None)
-    return [f"chunks    {chunks} {stack.axes}, read when they are looked at"] if chunks else []
+    return [f"chunks    {chunks} {stack.axes}, read when they are indexed"] if chunks else []
 
 
 def _channels(stack: Stack) -> list[str]:
@@ -38,7 +38,7 @@ def _channels(stack: Stack) -> list[str]:
 
 
 def _noise(stack: Stack) -> str:
-    frames: Any = stack.frames  # LazyFrames as well: only some tiles are read
+    frames: Any = stack.frames  # may be LazyFrames: only some tiles are read
     try:
         estimate = GaussianNoise.estimate(frames)
         correlation = max(neighbour_correlation(frames))
@@ -47,4 +47,4 @@ def _noise(stack: Stack) -> str:
     line = f"variance = {estimate.gain:.4g} * signal + {estimate.offset:.4g}, estimated"
     if correlation <= STRONG:
         return line
-    return f"{line}; too low: noise of neighbouring pixels is correlated ({correlation:.2f})"
+    return f"{line}; too low, because the noise of neighbouring pixels is correlated ({correlation:.2f})"

@@ -1,4 +1,4 @@
-"""What an answer with more pixels or other channels than its image is written like."""
+"""Axes, pixel size and channels of results that are larger than their image or have other channels."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,16 +10,16 @@ from distill.images.stack import Stack
 
 
 class Repeated:
-    """Pixels of an image of these axes, each repeated along Y and X; only what is indexed is read.
+    """The pixels of an image, each repeated along Y and X.
 
-    Index it with a whole number or a slice for each axis.
+    Index it with a whole number or a slice for each axis. Only the indexed part is read.
     """
 
     def __init__(self, pixels: Any, axes: str, scale: tuple[int, int]) -> None:
         self._pixels, self._by = pixels, [dict(zip("YX", scale, strict=True)).get(a, 1) for a in axes]
         self.dtype, self.ndim = pixels.dtype, len(axes)
         self.shape = tuple(n * by for n, by in zip(pixels.shape, self._by, strict=True))
-        if hasattr(pixels, "chunks"):  # in which the answer is written, too
+        if hasattr(pixels, "chunks"):  # the result is written in the same chunks
             self.chunks = pixels.chunks
 
     def __getitem__(self, key: tuple[Any, ...]) -> np.ndarray:
@@ -34,8 +34,10 @@ class Repeated:
 
 
 def like_output(stack: Stack, scale: tuple[int, int], names: Sequence[str]) -> Stack:
-    """An image with the axes of this one, but with more and smaller pixels, and with these names of
-    channels, if there are any."""
+    """The stack with more and smaller pixels, and with other channels if `names` contains any.
+
+    It has the axes and metadata with which the result is written.
+    """
     if names:
         stack = replace(stack, extra=stack.extra | {"Channel": {"Name": list(names)}})
     if scale == (1, 1):

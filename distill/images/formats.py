@@ -1,4 +1,4 @@
-"""Microscopes' own formats, a frame at a time, through the packages that know them."""
+"""File formats of microscope vendors, read frame by frame with a package for each format."""
 
 import logging
 import threading
@@ -15,19 +15,20 @@ from distill.images.chunks import Chunked
 from distill.images.stack import LETTERS, Stack, checked
 
 log = logging.getLogger(__name__)
-Index = dict[str, int]  # of a frame: its number along each axis that is not in the frame itself
+Index = dict[str, int]  # index of a frame along each axis that is not in the frame itself
 
 
 def read(path: str, axes: str | None = None) -> Stack:
-    """An ND2, CZI or LIF file, unread; of several images in a LIF, the first."""
+    """Opens an ND2, CZI or LIF file without reading pixels; of several images in a LIF file, the first."""
     check_readable(path, "pass the path of one file")
     try:
         stack = READERS[Path(path).suffix.lower()](path)
-    except Exception as error:  # of a damaged file anything
+    except Exception as error:  # a damaged file may raise any error
         if isinstance(error, UserError) or out_of_memory(error):
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path}: cannot be read ({reason}); pass an intact file, or a TIFF of it") from error
+        advice = "pass an intact file, or convert it to TIFF"
+        raise UserError(f"{path}: cannot be read ({reason}); {advice}") from error
     if axes:
         stack.axes = axes.upper()
     return checked(stack)
@@ -55,7 +56,7 @@ def _czi(path: str) -> Stack:
     tiles = [each for each in file.filtered_subblock_directory if each.stored_shape == each.shape]
 
     def frame(at: Index) -> np.ndarray:
-        """Of a mosaic, put together from its tiles."""
+        """One frame; the tiles of a mosaic are put together."""
         plane = np.zeros((sizes["Y"], sizes["X"]), file.dtype)
         for tile in tiles:
             low = {a: n - origin.get(a, 0) for a, n in zip(tile.axes, tile.start, strict=True)}
@@ -67,8 +68,9 @@ def _czi(path: str) -> Stack:
 
     stack = _by_frames(path, sizes, ("Y", "X"), file.dtype, frame)
     scaling = file.metadata(raw=False)["ImageDocument"]["Metadata"].get("Scaling") or {}
-    found = scaling.get("Items", {}).get("Distance", [])
-    meters = {each["Id"].lower(): each["Value"] for each in (found if isinstance(found, list) else [found])}
+    distances = scaling.get("Items", {}).get("Distance", [])
+    distances = distances if isinstance(distances, list) else [distances]
+    meters = {each["Id"].lower(): each["Value"] for each in distances}
     stack.pixel_size, stack.unit = {a: 1e6 * float(s) for a, s in meters.items() if a in "xyz" and s}, "µm"
     return stack
 
@@ -77,7 +79,7 @@ def _lif(path: str) -> Stack:
     file = extra("liffile", "formats", path).LifFile(path)
     image = file.images[0]
     if len(file.images) > 1:
-        log.warning(f"{path}: holds {len(file.images)} images, this is the first, {image.name}")
+        log.warning(f"{path}: contains {len(file.images)} images; the first is read, {image.name}")
     sizes = {"rgb" if axis == "S" else "S" if axis == "M" else axis: n for axis, n in image.sizes.items()}
 
     def frame(at: Index) -> np.ndarray:
@@ -97,18 +99,22 @@ def _by_frames(
     dtype: Any,
     frame: Callable[[Index], np.ndarray],
 ) -> Stack:
-    """sizes: of all axes, in their order. inside: axes of a frame. Unknown axes of size 1 are left out."""
+    """A Stack that reads frame by frame.
+
+    sizes: sizes of all axes, in their order. inside: axes within a frame. Unknown axes of size 1 are dropped.
+    """
+
     if sizes.get("rgb", 1) > 1:
         raise UserError(f"{path}: RGB image, one channel expected; convert it to grey")
     kept = {axis: n for axis, n in sizes.items() if axis in LETTERS or n > 1}
     chunks = tuple(n if axis in inside else 1 for axis, n in kept.items())
-    lock = threading.Lock()  # these packages move a position in their file
+    lock = threading.Lock()  # these packages have one position in their file
 
     def read_chunk(index: tuple[int, ...]) -> np.ndarray:
         at = dict.fromkeys(sizes, 0) | dict(zip(kept, index, strict=True))
         with lock:
-            found = frame({axis: i for axis, i in at.items() if axis not in inside and axis in sizes})
-        return found.reshape(chunks).copy()
+            pixels = frame({axis: i for axis, i in at.items() if axis not in inside and axis in sizes})
+        return pixels.reshape(chunks).copy()
 
     def where(index: tuple[int, ...]) -> str:
         return f"{path}: frame {dict(zip(kept, index, strict=True))}"

@@ -1,4 +1,4 @@
-"""Where frames lie in a written array, and in which type."""
+"""The position of frames in a written array, and its type."""
 
 import numpy as np
 
@@ -12,16 +12,16 @@ def check_dtype(path: object, dtype: str) -> None:
 
 
 def written_dtype(dtype: str, like: Stack) -> np.dtype:
-    """dtype: "float32", or "input" for that of `like`, in this machine's byte order."""
+    """The type to write: float32, or for "input" that of `like`, in the byte order of this machine."""
     return np.dtype("f4") if dtype == "float32" else np.dtype(like.pixels.dtype).newbyteorder("=")
 
 
 def converted(block: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Rounded and clipped for an integer type."""
+    """The block in another type; rounded and clipped for an integer type."""
     if dtype.kind in "ui" and block.dtype != dtype:
         info = np.iinfo(dtype)
         high = float(info.max)
-        high = np.nextafter(high, 0) if high > info.max else high  # 2**63 - 1 is no float64
+        high = np.nextafter(high, 0) if high > info.max else high  # float64 has no 2**63 - 1
         block = np.clip(np.rint(block.astype(np.float64)), info.min, high)
     elif dtype.kind == "b":
         block = block >= 0.5
@@ -29,20 +29,20 @@ def converted(block: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def sizes(like: Stack, axes: str, channels: int) -> list[int]:
-    """Of an array of these axes."""
+    """Sizes of an array with these axes and that many channels."""
     size = dict(zip(like.axes, like.pixels.shape, strict=True)) | {"C": channels}
     return [size[a] for a in axes]
 
 
 def place(like: Stack, frame: int) -> dict[str, int]:
-    """Its index on each of the axes S, T, Z that there are."""
+    """The index of a frame along each of the axes S, T, Z of the stack."""
     lead = "".join(a for a in like.axes if a in "STZ")
     index = np.unravel_index(frame, sizes(like, lead, 1)) if lead else ()
     return dict(zip(lead, map(int, index), strict=True))
 
 
 def frame_view(array: np.ndarray, like: Stack, axes: str, frame: int) -> np.ndarray:
-    """Frame (C, Y, X) of an array of these axes: a view."""
+    """A view of one frame (C, Y, X) of an array with these axes."""
     at = place(like, frame)
     view = array[tuple(at[a] if a in at else slice(None) for a in axes)]
     left = [a for a in axes if a in "CYX"]

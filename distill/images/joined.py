@@ -1,4 +1,4 @@
-"""Many files as one image."""
+"""Joins many files to one image."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +12,7 @@ from distill.images.stack import Stack
 
 
 class Mapped:
-    """A memory map that is made anew for each look: no process may hold thousands of files open."""
+    """A memory map that is opened for each access, because no process may keep thousands of files open."""
 
     def __init__(self, pixels: np.memmap) -> None:
         order = "C" if pixels.flags.c_contiguous else "F"
@@ -24,7 +24,7 @@ class Mapped:
 
 
 class Joined:
-    """Arrays of equal shape and type as one that has a new first axis. Indexed as `Chunked` is."""
+    """Arrays of equal shape and type as one array with a new first axis; indexed like `Chunked`."""
 
     def __init__(self, parts: Sequence[Any]) -> None:
         self._parts = [Mapped(each) if isinstance(each, np.memmap) else each for each in parts]
@@ -48,7 +48,7 @@ class Joined:
 
 
 def join(stacks: Sequence[Stack], name: str) -> Stack:
-    """Images of equal shape, axes and type as one: as times, or as positions where they have times."""
+    """Joins images of equal shape, axes and type along T, or along S if they have a T already."""
     first = stacks[0]
     if len(stacks) == 1:
         return first
@@ -73,7 +73,7 @@ def _kind(stack: Stack) -> str:
 
 
 def with_axes(stack: Stack, axes: str) -> Stack:
-    """Of joined files, `axes` may be those of each of them."""
+    """The stack with other axes; for joined files, `axes` may be those of a single file."""
     joined = isinstance(stack.pixels, Joined) and len(axes) == stack.pixels.ndim - 1
     letter = stack.axes[: int(joined)]
     return replace(stack, axes=letter + axes.upper())

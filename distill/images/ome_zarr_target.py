@@ -1,7 +1,7 @@
-"""OME-Zarr, written block by block: v0.5 in Zarr v3, or v0.4 in Zarr v2.
+"""Writes OME-Zarr block by block: version 0.5 in Zarr v3, or version 0.4 in Zarr v2.
 
-Metadata are made and checked by yaozarrs, which has both versions as pydantic models and needs nothing else
-(ome-zarr-models would pull pydantic-zarr, ome-zarr Dask and scikit-image).
+Metadata are made and checked by yaozarrs, which has pydantic models of both versions and no further
+dependencies (ome-zarr-models would need pydantic-zarr, ome-zarr would need Dask and scikit-image).
 """
 
 import math
@@ -21,18 +21,21 @@ from distill.images.stack import Stack
 from distill.images.zarr_metadata import attributes
 
 ENDINGS = (".zarr",)
-CHUNK = 512  # sides in pixels, where neither the input nor the user has any
-SMALLEST = 256  # a pyramid ends with a level whose sides are at most this
+CHUNK = 512  # side in px if neither the input nor the user gives one
+SMALLEST = 256  # px; a pyramid ends at a level with sides of at most this
 
 
 class ZarrTarget:
-    """Frames (N, C', Y, X) as one multiscale image of the axes TCZYX, as far as `like` has them.
-
-    chunks: their side in Y and X in pixels. Default: the chunks of `like` (along the last of S, T,
-    Z as well), else 512. shards: side of shards, a multiple of the chunks'. pyramid: levels of half the size
-    each, by the mean of 2 x 2 pixels, until the image has at most 256 pixels a side.
+    """Writes frames (N, C', Y, X) as one multiscale image with those of the axes TCZYX that `like` has.
 
     Chunks are compressed without loss (Zstandard, by Blosc).
+
+    Args:
+        chunks: side of the chunks along Y and X in pixels. Default: the chunks of `like`, also along the last
+            of S, T, Z; without chunks 512.
+        shards: side of the shards in pixels, a multiple of that of the chunks. Default: no shards.
+        pyramid: whether to add levels of half the size each, as means of 2 x 2 pixels, until the image has at
+            most 256 pixels a side.
     """
 
     def __init__(
@@ -53,7 +56,7 @@ class ZarrTarget:
         self.axes = "".join(a for a in "TCZYX" if a in like.restored_axes(channels))
         if "S" in like.axes:
             raise UserError(
-                f"{path}: OME-Zarr keeps no positions (axis S of {like.axes}); pass a .tif, or other --axes"
+                f"{path}: OME-Zarr stores no positions (axis S of {like.axes}); pass a .tif, or other --axes"
             )
         self.shape = sizes(like, self.axes, channels)
         self.chunks = _chunks(like, self.axes, self.shape, chunks)
@@ -61,14 +64,14 @@ class ZarrTarget:
         halvings = math.ceil(math.log2(max(self.shape[-2:]) / SMALLEST)) if pyramid else 0
         self.levels = 1 + max(0, halvings)
         self.bytes = math.prod(self.shape) * self.dtype.itemsize * (4 / 3 if pyramid else 1)
-        # A block of the frames and pixels that lie in the same chunks, of all levels in whole pixels.
+        # Size of a block that fills whole chunks, and whole pixels of all levels.
         lead = [a for a in like.axes if a in "TZ"]
         depth = self.chunks[self.axes.index(lead[-1])] if lead else 1
         height, width = (math.lcm(n, 2 ** (self.levels - 1)) for n in (self.shards or self.chunks)[-2:])
         self.grain = (depth, height, width)
 
     def check(self, overwrite: bool) -> None:
-        """A UserError where it cannot be written: to be called before the work."""
+        """UserError if the image cannot be written. Call it before the work."""
         if not self.path.name.lower().endswith(ENDINGS):
             raise UserError(f"{self.path}: pass a name that ends in .ome.zarr or .zarr")
         there = os.path.lexists(self.path)
@@ -77,7 +80,7 @@ class ZarrTarget:
         check_folder(self.path.parent, self.bytes)
 
     def create(self) -> None:
-        """The part, without pixels yet, in place of any other."""
+        """Creates the part, without pixels, in place of any earlier one."""
         self.discard()
         zarr_format = 2 if self.version == "0.4" else 3
         about = attributes(self.like, self.axes, self.shape, self.levels, self.version, self.path.name)
@@ -90,7 +93,7 @@ class ZarrTarget:
         return _is_zarr(self.part)
 
     def write(self, first: int, y0: int, x0: int, block: np.ndarray) -> None:
-        """Frames (F, C', h, w) from frame `first` on, at row y0 and column x0."""
+        """Writes a block of frames (F, C', h, w) from frame `first` on, at row y0 and column x0."""
         group = self.zarr.open_group(self.part, mode="r+")
         for level in range(self.levels):
             block = converted(block, self.dtype)
@@ -99,11 +102,11 @@ class ZarrTarget:
             y0, x0, block = y0 // 2, x0 // 2, _halved(block) if level + 1 < self.levels else block
 
     def sync(self) -> None:
-        """Nothing: chunks are whole files, which the system writes to the disk within half a minute."""
+        """Does nothing: chunks are whole files, which the system writes to the disk within half a minute."""
 
     def finish(self) -> None:
-        """The part, complete, takes the name; what had it before goes."""
-        for torn in self.part.rglob("*.partial"):  # what a killed process was writing
+        """Renames the complete part to the final name, and deletes what had that name before."""
+        for torn in self.part.rglob("*.partial"):  # left by a process that was killed while it wrote
             torn.unlink()
         former = self.path.with_name(f".{self.path.name}.former.part")
         if self.path.exists():
@@ -112,14 +115,14 @@ class ZarrTarget:
         shutil.rmtree(former, ignore_errors=True)
 
     def opened(self) -> Any:
-        """The finished image's pixels."""
+        """The pixels of the finished image."""
         return self.zarr.open_array(self.path / "0", mode="r")
 
     def discard(self) -> None:
         shutil.rmtree(self.part, ignore_errors=True)
 
     def _runs(self, first: int, count: int) -> list[tuple[int, int]]:
-        """Frames that follow each other on one axis."""
+        """(first frame, number) of each run of frames that are consecutive along one axis."""
         lead = [a for a in self.like.axes if a in "TZ"]
         length = sizes(self.like, lead[-1], 1)[0] if lead else 1
         cuts = [first, *(i for i in range(first + 1, first + count) if i % length == 0), first + count]
@@ -143,7 +146,7 @@ class ZarrTarget:
             return None
         if self.version == "0.4":
             raise UserError(
-                f"{self.path}: OME-Zarr 0.4, as the input has it, knows no shards; leave them out"
+                f"{self.path}: OME-Zarr 0.4, the version of the input, has no shards; leave them out"
             )
         if any(side % chunk for chunk in self.chunks[-2:]):
             raise UserError(
@@ -168,18 +171,23 @@ class ZarrTarget:
 
 
 def _chunks(like: Stack, axes: str, shape: list[int], side: int | None) -> list[int]:
-    """For each axis. Those of the input as far as one block can fill them: along the last of its frames' axes
-    and within frames."""
-    found = getattr(like.pixels, "chunks", None)
-    known = dict(zip(like.axes, found, strict=True)) if found else {}
+    """Size of the chunks along each axis.
+
+    The chunks of the input are used if one block can fill them: along the last axis of the frames' index, and
+    within frames.
+    """
+    chunks = getattr(like.pixels, "chunks", None)
+    sides = dict(zip(like.axes, chunks, strict=True)) if chunks else {}
     lead = [a for a in like.axes if a in "TZ"]
-    kept = {a: known.get(a, 1) for a in lead[-1:]} | {a: known.get(a, CHUNK) for a in "YX"}
-    kept |= {"C": known.get("C", 1)} | (dict(Y=side, X=side) if side else {})
-    return [min(kept.get(a, 1), n) if a not in "YX" else kept[a] for a, n in zip(axes, shape, strict=True)]
+    target = {a: sides.get(a, 1) for a in lead[-1:]} | {a: sides.get(a, CHUNK) for a in "YX"}
+    target |= {"C": sides.get("C", 1)} | (dict(Y=side, X=side) if side else {})
+    return [
+        min(target.get(a, 1), n) if a not in "YX" else target[a] for a, n in zip(axes, shape, strict=True)
+    ]
 
 
 def _halved(block: np.ndarray) -> np.ndarray:
-    """(F, C, h, w) -> the mean of 2 x 2 pixels; at odd ends of those that there are."""
+    """Means of 2 x 2 pixels of a block (F, C, h, w); of fewer at odd ends."""
     odd = [(0, n % 2) for n in block.shape[-2:]]
     padded = np.pad(block.astype(np.float32), [(0, 0), (0, 0), *odd], mode="edge")
     return (

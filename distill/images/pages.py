@@ -1,4 +1,4 @@
-"""Pages of a TIFF that are decoded when they are looked at: a tile or some strips at a time."""
+"""Pages of a TIFF file, decoded when they are indexed, by single tiles or some strips at a time."""
 
 import math
 from pathlib import Path
@@ -9,12 +9,16 @@ import tifffile
 
 from distill.images.chunks import Chunked, span
 
-LEAST_BYTES = 2**18  # of a chunk: some writers make strips of one row
-_JPEG = (6, 7, 34892, 33007)  # compressions whose segments need tables of their page
+LEAST_BYTES = 2**18  # smallest chunk, because some writers make strips of one row
+_JPEG = (6, 7, 34892, 33007)  # compressions whose segments need the tables of the page
 
 
 def pages(series: tifffile.TiffPageSeries, path: Path) -> Chunked:
-    """The pixels of a series, unread; its file is opened anew for each chunk, and can be moved between."""
+    """The pixels of a series as an unread array.
+
+    The file is opened anew for each chunk, so it need not stay open.
+    """
+
     page = series.keyframe
     lead = series.shape[: len(series.shape) - len(page.shape)]
     if math.prod(lead) != len(series.pages) or series.shape[len(lead) :] != page.shape:
@@ -39,7 +43,7 @@ def pages(series: tifffile.TiffPageSeries, path: Path) -> Chunked:
 
 
 def _plain(page: tifffile.TiffPage) -> bool:
-    """One sample in two dimensions: the usual page, of which single segments can be read."""
+    """Whether a page has one sample in two dimensions, as usual, so that single segments can be read."""
     return (
         page.samplesperpixel == 1
         and page.imagedepth == 1
@@ -79,7 +83,7 @@ def _read_page(page: Any, bounds: list[tuple[int, int]]) -> np.ndarray:
 
 
 def _segment(file: Any, page: Any, number: int, options: dict[str, Any]) -> np.ndarray | None:
-    """(1, rows, columns, 1); None for one that the writer left out."""
+    """A decoded segment (1, rows, columns, 1); None if the writer omitted it."""
     if not page.databytecounts[number]:
         return None
     file.seek(page.dataoffsets[number])
@@ -87,7 +91,7 @@ def _segment(file: Any, page: Any, number: int, options: dict[str, Any]) -> np.n
 
 
 def _whole(page: Any) -> np.ndarray:
-    """By tifffile, which moves the position in its file: one thread at a time."""
+    """A whole page, read by tifffile, which has one position in its file, so in one thread at a time."""
     handle = page.parent.filehandle
     with handle.lock:
         handle.open()

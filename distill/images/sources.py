@@ -1,4 +1,4 @@
-"""Whatever holds images as a Stack: paths, globs and folders of many formats, an array, a tensor."""
+"""Makes a Stack from images of any source: paths, globs and folders of many formats, arrays, tensors."""
 
 import glob
 import os
@@ -24,11 +24,11 @@ Images = (
     ImagePath | np.ndarray | Tensor | Stack | Sequence[ImagePath] | Any
 )  # or a Dask array, known by its methods
 
-ENDINGS = (".tif", ".tiff", ".zarr", ".npy", *formats.READERS)  # of what a folder may hold
+ENDINGS = (".tif", ".tiff", ".zarr", ".npy", *formats.READERS)  # files of a folder that are read
 
 
 def as_stack(images: Images, axes: str | None = None) -> Stack:
-    """What `read` takes, an array (of NumPy or Dask), a tensor or a Stack as a Stack.
+    """Makes a Stack from anything that `read` takes, a NumPy or Dask array, a tensor or a Stack.
 
     Arrays are YX, TYX or TCYX by default.
     """
@@ -48,31 +48,33 @@ def as_stack(images: Images, axes: str | None = None) -> Stack:
 
 
 def read(images: ImagePath | Sequence[ImagePath], axes: str | None = None) -> Stack:
-    """A file, an OME-Zarr, a folder or a glob of files, or a list of them; read is only what is looked at.
+    """Opens images as a Stack, whose pixels are read when they are indexed.
 
-    TIFF, OME-TIFF, OME-Zarr (and a URL of one), Zarr arrays, .npy, ND2, CZI and LIF.
+    Several files are joined to one stack along a new T, or along S if they have a T already. They must have
+    the same shape, axes and type. Raises UserError if they do not, or if an image cannot be read.
 
-    Several files must be equal in shape, axes and type. They are one stack, in the order of their names with
-    their numbers counted, or of the list: a new T, or S where they have times. axes: those of each file.
-
-    Raises UserError for what cannot be read, and for files that are unlike.
+    Args:
+        images: a file, an OME-Zarr image (also its URL), a folder or a glob of files, or a list of them. The
+            formats are TIFF, OME-TIFF, OME-Zarr, Zarr arrays, .npy, ND2, CZI and LIF. Files of a folder or a
+            glob are in the order of their names, with numbers in numerical order.
+        axes: letters of the dimensions of each file, of STCZYX. Default: those of the file's metadata.
     """
     paths = [images] if isinstance(images, str | os.PathLike) else list(images)
-    found = [path for each in paths for path in _files(os.fspath(each))]
-    if not found:
+    files = [path for each in paths for path in _files(os.fspath(each))]
+    if not files:
         raise UserError("images: got an empty list; pass at least one path")
     name = ", ".join(os.fspath(each) for each in paths[:2]) + ", ..." * (len(paths) > 2)
-    return join([_read_file(path, axes) for path in found], name)
+    return join([_read_file(path, axes) for path in files], name)
 
 
 def _files(path: str) -> list[str]:
-    """All that a path stands for: itself, the files of a folder, or those of a glob."""
+    """The files that a path stands for: itself, the files of a folder, or those of a glob."""
     if "://" in path or os.path.exists(path) or not glob.has_magic(path):
         is_folder = os.path.isdir(path) and not zarr.is_zarr(path)
         return _in_folder(path) if is_folder else [path]
-    if not (found := glob.glob(path, recursive=True)):
-        raise UserError(f"{path}: no file fits; pass a glob of files that exist, within quotation marks")
-    return sorted(found, key=_in_order)
+    if not (matches := glob.glob(path, recursive=True)):
+        raise UserError(f"{path}: no file matches; pass a glob of files that exist, within quotation marks")
+    return sorted(matches, key=_in_order)
 
 
 def _in_folder(path: str) -> list[str]:
@@ -89,7 +91,7 @@ def holds_images(folder: str) -> bool:
 
 
 def _in_order(name: str) -> list[tuple[int, str]]:
-    """frame_9 before frame_10."""
+    """Sorting key that puts frame_9 before frame_10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
@@ -128,10 +130,10 @@ def _guess(pixels: Any) -> str:
 
 
 def check_channels(stack: Stack, name: str, trained_on: int | None) -> None:
-    """A UserError for a stack of other channels than `name` was trained on, where that is known."""
+    """UserError if the number of channels differs from that which `name` was trained on, if it is known."""
     channels = stack.frames.shape[1]
     if trained_on not in (None, channels):
         raise UserError(
             f"{stack.name}: has {channels} channels, but {name} was trained on {trained_on}; pass images "
-            "like those that it was trained on, or --axes if these are no channels"
+            "like those that it was trained on, or --axes if these are not channels"
         )

@@ -147,7 +147,8 @@ def test_wrong_arguments_are_one_line(arguments, message):
 
 
 def test_wrong_weight_files_are_one_line(weights, tmp_path):
-    with pytest.raises(ValueError, match=r"lacks 312 of mobilenetv2_050's 314 tensors, such as conv_stem\.weight"):
+    problem = r"lacks 312 of mobilenetv2_050's 314 tensors, such as conv_stem\.weight"
+    with pytest.raises(ValueError, match=problem):
         EncoderDecoder(weights=weights)
     (tmp_path / "junk.pth").write_text("junk")
     with pytest.raises(ValueError, match=r"junk\.pth: damaged"):
