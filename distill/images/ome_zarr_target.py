@@ -179,11 +179,9 @@ def _chunks(like: Stack, axes: str, shape: list[int], side: int | None) -> list[
     chunks = getattr(like.pixels, "chunks", None)
     sides = dict(zip(like.axes, chunks, strict=True)) if chunks else {}
     lead = [a for a in like.axes if a in "TZ"]
-    target = {a: sides.get(a, 1) for a in lead[-1:]} | {a: sides.get(a, CHUNK) for a in "YX"}
-    target |= {"C": sides.get("C", 1)} | (dict(Y=side, X=side) if side else {})
-    return [
-        min(target.get(a, 1), n) if a not in "YX" else target[a] for a, n in zip(axes, shape, strict=True)
-    ]
+    chunk = {a: sides.get(a, 1) for a in lead[-1:]} | {a: sides.get(a, CHUNK) for a in "YX"}
+    chunk |= {"C": sides.get("C", 1)} | (dict(Y=side, X=side) if side else {})
+    return [min(chunk.get(a, 1), n) if a not in "YX" else chunk[a] for a, n in zip(axes, shape, strict=True)]
 
 
 def _halved(block: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Images as stacks with named axes, whatever they come from: a TIFF, an array, a tensor."""
+"""Images of any source as stacks with named axes."""
 
 import math
 from collections.abc import Sequence
@@ -15,12 +15,15 @@ LETTERS = "STCZYX"
 
 
 class LazyFrames:
-    """(N, C, Y, X) over pixels that cannot be reshaped to that without a copy, or without reading them.
+    """Frames (N, C, Y, X) of pixels that cannot be reshaped without a copy, or without reading them.
 
     Index the first axis with a whole number, a slice or an index array, the others with whole numbers or
-    slices; only what is indexed is read.
+    slices. Only the indexed part is read.
 
-    only: the one channel that they have, of several. Default: all.
+    Args:
+        pixels: the array, or an object that is indexed like one.
+        axes: letters of its dimensions, of STCZYX.
+        only: index of the only channel of the frames. Default: all channels.
     """
 
     ndim = 4
@@ -51,10 +54,10 @@ class LazyFrames:
         channels = c if self._only is None else slice(self._only, self._only + 1)
         where = at | {"C": channels, "Y": y, "X": x}
         block = np.asarray(self._pixels[tuple(where[a] for a in self._axes)])
-        kept = [a for a in self._axes if a in "CYX"]
-        block = block.transpose([kept.index(a) for a in "CYX" if a in kept])
-        block = block if "C" in kept else block[None]
-        if channels is not c or "C" not in kept:
+        inner = [a for a in self._axes if a in "CYX"]
+        block = block.transpose([inner.index(a) for a in "CYX" if a in inner])
+        block = block if "C" in inner else block[None]
+        if channels is not c or "C" not in inner:
             block = block[c]
         return block[tuple(slice(None) if isinstance(k, slice) else 0 for k in rest)]
 
@@ -62,7 +65,7 @@ class LazyFrames:
         return np.asarray(self[:], dtype=dtype)
 
     def groups(self) -> list[np.ndarray]:
-        """Frames that lie in the same chunks, which are best read together."""
+        """Groups of frames that lie in the same chunks and are best read together."""
         chunks = dict(zip(self._axes, getattr(self._pixels, "chunks", [1] * len(self._axes)), strict=True))
         at = np.unravel_index(np.arange(len(self)), tuple(self._lead.values()))
         group = np.zeros(len(self), np.int64)
@@ -72,7 +75,7 @@ class LazyFrames:
         return np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
 
     def chunk_sides(self) -> tuple[int, int]:
-        """Of its chunks along Y and X; of pixels in one piece, a row."""
+        """Sides of the chunks along Y and X; those of a row if the pixels are not in chunks."""
         chunks = dict(zip(self._axes, getattr(self._pixels, "chunks", self._pixels.shape), strict=True))
         return (chunks["Y"] if hasattr(self._pixels, "chunks") else 1), chunks["X"]
 
@@ -85,21 +88,24 @@ def _as_slice(key: Any, n: int) -> slice:
 class Stack:
     """An image of any axis order. `axes` has one letter of STCZYX per dimension of `pixels`."""
 
-    pixels: Any  # an array, or what is indexed like one: memory maps, chunks, files, all of them unread
+    pixels: Any  # an array, or an unread object that is indexed like one: memory maps, chunks, files
     axes: str
     name: str = "array"
     pixel_size: dict[str, float] = field(default_factory=dict)  # of "x", "y", "z", in `unit`
     unit: str = ""
-    source: str = "plain"  # where `extra` comes from: "ome", "imagej" or "plain"
-    extra: dict = field(default_factory=dict)  # that format's metadata in tifffile's terms
+    source: str = "plain"  # the source of `extra`: "ome", "imagej" or "plain"
+    extra: dict = field(default_factory=dict)  # metadata of that format, in the terms of tifffile
     compression: str | None = None
-    ome_zarr: str | None = None  # version of that format, where it comes from it; written like it again
-    only: int | None = None  # the one channel that `frames` have; default: all
+    ome_zarr: str | None = None  # OME-Zarr version of the source, also used for writing
+    only: int | None = None  # index of the only channel of `frames`; default: all
 
     @cached_property
     def frames(self) -> "np.ndarray | LazyFrames":
-        """(N, C, Y, X), N over S, T, Z in the file's order. A view of an array where one exists, else a copy;
-        what lies in memory maps or chunks is never read for that: LazyFrames where they have no such view."""
+        """The frames (N, C, Y, X), where N runs over S, T, Z in the order of the file.
+
+        They are a view of an array if possible, otherwise a copy. Memory maps and chunks are not read for
+        that: without such a view they become LazyFrames.
+        """
         if not isinstance(self.pixels, np.ndarray):
             return LazyFrames(self.pixels, self.axes, self.only)
         pixels = self.pixels
@@ -116,7 +122,7 @@ class Stack:
         return moved.reshape(-1, *moved.shape[-3:])
 
     def channel(self, c: int) -> "Stack":
-        """One channel of an image that has several: its `frames` are those of that channel."""
+        """The stack with a single channel in its `frames`."""
         return replace(self, only=c, name=f"{self.name}, channel {c}")
 
     @property
@@ -124,14 +130,14 @@ class Stack:
         return "".join(a for a in self.axes if a in "STZ")
 
     def restored_axes(self, channels: int) -> str:
-        """Axes after `restore` of frames with that many channels: a new C goes before Y and X."""
+        """Axes after `restore` of frames with that many channels; a new C is placed before Y and X."""
         if "C" in self.axes or channels == 1:
             return self.axes
         at = min(self.axes.index("Y"), self.axes.index("X"))
         return self.axes[:at] + "C" + self.axes[at:]
 
     def check_frames(self, shape: Sequence[int]) -> None:
-        """A UserError where frames (N, C', Y, X) of this shape do not belong to it; C' may be any."""
+        """UserError if frames (N, C', Y, X) of this shape do not belong to the stack; C' may be any."""
         n, _, *size = self.frames.shape
         if len(shape) != 4 or [shape[0], *shape[2:]] != [n, *size]:
             raise UserError(
@@ -140,7 +146,7 @@ class Stack:
             )
 
     def restore(self, frames: np.ndarray) -> np.ndarray:
-        """(N, C', Y, X) -> the stack's axis order, see `restored_axes`. C' may differ from C."""
+        """Frames (N, C', Y, X) -> the stack's axis order, see `restored_axes`. C' may differ from C."""
         self.check_frames(frames.shape)
         sizes = dict(zip(self.axes, self.pixels.shape, strict=True))
         lead = [sizes[a] for a in self._lead]
@@ -151,7 +157,7 @@ class Stack:
 
 
 def checked(stack: Stack) -> Stack:
-    """The stack itself, if its axes, shape and type make sense; a UserError otherwise."""
+    """Returns the stack. UserError if its axes, shape or type are not valid."""
     axes, shape, where = stack.axes, tuple(stack.pixels.shape), stack.name
     unknown = "".join(sorted(set(axes) - set(LETTERS)))
     wrong = (
@@ -171,7 +177,7 @@ def checked(stack: Stack) -> Stack:
             f" dimension of {shape}, in any order, Y and X among them"
         )
     if 0 in shape:
-        raise UserError(f"{where}: shape {shape} holds no pixels; pass an image that has some")
+        raise UserError(f"{where}: shape {shape} has no pixels; pass an image with pixels")
     if stack.pixels.dtype.kind not in "buif" or stack.pixels.dtype.itemsize > 8:
         raise UserError(
             f"{where}: pixels are {stack.pixels.dtype}; convert them to an integer, float or"

@@ -8,21 +8,22 @@ import numpy as np
 from distill.errors import UserError
 from distill.images.stack import LazyFrames, Stack
 
-MAX_COUNT = 1e18  # its square is still a float32, as a variance has to be
-SIDE = 1024  # pixels, of a frame that noise is estimated from: networks look at it, which takes memory
-SCAN_BYTES = 2e9  # statistics read all of a smaller stack, a sample of a larger one
+MAX_COUNT = 1e18  # its square, a variance, still fits into float32
+SIDE = 1024  # px; largest side of frames for noise estimation, because networks process them in memory
+SCAN_BYTES = 2e9  # statistics use all pixels of a stack up to this size, and a sample of a larger one
 
 
 def spread(n: int, count: int) -> np.ndarray:
-    """`count` of the indices 0..n-1 (or all n, if fewer), spread evenly; of one, the middle."""
+    """`count` evenly spread indices of 0..n-1, or all n if n is smaller; a single one is in the middle."""
     count = min(n, count)
     return ((np.arange(count) + 0.5) * n / count).astype(int)
 
 
 def some_frames(stack: Stack, count: int, side: int | None = None) -> np.ndarray:
-    """`count` of its frames (or all, if fewer), spread evenly: (count, C, Y, X) float32, in raw counts.
+    """`count` evenly spread frames, or all if there are fewer: (count, C, Y, X) float32, in raw counts.
 
-    side: of larger frames, only as many rows and columns, from the middle. Default: all of each frame.
+    side: largest number of rows and columns, which are taken from the middle of larger frames. Default: whole
+    frames.
     """
     rows, columns = (_middle(n, side or n) for n in stack.frames.shape[2:])
     return as_float32(stack.frames[spread(len(stack.frames), count), :, rows, columns], stack.name)
@@ -34,18 +35,18 @@ def _middle(n: int, side: int) -> slice:
 
 
 def as_float32(counts, name: str) -> np.ndarray:
-    """A copy in float32, NaN included; a UserError for what would become infinite in it, or in its square."""
+    """A copy in float32, NaN included. UserError if values or their squares would be infinite."""
     counts = np.asarray(counts)
     if _may_be_unusable(counts.dtype) and (abs(counts) > MAX_COUNT).any():
-        raise UserError(f"{name}: holds infinity or values beyond {MAX_COUNT:g}; pass an image of raw counts")
+        raise UserError(f"{name}: has infinity or values beyond {MAX_COUNT:g}; pass an image of raw counts")
     return counts.astype(np.float32)
 
 
 def check_finite(stack: Stack, which: Sequence[int] | np.ndarray | None = None) -> None:
-    """A UserError that counts NaN, infinity and what is too large to be counts, in all frames or in `which`.
+    """UserError if pixels of all frames, or of those in `which`, are NaN, infinite or too large for counts.
 
-    Refused, not filled in: a network spreads such a pixel over all that see it, and no filling is right for
-    both a dead pixel and a masked background.
+    Such pixels are refused, not filled in: a network spreads them over all pixels that see them, and no
+    filling is right for both a dead pixel and a masked background.
     """
     if not _may_be_unusable(stack.pixels.dtype):
         return
@@ -72,11 +73,11 @@ def _unusable(pixels: np.ndarray) -> int:
 
 
 def statistics(stack: Stack, frames_index=None) -> tuple[np.ndarray, np.ndarray]:
-    """Per-channel (mean, std), each (C, 1, 1) float32, of all frames or those in `frames_index`.
+    """(mean, std) of each channel, each (C, 1, 1) float32, over all frames or those in `frames_index`.
 
-    One pass in float64, block by block (Chan's parallel form of Welford's update); of an image of more than
-    SCAN_BYTES, a sample of them.
-    Errors: NaN or infinity (`check_finite`), a constant channel.
+    They are computed in one pass in float64, block by block (Chan's parallel form of Welford's update); for
+    an image of more than SCAN_BYTES, from a sample of its blocks. Raises UserError for NaN or infinity
+    (`check_finite`) and for a constant channel.
     """
     frames = stack.frames
     n_channels = frames.shape[1]
@@ -103,15 +104,16 @@ def statistics(stack: Stack, frames_index=None) -> tuple[np.ndarray, np.ndarray]
 
 
 def _blocks(frames: Any, which: np.ndarray) -> Iterator[tuple[int, slice, slice]]:
-    """(frame, rows, columns) of all blocks, those in the same chunks in a row. Of more than SCAN_BYTES, one
-    group of chunks of each stretch of them: a terabyte's mean needs no terabyte.
+    """(frame, rows, columns) of the blocks, with those in the same chunks one after another.
 
-    A NaN in a block left out is caught later, by the training loop's check of the loss."""
+    Of more than SCAN_BYTES, only one group of chunks of each stretch is used, because the mean of a terabyte
+    does not need all of it. A NaN in an omitted block is found later, when training checks the loss.
+    """
     _, channels, height, width = frames.shape
     is_lazy = isinstance(frames, LazyFrames)
-    chosen = set(which.tolist())
+    selection = set(which.tolist())
     groups = frames.groups() if is_lazy else which[:, None]
-    groups = [own for group in groups if (own := [i for i in group.tolist() if i in chosen])]
+    groups = [own for group in groups if (own := [i for i in group.tolist() if i in selection])]
     rows, columns = frames.chunk_sides() if is_lazy else (1, width)
     together = channels * max(map(len, groups))
     rows *= max(1, 2**20 // (together * columns * rows))

@@ -1,4 +1,4 @@
-"""Images that are written block by block and appear when they are complete; a stopped one goes on."""
+"""Writes images block by block; they appear when they are complete, and interrupted ones resume."""
 
 import logging
 import shutil
@@ -20,7 +20,7 @@ from distill.locks import locked
 
 log = logging.getLogger(__name__)
 Target = TiffTarget | ZarrTarget
-SAVE_SECONDS = 5.0  # of work that a kill may cost
+SAVE_SECONDS = 5.0  # most work that is lost if the process is killed
 
 
 def open_target(
@@ -33,10 +33,10 @@ def open_target(
     shards: int | None = None,
     pyramid: bool = False,
 ) -> Target:
-    """The image that the suffix asks for, of frames (N, channels, Y, X) with the axes, pixel size and names
-    of `like`: .tif, .ome.tif or .ome.zarr. Nothing is written yet.
+    """A target in the format of the suffix (.tif, .ome.tif or .ome.zarr). Nothing is written yet.
 
-    dtype: "float32", or "input" for that of `like`, rounded and clipped. The others: see ZarrTarget.
+    Its frames are (N, channels, Y, X), with the axes, pixel size and names of `like`. dtype: "float32", or
+    "input" for that of `like`, rounded and clipped. For the other arguments, see ZarrTarget.
     """
     path = Path(path)
     check_dtype(path, dtype)
@@ -45,15 +45,15 @@ def open_target(
     if not path.name.lower().endswith(ENDINGS):
         raise UserError(f"{path}: pass a name that ends in .tif, .tiff, .ome.tif or .ome.zarr")
     if chunks or shards or pyramid:
-        raise UserError(f"{path}: chunks, shards and pyramid are of Zarr; pass a name that ends in .ome.zarr")
+        raise UserError(f"{path}: chunks, shards and pyramid need Zarr; pass a name that ends in .ome.zarr")
     return TiffTarget(path, like, channels, dtype)
 
 
 class Writing:
-    """Several images of one work, block by block; which blocks are done is on the disk too.
+    """Several images that are written together, block by block, with a record of the finished blocks on disk.
 
-    `plan` is what the blocks follow from. That of a stopped run of the same work is kept, as other blocks may
-    differ in the last digit; parts of any other work are replaced.
+    The blocks follow from a `plan`. The plan of an interrupted run of the same work is kept, because other
+    blocks may differ in the last digit. Parts of other work are replaced.
     """
 
     def __init__(self, targets: Sequence[Target], work: Any, overwrite: bool) -> None:
@@ -64,7 +64,7 @@ class Writing:
         known = self._state.load() or {}
         self._finishing = bool(known.get("finishing"))
         for target in targets:
-            if not (self._finishing and target.path.exists()):  # else it is this work's, or made way for it
+            if not (self._finishing and target.path.exists()):  # otherwise it is of this work
                 target.check(overwrite)
         there = self._finishing or all(target.is_there() for target in targets)
         self.plan: dict[str, Any] | None = known["plan"] if known and there else None
@@ -72,7 +72,7 @@ class Writing:
         self._saved, self.done = time.monotonic(), np.zeros(0, bool)
 
     def begin(self, plan: dict[str, Any], blocks: int) -> list[int]:
-        """Which blocks of the plan are still to be written."""
+        """The blocks of the plan that are still to be written."""
         if self.plan is None:
             self._remove_other()
             for target in self.targets:
@@ -85,13 +85,13 @@ class Writing:
         return np.flatnonzero(~self.done).tolist()
 
     def _remove_other(self) -> None:
-        """Parts of another work under the same name, which may have had more images."""
+        """Removes parts of other work under the same name, which may have had more images."""
         for name in (self._state.other() or {}).get("files", []):
             part = self.targets[0].path.with_name(f".{Path(name).name}.part")
             shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
 
     def write(self, first: int, y0: int, x0: int, images: Sequence[np.ndarray]) -> None:
-        """A block (F, C', h, w) of each image."""
+        """Writes a block (F, C', h, w) of each image."""
         for target, image in zip(self.targets, images, strict=True):
             target.write(first, y0, x0, image)
 
@@ -125,23 +125,25 @@ class Writing:
 
 @contextmanager
 def writing(targets: Sequence[Target], work: Any, overwrite: bool) -> Iterator[Writing]:
-    """All of them appear when the block ends well. After an error their parts stay, for the same work to go
-    on from, unless there is nothing in them."""
+    """Makes all images appear when the block ends without an error.
+
+    After an error their parts stay, unless they are empty, and the same work resumes from them.
+    """
     first = targets[0].path
     if not first.parent.is_dir():
         raise UserError(f"{first}: its folder does not exist; create it or pass another path")
     with locked(first.parent, f"predict.{first.name}"):
-        written = Writing(targets, work, overwrite)
+        progress = Writing(targets, work, overwrite)
         try:
-            yield written
-            written.finish()
+            yield progress
+            progress.finish()
         except BaseException:
-            if written.done.any():
-                written.save()
+            if progress.done.any():
+                progress.save()
                 log.warning(
-                    "%s: %.0f %% are done, kept in %s; the same command goes on from there, one with other "
-                    "settings replaces it", first, 100 * written.done.mean(), targets[0].part
+                    "%s: %.0f %% are done, kept in %s; the same command resumes there, one with other "
+                    "settings replaces it", first, 100 * progress.done.mean(), targets[0].part
                 )  # fmt: skip
-            elif written.done.size:
-                written.discard()
+            elif progress.done.size:
+                progress.discard()
             raise

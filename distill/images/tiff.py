@@ -1,4 +1,4 @@
-"""TIFF, OME-TIFF and ImageJ hyperstacks, read through tifffile."""
+"""Reads TIFF, OME-TIFF and ImageJ hyperstacks through tifffile."""
 
 import logging
 import os
@@ -21,16 +21,17 @@ from distill.images.units import in_one_unit, symbol
 
 log = logging.getLogger(__name__)
 
-# tifffile's other letters: I, Q are unnamed page axes; R, P, M, V number positions.
+# Other letters of tifffile: I and Q are unnamed page axes; R, P, M and V count positions.
 _SYNONYMS = str.maketrans("IQRPMV", "TTSSSS")
 _LOSSLESS = {"ADOBE_DEFLATE": "zlib", "DEFLATE": "zlib", "LZW": "lzw", "ZSTD": "zstd"}
 
 
 def read(path: str | os.PathLike, axes: str | None = None) -> Stack:
-    """One TIFF file as a Stack, unread: a memory map where its pixels lie in one uncompressed piece,
-    otherwise pages that are decoded when they are looked at. Several equal series become S.
+    """Opens one TIFF file as a Stack, whose pixels are read when they are indexed.
 
-    Axes come from OME-XML, ImageJ or tifffile metadata; else YX or TYX; `axes` overrides them all.
+    Pixels in one uncompressed piece become a memory map, others pages that are decoded when they are indexed.
+    Several equal series become the axis S. Axes are those of OME-XML, ImageJ or tifffile metadata, otherwise
+    YX or TYX; `axes` overrides them.
     """
     path = check_readable(path, "pass the path of one TIFF file")
     try:
@@ -52,7 +53,7 @@ def read(path: str | os.PathLike, axes: str | None = None) -> Stack:
             _calibrate(stack, tif)
     except UserError:
         raise
-    except Exception as error:  # a damaged file raises anything in tifffile, ZeroDivisionError too
+    except Exception as error:  # tifffile may raise any error for a damaged file, even ZeroDivisionError
         if out_of_memory(error) or not went_through(error, "tifffile", "imagecodecs", "numpy", "xml"):
             raise
         reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -61,10 +62,10 @@ def read(path: str | os.PathLike, axes: str | None = None) -> Stack:
 
 
 def _equal_series(tif: tifffile.TiffFile, path: Path) -> list[tifffile.TiffPageSeries]:
-    """The first series and all that are like it, such as the positions of a stage."""
+    """The first series and all series like it, such as the positions of a stage."""
     kinds = [(s.shape, s.dtype, s.axes) for s in tif.series]
     if others := len(kinds) - sum(kind == kinds[0] for kind in kinds):
-        log.warning(f"{path}: {others} series of another shape or type left out")
+        log.warning(f"{path}: {others} series of another shape or type are left out")
     return [s for s, kind in zip(tif.series, kinds, strict=True) if kind == kinds[0]]
 
 
@@ -75,7 +76,7 @@ def _pixels(tif: tifffile.TiffFile, series: list[tifffile.TiffPageSeries], path:
 
 
 def _unread(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, path: Path) -> "np.memmap | Chunked":
-    # A multi-file OME-TIFF may hold its pixels elsewhere, hence the look at each page's parent.
+    # A multi-file OME-TIFF may have its pixels in other files, hence the check of each page's parent.
     here = all(page is not None and page.parent is tif for page in series.pages)
     if series.dataoffset is None or not here:
         return pages(series, path)
@@ -84,7 +85,7 @@ def _unread(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, path: Path)
 
 
 def _calibrate(stack: Stack, tif: tifffile.TiffFile) -> None:
-    """Fills in pixel size, unit, source and extra from OME-XML, ImageJ or tifffile metadata."""
+    """Sets pixel size, unit, source and extra from OME-XML, ImageJ or tifffile metadata."""
     if tif.is_ome:
         stack.source = "ome"
         _calibrate_ome(stack, tif.ome_metadata or "")
@@ -99,7 +100,7 @@ def _calibrate(stack: Stack, tif: tifffile.TiffFile) -> None:
     stack.unit = symbol(unit)
     for axis in "xy":
         pixels, length = tags.valueof(f"{axis.upper()}Resolution", (1, 1))
-        if pixels and length and (stack.unit or pixels != length):  # 1/1, no unit: uncalibrated
+        if pixels and length and (stack.unit or pixels != length):  # 1/1 without a unit means uncalibrated
             stack.pixel_size[axis] = length / pixels
     if spacing := _number(meta.get("spacing")):
         stack.pixel_size["z"] = abs(spacing)
@@ -123,7 +124,7 @@ def _calibrate_ome(stack: Stack, xml: str) -> None:
 
 
 def _number(value: Any) -> float | None:
-    """A number of somebody's metadata, if it is one."""
+    """A number in the metadata; None if the value is not a number."""
     try:
         return float(value)
     except (TypeError, ValueError):

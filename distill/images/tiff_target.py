@@ -1,4 +1,4 @@
-"""TIFF, OME-TIFF and ImageJ hyperstacks, written block by block through tifffile."""
+"""Writes TIFF, OME-TIFF and ImageJ hyperstacks block by block through tifffile."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -18,19 +18,19 @@ from distill.images.stack import Stack
 from distill.images.tiff import read
 
 ENDINGS = (".tif", ".tiff")
-BIG_BYTES = 3.9e9  # larger files are BigTIFF
+BIG_BYTES = 3.9e9  # larger files become BigTIFF
 _NOT_OME = ("int64", "uint64", "float16")
 
 
 class TiffTarget:
-    """Frames (N, C', Y, X) in the axis order and with the pixel size of `like`.
+    """Writes frames (N, C', Y, X) in the axis order and with the pixel size of `like`.
 
-    .ome.tif gives OME-TIFF (S moves first, Y and X last; OME keeps no axes of size 1). Any other
-    .tif is an ImageJ hyperstack where ImageJ can hold it unchanged (TZCYX order, no axes of size 1,
-    uint8, uint16 or float32, < 3.9 GB), else tifffile's own layout with axes in its metadata.
+    A name in .ome.tif gives OME-TIFF (S moves first, Y and X last; OME stores no axes of size 1). Any other
+    .tif is an ImageJ hyperstack if ImageJ can store it unchanged (TZCYX order, no axes of size 1, uint8,
+    uint16 or float32, < 3.9 GB), otherwise it has tifffile's own layout with the axes in its metadata.
 
-    Pixels are written to their place in the final file. Compressed planes have no place before the last
-    of them is known: those wait uncompressed in the part, and are compressed when it is finished.
+    Pixels are written to their position in the final file. The positions of compressed planes are not known
+    before all of them are compressed, so these planes stay uncompressed in the part until it is finished.
     """
 
     grain = (1, 1, 1)  # any block may be written by itself
@@ -47,16 +47,16 @@ class TiffTarget:
             self.axes = "S" * ("S" in self.axes) + "".join(a for a in self.axes if a not in "SYX") + "YX"
         self.shape = sizes(like, self.axes, channels)
         self.bytes = prod(self.shape) * self.dtype.itemsize
-        thin = self.shape[-1] == 1  # an X of 1 px, which tifffile leaves out
+        thin = self.shape[-1] == 1  # tifffile omits an X of 1 px
         packed = self.dtype.kind == "b"  # 8 pixels in a byte
         self.in_place = not (thin or packed or like.compression)
 
     def check(self, overwrite: bool) -> None:
-        """To be called before the work; see `check_file`."""
+        """UserError if the file cannot be written, see `check_file`. Call it before the work."""
         check_file(self.path, ENDINGS, overwrite, self.bytes * (1 if self.in_place else 2))
 
     def create(self) -> None:
-        """The part, with room for every pixel, in place of any other."""
+        """Creates the part, with space for every pixel, in place of any earlier one."""
         if self.in_place:
             self._write_tiff(self.part, [None] * self._positions)
         else:
@@ -68,9 +68,9 @@ class TiffTarget:
         return self.part.is_file() and self.part.stat().st_size >= self.bytes
 
     def write(self, first: int, y0: int, x0: int, block: np.ndarray) -> None:
-        """Frames (F, C', h, w) from frame `first` on, at row y0 and column x0.
+        """Writes a block of frames (F, C', h, w) from frame `first` on, at row y0 and column x0.
 
-        The map is opened for each block: what stays mapped would count as memory of the process.
+        The memory map is opened for each block, because mapped pages count as memory of the process.
         """
         images = [np.memmap(self.part, self.dtype, "r+", start, self._image) for start in self._offsets]
         height, width = block.shape[-2:]
@@ -80,12 +80,12 @@ class TiffTarget:
             view[:, y0 : y0 + height, x0 : x0 + width] = frame
 
     def sync(self) -> None:
-        """What is written lies on the disk, for a power failure too."""
+        """Waits until the written blocks are on the disk, safe from a power failure."""
         if self.part.exists():
             sync(self.part)
 
     def finish(self) -> None:
-        """The part, complete, takes the file's name."""
+        """Renames the complete part to the final name."""
         if self.in_place:
             move_into_place(self.part, self.path)
             return
@@ -95,7 +95,7 @@ class TiffTarget:
         self.part.unlink()
 
     def opened(self) -> Any:
-        """The finished image's pixels."""
+        """The pixels of the finished image."""
         return read(self.path).pixels
 
     def discard(self) -> None:
@@ -103,7 +103,7 @@ class TiffTarget:
 
     @property
     def _positions(self) -> int:
-        """OME-TIFF keeps each position as an image of its own."""
+        """Number of positions, each of which is a separate image in OME-TIFF."""
         return self.shape[0] if self.ome and "S" in self.axes else 1
 
     @property
@@ -117,7 +117,7 @@ class TiffTarget:
 
     @cached_property
     def _offsets(self) -> list[int]:
-        """Where in the part the pixels of each image begin."""
+        """Offset in the part at which the pixels of each image begin."""
         if not self.in_place:
             return [i * self.bytes // self._positions for i in range(self._positions)]
         with tifffile.TiffFile(self.part) as tif:
@@ -125,16 +125,16 @@ class TiffTarget:
             return [tif.pages[i * pages].dataoffsets[0] for i in range(self._positions)]
 
     def _write_tiff(self, path: Path, images: Sequence[np.ndarray | None]) -> None:
-        """None for an image whose pixels are to come."""
+        """Writes a TIFF file; None stands for an image whose pixels are written later."""
         like, thin, big = self.like, self._image[-1] == 1, self.bytes > BIG_BYTES
         unit = "um" if like.unit == "µm" and not self.ome else like.unit
         kind = "ome" if self.ome else "imagej" if self._fits_imagej(unit) else "plain"
         options: dict[str, Any] = {"photometric": "minisblack", "compression": like.compression}
-        sides = [side for side in map(like.pixel_size.get, "xy") if side]  # one of them stands for both
+        sides = [side for side in map(like.pixel_size.get, "xy") if side]  # one stands for both
         if sides and not self.ome:
             options["resolution"] = (1 / sides[0], 1 / sides[-1])
         meta = self._metadata(kind, unit)
-        if self.ome:  # else tifffile's depends on the clock, and no two files would be equal
+        if self.ome:  # that of tifffile depends on the clock, so no two files would be equal
             meta["UUID"] = f"urn:uuid:{uuid5(NAMESPACE_OID, repr((self.path.name, like.name, meta)))}"
         with tifffile.TiffWriter(path, bigtiff=big, ome=self.ome, imagej=kind == "imagej") as tif:
             for image in images:
@@ -165,7 +165,7 @@ class TiffTarget:
 
 
 def _planes(image: np.ndarray) -> Iterator[np.ndarray]:
-    """The last two dimensions at a time: tifffile would compress from a copy of the whole."""
+    """The planes of an image one by one, because tifffile would compress from a copy of the whole."""
     for index in np.ndindex(image.shape[:-2]):
         yield np.asarray(image[index])
 
@@ -173,10 +173,14 @@ def _planes(image: np.ndarray) -> Iterator[np.ndarray]:
 def write(
     path: str | os.PathLike, frames, like: Stack, dtype: str = "float32", overwrite: bool = False
 ) -> None:
-    """Writes frames (N, C', Y, X), all at once: see TiffTarget.
+    """Writes frames (N, C', Y, X) to a TIFF file, which appears only when it is complete; see TiffTarget.
 
-    dtype: "float32", or "input" for that of `like` (rounded and clipped where it is an integer).
-    The file appears under its name only when it is complete.
+    Args:
+        path: file to be written, .tif, .tiff or .ome.tif.
+        frames: frames (N, C', Y, X).
+        like: stack whose axes, pixel size and metadata the file gets.
+        dtype: "float32", or "input" for that of `like`, rounded and clipped if it is an integer type.
+        overwrite: whether to replace an existing file. Default: no.
     """
     check_dtype(path, dtype)
     frames = frames.detach().cpu().numpy() if hasattr(frames, "detach") else frames
@@ -185,7 +189,7 @@ def write(
     target.check(overwrite)
     try:
         target.create()
-        for i in range(len(frames)):  # frame by frame: they may be larger than memory
+        for i in range(len(frames)):  # frame by frame, because they may not fit into memory
             target.write(i, 0, 0, np.asarray(frames[i])[None])
         target.finish()
     finally:

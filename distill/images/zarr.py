@@ -1,4 +1,4 @@
-"""OME-Zarr 0.4 and 0.5, and bare Zarr arrays (v2 and v3), read chunk by chunk."""
+"""Reads OME-Zarr 0.4 and 0.5, and bare Zarr arrays (v2 and v3), chunk by chunk."""
 
 import logging
 from collections.abc import Sequence
@@ -14,22 +14,22 @@ from distill.images.stack import Stack, checked
 from distill.images.units import in_one_unit, symbol
 
 log = logging.getLogger(__name__)
-GUESSES = {2: "YX", 3: "TYX", 4: "TCYX", 5: "TCZYX"}  # of the axes of an array that tells nothing of them
+GUESSES = {2: "YX", 3: "TYX", 4: "TCYX", 5: "TCZYX"}  # axes of an array without names of its axes
 METADATA = ("zarr.json", ".zgroup", ".zarray")
 
 
 def is_zarr(path: str) -> bool:
-    """By its name or by what lies in it."""
+    """Whether a path is Zarr, by its name or its contents."""
     return path.rstrip("/").lower().endswith(".zarr") or any(
         (Path(path) / name).is_file() for name in METADATA
     )
 
 
 def read(path: str, axes: str | None = None) -> Stack:
-    """The largest image of an OME-Zarr, or a Zarr array; a folder, or a URL where fsspec is installed.
+    """Opens the largest image of an OME-Zarr, or a Zarr array, as a Stack.
 
-    Axes come from the OME metadata, or from an array's dimension_names; else YX, TYX, TCYX or TCZYX; `axes`
-    overrides them all.
+    The path is a folder, or a URL if fsspec is installed. Axes are those of the OME metadata or of the
+    array's dimension_names, otherwise YX, TYX, TCYX or TCZYX; `axes` overrides them.
     """
     path = path.rstrip("/")
     node = _open(path)
@@ -41,7 +41,7 @@ def read(path: str, axes: str | None = None) -> Stack:
         return checked(Stack(_unread(node, path), axes.upper() if axes else found, _name(path)))
     if "bioformats2raw.layout" in ome:
         if "1" in node:
-            log.warning(f"{path}: holds several images, this is the first; pass {path}/1 for the next")
+            log.warning(f"{path}: contains several images, the first is read; pass {path}/1 for the next")
         return read(f"{path}/0", axes)
     if "plate" in ome or "well" in ome:
         raise UserError(f"{path}: a plate or one of its wells; pass one of its images, such as {path}/A/1/0")
@@ -52,7 +52,7 @@ def read(path: str, axes: str | None = None) -> Stack:
     array = _open(f"{path}/{dataset.path}")
     if not hasattr(array, "chunks"):
         raise UserError(
-            f"{path}: {dataset.path} is no array, as its OME metadata promise; pass an intact copy"
+            f"{path}: {dataset.path} is no array, although its OME metadata say so; pass an intact copy"
         )
     found = _letters([axis.name for axis in multiscale.axes])
     stack = Stack(_unread(array, f"{path}/{dataset.path}"), axes.upper() if axes else found, _name(path))
@@ -69,17 +69,17 @@ def _open(path: str) -> Any:
         extra("fsspec", "zarr", path)
     try:
         return zarr.open(path, mode="r")
-    except Exception as error:  # of broken metadata anything, AttributeError too
+    except Exception as error:  # broken metadata may raise any error, even AttributeError
         if out_of_memory(error):
             raise
         raise UserError(
-            f"{path}: holds no Zarr array or group that can be read ({_reason(error)}); pass an intact "
+            f"{path}: contains no Zarr array or group that can be read ({_reason(error)}); pass an intact "
             "OME-Zarr, or a Zarr array"
         ) from error
 
 
 def _model(path: str, ome: dict[str, Any], version: str) -> Any:
-    """The OME metadata, validated; without `omero`, of which only the names count here."""
+    """The validated OME metadata, without `omero`, of which only the channel names are used."""
     yaozarrs = extra("yaozarrs", "zarr", path)
     if "multiscales" not in ome:
         raise UserError(
@@ -90,13 +90,13 @@ def _model(path: str, ome: dict[str, Any], version: str) -> Any:
         return image.model_validate({key: value for key, value in ome.items() if key != "omero"})
     except ValueError as error:
         raise UserError(
-            f"{path}: its OME metadata are broken ({_reason(error)}); mend them, or pass the array in it, "
+            f"{path}: its OME metadata are broken ({_reason(error)}); correct them, or pass the array in it, "
             f"such as {path}/0, with --axes"
         ) from error
 
 
 def _reason(error: Exception) -> str:
-    """One line; pydantic's first of several, with where it is."""
+    """The error in one line; of several errors of pydantic the first, with its position."""
     errors: Any = getattr(error, "errors", None)
     if errors:
         first = errors()[0]
@@ -114,7 +114,7 @@ def _name(path: str) -> str:
 
 
 def _unread(array: Any, path: str) -> Chunked:
-    stored = array.shards or array.chunks  # of a shard, the chunks inside are read by themselves
+    stored = array.shards or array.chunks  # chunks inside a shard are read one by one
 
     def read_chunk(index: tuple[int, ...]) -> np.ndarray:
         return array[span(index, array.shape, array.chunks)]
@@ -127,13 +127,13 @@ def _unread(array: Any, path: str) -> Chunked:
 
 
 def _calibrate(stack: Stack, multiscale: Any, axes: str) -> None:
-    """Pixel size and time between frames, in the terms of OME-TIFF."""
+    """Sets pixel size and time between frames, in the terms of OME-TIFF."""
     scale = np.ones(len(axes))
     for each in (
         *multiscale.datasets[0].coordinateTransformations,
         *(multiscale.coordinateTransformations or ()),
     ):
-        scale = scale * getattr(each, "scale", 1)  # others are translations
+        scale = scale * getattr(each, "scale", 1)  # other transformations are translations
     stack.source = "ome"
     units = {axis: symbol(each.unit or "") for axis, each in zip(axes, multiscale.axes, strict=True)}
     sizes = {a: (float(s), units[a]) for a, s in zip(axes, scale, strict=True)}
@@ -143,12 +143,12 @@ def _calibrate(stack: Stack, multiscale: Any, axes: str) -> None:
 
 
 def _labels(path: str, ome: dict[str, Any]) -> list[str]:
-    """Names of the channels; none where the metadata are broken, for nothing else depends on them."""
+    """Names of the channels; none if these metadata are broken, because nothing else depends on them."""
     try:
         labels = [channel["label"] for channel in ome["omero"]["channels"]]
     except (KeyError, TypeError):
         return []
     if all(isinstance(label, str) and label for label in labels):
         return labels
-    log.warning(f"{path}: names of channels that are no texts, left out")
+    log.warning(f"{path}: names of channels are no texts, and are left out")
     return []

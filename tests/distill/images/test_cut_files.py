@@ -90,9 +90,9 @@ def test_a_file_that_was_cut_anywhere_is_one_line_and_never_a_shorter_stack(tmp_
 
 def test_less_than_the_metadata_promise_is_named(tmp_path):
     for text, message in (
-        (IMAGEJ.replace("8", "9"), "promise 9 planes, there are 8"),
-        (OME.format(planes="".join(PLANES[:3])), "5 of 8 planes are not in it"),
-        (OME.format(planes="".join(PLANES[:3] + PLANES[4:])), "1 of 8 planes are not in it"),
+        (IMAGEJ.replace("8", "9"), "state 9 planes, it has 8"),
+        (OME.format(planes="".join(PLANES[:3])), "5 of 8 planes are missing"),
+        (OME.format(planes="".join(PLANES[:3] + PLANES[4:])), "1 of 8 planes are missing"),
     ):
         pages(tmp_path / "a.tif", text)
         with pytest.raises(UserError, match=message):

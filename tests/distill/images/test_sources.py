@@ -96,9 +96,9 @@ def test_dask_arrays_are_computed_block_by_block():
 @pytest.mark.parametrize(
     ("break_it", "word"),
     [
-        (lambda path: (path / "zarr.json").unlink(), "holds no Zarr array or group"),
-        (lambda path: (path / "zarr.json").write_text("{"), "holds no Zarr array or group"),
-        (lambda path: (path / "0" / "zarr.json").write_text("[]"), "a.ome.zarr/0: holds no Zarr array"),
+        (lambda path: (path / "zarr.json").unlink(), "contains no Zarr array or group"),
+        (lambda path: (path / "zarr.json").write_text("{"), "contains no Zarr array or group"),
+        (lambda path: (path / "0" / "zarr.json").write_text("[]"), "a.ome.zarr/0: contains no Zarr array"),
         (
             lambda path: (path / "0" / "c" / "1" / "0" / "2" / "1").write_bytes(b"no"),
             "a.ome.zarr/0/c/1/0/2/1",
@@ -153,7 +153,7 @@ def test_folders_globs_and_lists_are_one_stack(tmp_path, monkeypatch):
     assert as_stack(as_stack("in", "XY"), "XY").axes == "TXY"  # axes are those of each file
     tifffile.imwrite("in/f20.tif", PIXELS[0, 0, 1:])
     assert "f20.tif is YX (49, 70) uint16" in fails("f0.tif is YX (50, 70)", "in")
-    fails("no file fits", "in/*.png")
+    fails("no file matches", "in/*.png")
     Path("empty").mkdir()
     fails("folder without images", "empty")
     fails("empty list", [])

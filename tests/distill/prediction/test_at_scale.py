@@ -146,7 +146,7 @@ def test_a_stopped_prediction_ends_with_the_same_bytes(tmp_path, name, stop, mon
         with pytest.raises(KeyboardInterrupt):
             predict(network, noisy, tmp_path / "stopped" / name, **options)
     assert not (tmp_path / "stopped" / name).exists()
-    told = f".{name}.part; the same command goes on from there, one with other settings replaces it"
+    told = f".{name}.part; the same command resumes there, one with other settings replaces it"
     assert (told in caplog.text) == (stop > 1)  # of one block it is not known yet that it was written
     monkeypatch.setattr(Prediction, "compute", lambda *each: calls.append(1) or compute(*each))
     calls.clear()
