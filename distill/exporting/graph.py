@@ -1,4 +1,4 @@
-"""A student as a graph of its operators, for images of any size."""
+"""Students as graphs of operators, for images of any size."""
 
 from collections.abc import Sequence
 from copy import copy
@@ -11,9 +11,9 @@ from distill.denoiser import DirectDenoiser
 
 
 def program(denoiser: DirectDenoiser) -> torch.export.ExportedProgram:
-    """The student's graph, free in B, H and W, with its weights."""
+    """The graph of a student with its weights, for any B, H and W."""
     m = max(8, getattr(denoiser.backbone, "multiple", 1))
-    noisy = torch.zeros(2, len(denoiser.mean), 2 * m + 3, 3 * m + 5)  # no size that a layer treats specially
+    noisy = torch.zeros(2, len(denoiser.mean), 2 * m + 3, 3 * m + 5)  # sizes that no layer treats specially
     any_size = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
     exported = torch.export.export(_Maps(denoiser), (noisy,), dynamic_shapes={"noisy": any_size})
     for node in exported.graph.nodes:
@@ -24,7 +24,7 @@ def program(denoiser: DirectDenoiser) -> torch.export.ExportedProgram:
 
 
 def save_onnx(program: torch.export.ExportedProgram, names: Sequence[str], path: Path) -> None:
-    """Writes one file with the weights in it. names: names of the outputs."""
+    """Writes a program as one ONNX file with its weights. names: names of the outputs."""
     made = torch.onnx.export(
         program,
         dynamo=True,
@@ -37,7 +37,7 @@ def save_onnx(program: torch.export.ExportedProgram, names: Sequence[str], path:
     graph = made.model.graph
     for node in graph:
         for value in node.outputs:
-            if value.name in names and value not in graph.outputs:  # an operator "mean" may hold the name
+            if value.name in names and value not in graph.outputs:  # an operator "mean" may have the name
                 value.name = f"{value.name}_inside"
     made.save(path, external_data=False)
 
@@ -47,7 +47,7 @@ class _Maps(nn.Module):
         super().__init__()
         self.denoiser = copy(denoiser)
         self.denoiser._modules = {"backbone": denoiser.backbone}
-        self.denoiser.__dict__["loss"] = denoiser.loss  # no part: its networks, as LPIPS', are no use here
+        self.denoiser.__dict__["loss"] = denoiser.loss  # no submodule: its networks are not needed
 
     def forward(self, noisy: Tensor) -> dict[str, Tensor]:
         return self.denoiser.maps(noisy)

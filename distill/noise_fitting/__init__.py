@@ -1,1 +1,1 @@
-"""Noise models from repeats, calibration frames, or the noisy images alone."""
+"""Fits noise models to repeats, calibration frames, or the noisy images alone."""

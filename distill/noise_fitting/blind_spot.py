@@ -1,5 +1,8 @@
-"""(signal, observation) pairs from noisy images alone: the signal is predicted from a pixel's
-neighbours and never from itself, so its error is independent of the pixel's noise."""
+"""Pairs of signal and observation from noisy images alone.
+
+The signal of a pixel is predicted from its neighbours and never from the pixel itself, so the error of the
+prediction is independent of the pixel's noise.
+"""
 
 import math
 
@@ -8,20 +11,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-RADIUS = 3  # px: the neighbourhood is 7 x 7 pixels less its centre
-ANGLES, STRENGTHS, LEVELS = 8, 3, 4  # classes of edge direction, edge strength and brightness
+RADIUS = 3  # px; the neighbourhood is 7 x 7 pixels without its centre
+ANGLES, STRENGTHS, LEVELS = 8, 3, 4  # number of classes of edge direction, edge strength and brightness
 MAX_PIXELS, MAX_SIDE = 2_000_000, 1024
-SHRINKAGE = 300  # pixels' worth of the filter common to all classes
+SHRINKAGE = 300  # weight of the filter common to all classes, in pixels
 
 
 def blind_spot_pairs(frames, rng: np.random.Generator, smooth: float = 0.25) -> tuple[np.ndarray, np.ndarray]:
-    """Two flat float32 arrays in raw counts, of at most 2 million pixels of `frames` (N, C, Y, X).
+    """(signal, observation), two flat float32 arrays in raw counts, of at most 2 million pixels.
 
-    The signal is a linear filter of the neighbours, learnt by least squares for each class of local
-    edge (as RAISR, Romano et al. 2017, arXiv:1606.01299) on the noisy pixels themselves, which
-    is as good as on clean ones (Noise2Self, Batson & Royer 2019). Of each brightness only the
-    share `smooth` with the least local structure is returned: what the filter cannot predict
-    would count as noise. Noise must be uncorrelated between pixels.
+    The signal is a linear filter of the neighbours. The filter is learnt by least squares for each class of
+    local edges (like RAISR, Romano et al. 2017, arXiv:1606.01299), with the noisy pixels as targets, which is
+    as good as clean ones (Noise2Self, Batson & Royer 2019). The noise must be uncorrelated between pixels.
+
+    Args:
+        frames: images (N, C, Y, X) in raw counts.
+        rng: random numbers for the crops.
+        smooth: fraction of the pixels of each brightness that is returned, those with the least local
+            structure, because structure that the filter cannot predict would count as noise.
     """
     pairs = [_pairs(crops, smooth) for crops in _crops(frames, rng)]
     signal, observation = (torch.cat(values).numpy() for values in zip(*pairs, strict=True))
@@ -29,7 +36,7 @@ def blind_spot_pairs(frames, rng: np.random.Generator, smooth: float = 0.25) -> 
 
 
 def _crops(frames, rng: np.random.Generator):
-    """Per channel: evenly spread frames (n, 1, h, w), cropped where they are large."""
+    """Yields evenly spread frames (n, 1, h, w) of each channel; large frames are cropped."""
     n, channels, *size = frames.shape
     h, w = (min(s, MAX_SIDE) for s in size)
     count = max(1, min(n, round(MAX_PIXELS / (h * w * channels))))
@@ -46,16 +53,16 @@ def _pairs(noisy: Tensor, smooth: float) -> tuple[Tensor, Tensor]:
     x = (noisy - centre) / scale
     level, classes, structure = _classes(x)
     patches = F.unfold(x, 2 * RADIUS + 1).transpose(1, 2).flatten(0, 1)  # (pixels, 49)
-    middle = patches.shape[1] // 2
-    target = patches[:, middle].clone()
-    patches[:, middle] = 1  # the blind spot's column serves as the constant
-    # Filters learnt on the left half predict the right one and vice versa: a filter that had seen
-    # a pixel as its target, or as a neighbour of one, would know some of its noise.
+    centre_column = patches.shape[1] // 2
+    target = patches[:, centre_column].clone()
+    patches[:, centre_column] = 1  # the column of the blind spot serves as the constant
+    # Filters learnt on the left half predict the right half and vice versa: a filter that was learnt with a
+    # pixel as target, or as neighbour of a target, would contain some of its noise.
     width = x.shape[-1] - 2 * RADIUS
     right = torch.arange(len(target)) % width >= width // 2
     signal = torch.empty_like(target)
-    for seen, unseen in ((right, ~right), (~right, right)):
-        signal[unseen] = _predict(patches, target, classes, seen, unseen)
+    for train, test in ((right, ~right), (~right, right)):
+        signal[test] = _predict(patches, target, classes, train, test)
     keep = []
     for members in level.argsort().chunk(60):
         order = structure[members].argsort()
@@ -65,7 +72,7 @@ def _pairs(noisy: Tensor, smooth: float) -> tuple[Tensor, Tensor]:
 
 
 def _classes(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Brightness, class and strength of structure of each pixel, from its neighbours only."""
+    """(brightness, class, strength of the structure) of each pixel, from its neighbours only."""
     c = torch.arange(-RADIUS, RADIUS + 1.0)
     v, u = torch.meshgrid(c, c, indexing="ij")
     window = torch.exp(-(v**2 + u**2) / 4.5) * ((v != 0) | (u != 0))
@@ -81,17 +88,17 @@ def _classes(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return level, classes, strength + sum(v**2 for v in curved)
 
 
-def _predict(patches: Tensor, target: Tensor, classes: Tensor, seen: Tensor, unseen: Tensor) -> Tensor:
-    """Each unseen target by its class's ridge regression on the seen, shrunk to that of all."""
-    index, asked = seen.nonzero()[:, 0], unseen.nonzero()[:, 0]
-    some = index[:: max(1, len(index) // 400_000)]
-    prior = patches[some].T @ patches[some] / len(some) + 1e-3 * torch.eye(patches.shape[1])
-    prior_target = patches[some].T @ target[some] / len(some)
-    predicted = torch.empty(len(asked))
+def _predict(patches: Tensor, target: Tensor, classes: Tensor, train: Tensor, test: Tensor) -> Tensor:
+    """Predicts the test targets by a ridge regression for each class, shrunk towards that of all classes."""
+    index, query = train.nonzero()[:, 0], test.nonzero()[:, 0]
+    sample = index[:: max(1, len(index) // 400_000)]
+    prior = patches[sample].T @ patches[sample] / len(sample) + 1e-3 * torch.eye(patches.shape[1])
+    prior_target = patches[sample].T @ target[sample] / len(sample)
+    prediction = torch.empty(len(query))
     for c in classes.unique():
-        members, goal = index[classes[index] == c], classes[asked] == c
+        members, goal = index[classes[index] == c], classes[query] == c
         a = patches[members]
         gram = a.T @ a + SHRINKAGE * prior
         filters = torch.linalg.solve(gram, a.T @ target[members] + SHRINKAGE * prior_target)
-        predicted[goal] = patches[asked[goal]] @ filters
-    return predicted
+        prediction[goal] = patches[query[goal]] @ filters
+    return prediction

@@ -1,4 +1,4 @@
-"""Fit a noise model to repeated frames, to a calibration stack, or to the noisy data alone."""
+"""Fits a noise model to repeated frames, to a calibration stack, or to the noisy data alone."""
 
 import logging
 import os
@@ -62,39 +62,39 @@ def fit_noise_model(
     axes: str | None = None,
     overwrite: bool = False,
 ) -> NoiseModel:
-    """Fits, judges on held-out pixels, writes `out` (.npz) and a plot of the same name (.png).
+    """Fits a noise model, tests it on held-out pixels, and writes it with a plot.
 
-    Several channels are fitted each by itself, and the file has a ChannelNoise of all; of each there is a
-    plot, such as noise_channel0.png.
+    The model is written to `out` (.npz), and the plot beside it under the same name (.png). Each of several
+    channels is fitted by itself; the file then contains a ChannelNoise, and each channel has a plot, such as
+    noise_channel0.png.
 
-    "repeats", "calibration": frames of one static scene; their mean is the signal. Residuals are
-    scaled by sqrt(N / (N - 1)), so their variance is right for any N >= 2: the mean holds
-    1/N of each pixel's own noise. "bootstrap": noisy frames of anything; the signal comes from
-    `blind_spot_pairs`, or is `signal`, a denoised version of `images` (one frame or as many).
-    "dark": frames without signal, whose mean level is taken off.
+    With "repeats" and "calibration", the signal is the mean of the N frames. It contains 1/N of each pixel's
+    own noise, so residuals are scaled by sqrt(N / (N - 1)), which makes their variance right for any N >= 2.
+    With "bootstrap", the signal comes from `blind_spot_pairs`, or is `signal`, a denoised version of `images`
+    (one frame or as many). With "dark", the mean level is subtracted.
 
-    Kinds "correlated" and "autoregressive" are for noise that is correlated between pixels; give
-    them repeats, dark frames, or bootstrap with a signal. The others take each pixel for itself.
+    The kinds "correlated" and "autoregressive" are for noise that is correlated between pixels, and need
+    repeats, dark frames, or bootstrap with a signal. The other kinds model each pixel independently.
 
     Args:
         kind: noise model: "gmm" (Gaussian mixture), "gaussian" (variance linear in the signal),
-            "histogram", or for noise that is correlated between pixels "correlated" (Gaussian; what
-            StabilizedSampler takes) or "autoregressive" (of any shape; for StructuredNoiseVAE).
-        method: what the images are: "repeats" or "calibration", frames of one static scene; "bootstrap",
-            noisy frames of anything; "dark", frames without signal.
-        percentiles: range of signals in percent; pairs outside are dropped. Default: (0, 100) for a
-            calibration, else (0.5, 99.5).
-        held_out: share of the pixels that the fit never sees; the returned model's `held_out_nll`
+            "histogram", or for noise that is correlated between pixels "correlated" (Gaussian, for
+            StabilizedSampler) or "autoregressive" (of any distribution, for StructuredNoiseVAE).
+        method: kind of the images: "repeats" or "calibration", frames of one static scene; "bootstrap",
+            noisy frames of any scene; "dark", frames without signal.
+        percentiles: percentiles of the signal between which pairs are used. Default: (0, 100) for a
+            calibration, (0.5, 99.5) otherwise.
+        held_out: fraction of the pixels that is not used for the fit; `held_out_nll` of the returned model
             is their mean negative log-likelihood in nats per pixel (integers dequantised).
         n_gaussian: number of Gaussians of a gmm.
-        n_coeff: number of polynomial coefficients in the signal, of each of a gmm's parameters.
-        context: pixels that an autoregressive model looks at: "row" or "column" for line noise, far
-            cheaper than "image".
-        steps: updates of an autoregressive model.
-        data: noisy images that the model is meant for; their range is compared with the fitted one.
+        n_coeff: number of polynomial coefficients in the signal for each parameter of a gmm.
+        context: pixels that condition an autoregressive model: "image", or "row" or "column" for line
+            noise, which are far cheaper.
+        steps: number of updates of an autoregressive model.
+        data: noisy images that the model is intended for; their range is compared with the fitted one.
         seed: seed of the held-out pixels and of the fit.
-        axes: letters of the images' dimensions, of STCZYX. Default: what the file says.
-        overwrite: replace `out` if it exists.
+        axes: letters of the images' dimensions, of STCZYX. Default: those of the file.
+        overwrite: whether to replace `out` if it exists.
     """
     check_limits(locals(), steps=COUNT)
     out = check_file(out, (".npz",), overwrite, 1e6)
@@ -125,7 +125,7 @@ def fit_noise_model(
     return model
 
 
-Fitted = tuple[Any, Callable[[Path], None]]  # a noise model with its held_out_nll, and what draws its plot
+Fitted = tuple[Any, Callable[[Path], None]]  # a noise model, and a function that draws its plot
 
 
 def _plots(out: Path, channels: int) -> list[Path]:
@@ -137,7 +137,7 @@ def _plots(out: Path, channels: int) -> list[Path]:
 def _by_channel(
     stack: Stack, clean: Stack | None, meant: Stack | None
 ) -> Iterator[tuple[Stack, Stack | None, Stack | None]]:
-    """The images, and others that belong to them, of one channel at a time."""
+    """Yields the images, and the others that belong to them, for one channel after another."""
     channels = stack.frames.shape[1]
     if channels == 1:
         yield stack, clean, meant
@@ -163,30 +163,30 @@ def _fit_pixels(
     seed: int,
     **options: Any,
 ) -> Fitted:
-    """A model of single pixels, of one channel. meant: the images that it is for, if others than these."""
+    """Fits a model of independent pixels to one channel. meant: other images that it is intended for."""
     rng = np.random.default_rng(seed)
     if clean is not None:
         s, x = given(stack, clean, rng)
     else:
         s, x = bootstrapped(stack, rng) if method == "bootstrap" else repeated(stack, rng)
-    test = rng.random(s.shape[-1]) < held_out  # whole positions: no noise in both parts
+    test = rng.random(s.shape[-1]) < held_out  # whole positions, so that no noise is in both parts
     train = s[..., ~test].ravel(), x[..., ~test].ravel()
     try:
         model = KINDS[kind].fit(*train, percentiles=percentiles, seed=seed, **options)
     except ValueError as error:
         raise UserError(f"{stack.name}: {error}") from None
-    held = [torch.from_numpy(v[..., test].ravel()[:MAX_HELD]).float() for v in (s, x)]
-    if not len(held[0]):
-        raise UserError(f"{stack.name}: held_out={held_out} leaves no pixel to judge by; raise it")
-    model.held_out_nll = -float(model.log_likelihood(held[1], held[0]).mean())
+    test_pairs = [torch.from_numpy(v[..., test].ravel()[:MAX_HELD]).float() for v in (s, x)]
+    if not len(test_pairs[0]):
+        raise UserError(f"{stack.name}: held_out={held_out} leaves no pixel for the test; raise it")
+    model.held_out_nll = -float(model.log_likelihood(test_pairs[1], test_pairs[0]).mean())
     low, high = np.percentile(train[0], percentiles)
     log.info(
         f"{stack.name}: {kind} for signals {low:.4g} to {high:.4g}, held-out {model.held_out_nll:.4f} "
-        f"nats/pixel on {len(held[0])} pixels"
+        f"nats/pixel on {len(test_pairs[0])} pixels"
     )
     _warn_of_range(s if meant is None else levels(meant), low, high)
-    some = slice(None, None, max(1, len(train[0]) // 300_000))
-    return model, lambda path: noise_density(path, model, train[0][some], train[1][some], low, high)
+    sample = slice(None, None, max(1, len(train[0]) // 300_000))
+    return model, lambda path: noise_density(path, model, train[0][sample], train[1][sample], low, high)
 
 
 Structured = CorrelatedNoise | AutoregressiveNoise
@@ -209,17 +209,17 @@ def _fit_structured(
     dark: bool,
     held_out: float,
 ) -> Fitted:
-    """Of one channel; judged on the bottom rows of every frame, which the fit never sees."""
+    """Fits a model of correlated noise to one channel, and tests it on the bottom rows of every frame."""
     noise, level = noise_images(stack, clean, dark), signal_images(stack, clean, dark)  # (N, Y, X)
     height = noise.shape[-2] - max(16, round(held_out * noise.shape[-2]))
     try:
         model = fit(noise[:, :height], level[:, :height])
     except ValueError as error:
         raise UserError(f"{stack.name}: {error}") from None
-    signal, held = (torch.from_numpy(np.array(v[:64, None, height:])) for v in (level, noise))
+    signal, test = (torch.from_numpy(np.array(v[:64, None, height:])) for v in (level, noise))
     white = GaussianNoise(float(noise[:, :height].std()))
     with torch.no_grad():
-        nll, white_nll = (-float(m.log_likelihood(signal + held, signal).mean()) for m in (model, white))
+        nll, white_nll = (-float(m.log_likelihood(signal + test, signal).mean()) for m in (model, white))
     model.held_out_nll = nll  # pyright: ignore[reportArgumentType]  # torch's stub: Tensor or Module
     log.info(
         f"{stack.name}: {type(model).__name__}, held-out {nll:.4f} nats/pixel; white Gaussian noise: "
@@ -231,7 +231,7 @@ def _fit_structured(
 def _warn_of_range(signal: np.ndarray, low: float, high: float) -> None:
     slack = 0.1 * (high - low)
     outside = ((signal < low - slack) | (signal > high + slack)).mean()
-    if outside > 0.02:  # the default percentiles leave out 1 % by intent
+    if outside > 0.02:  # the default percentiles exclude 1 % intentionally
         least, most = np.percentile(signal, (0.1, 99.9))
         log.warning(
             f"signals reach from {least:.4g} to {most:.4g}, {100 * outside:.0f} % beyond the fitted "
@@ -247,11 +247,11 @@ def _check(kind, method, signal, percentiles, context) -> None:
          f"kind: got {kind!r}, allowed are {', '.join([*KINDS, *STRUCTURED])}"),
         (method not in METHODS, f"method: got {method!r}, allowed are {', '.join(METHODS)}"),
         (method == "dark" and kind not in STRUCTURED,
-         f"method: dark frames tell nothing of other signals; for kind {kind!r} pass another method"),
+         f"method: dark frames show the noise at no other signal; for kind {kind!r} pass another method"),
         (kind in STRUCTURED and method == "bootstrap" and signal is None,
          f"signal: got none, which kind {kind} needs; pass one, or use sampler JointNoiseVAE"),
         (signal is not None and method != "bootstrap",
-         f"signal: method {method!r} finds its own; drop signal, or pass method bootstrap"),
+         f"signal: method {method!r} computes its own; omit signal, or pass method bootstrap"),
         (not 0 <= low < high <= 100,
          f"percentiles: got {percentiles}; pass two numbers with 0 <= low < high <= 100"),
         (context not in get_args(Context),

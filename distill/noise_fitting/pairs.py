@@ -1,4 +1,4 @@
-"""(signal, observation) pairs of raw counts, the observation dequantised, for fitting noise models."""
+"""Pairs of signal and dequantised observation in raw counts, for fitting noise models."""
 
 import logging
 
@@ -15,7 +15,7 @@ MAX_PAIRS, MAX_FRAMES = 2_000_000, 400
 
 
 def repeated(stack: Stack, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """(signal, observation), each (N, K) at K positions: neighbours in columns 2i and 2i + 1."""
+    """(signal, observation) of repeats, each (N, K) at K positions; columns 2i and 2i + 1 are neighbours."""
     x = _read(stack, _some_frames(stack), _positions(stack, rng))
     n = len(x)
     if n < 2:
@@ -34,11 +34,11 @@ def repeated(stack: Stack, rng: np.random.Generator) -> tuple[np.ndarray, np.nda
 
 
 def noise_images(stack: Stack, clean: Stack | None, dark: bool) -> np.ndarray:
-    """Images of the noise alone, float32 (N, Y, X), of at most MAX_FRAMES frames, of one channel."""
+    """Images of the noise alone of one channel, float32 (N, Y, X), from at most MAX_FRAMES frames."""
     noisy = as_float32(stack.frames[_some_frames(stack)], stack.name)
     if clean is not None:
-        some = _some_frames(stack) if len(clean.frames) > 1 else [0]
-        noise = noisy - np.asarray(clean.frames[some], dtype="f4")
+        index = _some_frames(stack) if len(clean.frames) > 1 else [0]
+        noise = noisy - np.asarray(clean.frames[index], dtype="f4")
     elif dark:
         noise = noisy - noisy.mean((0, 2, 3), keepdims=True)
     elif len(noisy) < 2:
@@ -50,19 +50,19 @@ def noise_images(stack: Stack, clean: Stack | None, dark: bool) -> np.ndarray:
 
 
 def signal_images(stack: Stack, clean: Stack | None, dark: bool) -> np.ndarray:
-    """What `noise_images` takes from the images, float32, (N, Y, X) or as that broadcasts."""
-    some = _some_frames(stack)
+    """The signal that `noise_images` subtracts from the images, float32, broadcast to (N, Y, X)."""
+    index = _some_frames(stack)
     if clean is not None:
-        signal = np.asarray(clean.frames[some if len(clean.frames) > 1 else [0]], dtype="f4")
+        signal = np.asarray(clean.frames[index if len(clean.frames) > 1 else [0]], dtype="f4")
     else:
-        noisy = np.asarray(stack.frames[some], dtype="f4")
+        noisy = np.asarray(stack.frames[index], dtype="f4")
         signal = np.broadcast_to(noisy.mean((0, 2, 3) if dark else 0, keepdims=True), noisy.shape)
-    signal = np.broadcast_to(signal, (len(some), *signal.shape[1:]))
+    signal = np.broadcast_to(signal, (len(index), *signal.shape[1:]))
     return signal.reshape(-1, *signal.shape[-2:])
 
 
 def given(stack: Stack, clean: Stack, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """(signal, observation), each (N, K): of a denoised version of the same images."""
+    """(signal, observation), each (N, K), where the signal is a denoised version of the same images."""
     frames, positions = _some_frames(stack), _positions(stack, rng)
     x = _read(stack, frames, positions)
     s = _read(clean, frames if len(clean.frames) > 1 else [0] * len(frames), positions)
@@ -70,7 +70,7 @@ def given(stack: Stack, clean: Stack, rng: np.random.Generator) -> tuple[np.ndar
 
 
 def bootstrapped(stack: Stack, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """(signal, observation), each (K,), the signal predicted from the neighbours."""
+    """(signal, observation), each (K,), where the signal is predicted from the neighbours."""
     if min(stack.frames.shape[-2:]) < 16:
         raise UserError(f"{stack.name}: frames of {stack.frames.shape[-2:]} are too small to"
                         " bootstrap from; pass at least 16 x 16 pixels")  # fmt: skip
@@ -99,7 +99,7 @@ def _some_frames(stack: Stack) -> np.ndarray:
 
 
 def _positions(stack: Stack, rng: np.random.Generator) -> np.ndarray:
-    """Flat (C, Y, X) indices in random order, the even ones each followed by their right neighbour."""
+    """Flat (C, Y, X) indices in random order, where each even position is followed by its right neighbour."""
     size, width = int(np.prod(stack.frames.shape[1:])), stack.frames.shape[-1]
     count = max(1, min(size, max(MAX_PAIRS // len(_some_frames(stack)), 1000)) // 2)
     first = rng.choice(size, size=count, replace=False)
@@ -113,13 +113,13 @@ def _read(stack: Stack, frames, positions: np.ndarray) -> np.ndarray:
 
 
 def _dequantising(stack: Stack, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """Uniform noise for integers: a density fitted to them would collapse on their values."""
+    """Uniform noise for integer images: a density that is fitted to integers would collapse on them."""
     width = 0.5 if stack.pixels.dtype.kind in "iu" else 0.0
     return rng.uniform(-width, width, shape)
 
 
 def levels(data: Stack) -> np.ndarray:
-    """Rough signals of noisy data: means of 4 x 4 pixels in some frames."""
+    """Rough signals of noisy data, which are means of 4 x 4 pixels in some frames."""
     _, channels, y, x = data.frames.shape
     crop = some_frames(data, 8)[..., : max(y // 4, 1) * 4, : max(x // 4, 1) * 4]
     if min(y, x) < 4:

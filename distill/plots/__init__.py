@@ -1,1 +1,1 @@
-"""All that matplotlib draws."""
+"""All plots, drawn by matplotlib."""

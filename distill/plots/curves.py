@@ -1,4 +1,4 @@
-"""Line plots of the report as inline SVG, in the page's own text colour: light or dark."""
+"""Line plots of the report as inline SVG, in the text colour of the page, light or dark."""
 
 import io
 import re
@@ -45,7 +45,7 @@ def psnr_against_time(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
 
 
 def training_curves(metrics: Path) -> list[tuple[str, str]]:
-    """Losses of both networks, and how close the student is to the mean of draws on held-out patches."""
+    """Losses of both networks, and the student's PSNR to the mean of draws on held-out patches."""
     rows = [row for row in read_json_lines(metrics) if "step" in row]
     captions = {"sampler_loss": "Sampler's loss.", "student_loss": "Student's loss.",
                 "psnr_to_draws": "Student against the mean of draws, dB."}  # fmt: skip
@@ -69,7 +69,7 @@ def training_curves(metrics: Path) -> list[tuple[str, str]]:
 
 
 def coverage(found: dict[str, Any]) -> tuple[str, str]:
-    """Share of the true pixels inside intervals against what the intervals say."""
+    """Fraction of the true pixels in the intervals, against the level that the intervals state."""
     with rc_context(STYLE):
         figure = Figure(figsize=(4.5, 4), layout="constrained")
         axis = figure.subplots()

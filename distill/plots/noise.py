@@ -1,4 +1,4 @@
-"""Pictures that tell whether a noise model fits: its density over the data, its autocorrelation."""
+"""Plots that show whether a noise model fits: its density over the data, and its autocorrelation."""
 
 from pathlib import Path
 
@@ -21,9 +21,9 @@ def noise_density(
     low: float,
     high: float,
 ) -> None:
-    """The model's mean, mean +- std and contours over the 2-D histogram of pairs (flat arrays).
+    """Plots the model's mean, mean +- std and contours over the 2-D histogram of pairs (flat arrays).
 
-    Contours: where the density is 60, 14 and 1 % of its signal's highest (1, 2, 3 std of a Gaussian).
+    Contours are drawn at 60, 14 and 1 % of the highest density at a signal (1, 2 and 3 std of a Gaussian).
     """
     bottom, top = np.percentile(observation, (0.01, 99.99))
     bottom, top = bottom - 0.05 * (top - bottom), top + 0.05 * (top - bottom)
@@ -52,7 +52,7 @@ def noise_density(
 
 
 def noise_autocorrelation(path: Path, model: NoiseModel, noise: np.ndarray, signal: float) -> None:
-    """Autocorrelation of real noise (N, H, W) beside that of noise drawn from the model at a signal."""
+    """Plots the autocorrelation of real noise (N, H, W) beside that of noise drawn from the model."""
     side = min(64, *noise.shape[-2:])
     lags = min(LAGS, side - 1)
     with torch.random.fork_rng(devices=[]):

@@ -1,4 +1,4 @@
-"""Pictures that let a person judge a denoiser: one intensity scale, nothing resampled."""
+"""Pictures for judging a denoiser, with a common intensity scale and without resampling."""
 
 from pathlib import Path
 
@@ -9,26 +9,26 @@ from distill.files import whole_file
 
 
 def mosaic(path: Path, columns: list[Tensor], rows: int = 4) -> None:
-    """A PNG whose columns show the same `rows` patches (B, C, H, W) in different versions.
+    """Writes a PNG whose columns show different versions of the same `rows` patches (B, C, H, W).
 
-    One grey scale for all of them, from the percentiles of the last column; pixels doubled, and repeated
-    where a version is smaller than the last.
+    All have the grey scale of the last column's percentiles. Pixels are doubled, and repeated further if a
+    version is smaller than the last.
     """
     from matplotlib.image import imsave
 
-    shown = [column[:rows, 0].float().cpu().numpy() for column in columns]
-    shown = [enlarged(column, shown[-1].shape) for column in shown]
-    low, high = np.percentile(shown[-1], (0.5, 99.8))
-    framed = [np.pad(patches, ((0, 0), (1, 1), (1, 1)), constant_values=high) for patches in shown]
+    versions = [column[:rows, 0].float().cpu().numpy() for column in columns]
+    versions = [enlarged(column, versions[-1].shape) for column in versions]
+    low, high = np.percentile(versions[-1], (0.5, 99.8))
+    framed = [np.pad(patches, ((0, 0), (1, 1), (1, 1)), constant_values=high) for patches in versions]
     picture = np.concatenate([np.concatenate(list(patches)) for patches in framed], axis=1)
     with whole_file(path) as part:
         imsave(part, picture.repeat(2, 0).repeat(2, 1), cmap="gray", vmin=low, vmax=high, format="png")
 
 
 def comparison(path: Path, images: dict[str, np.ndarray], zoom: int = 96) -> None:
-    """One row of whole images (H, W) with their titles, and below each the same zoomed region.
+    """Draws whole images (H, W) with their titles in a row, and the same region of each, enlarged, below.
 
-    All share the grey scale of the last image's percentiles; the zoom shows its typical texture.
+    All have the grey scale of the last image's percentiles; the region shows the typical texture of it.
     """
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
@@ -40,8 +40,8 @@ def comparison(path: Path, images: dict[str, np.ndarray], zoom: int = 96) -> Non
     figure = Figure(figsize=(3 * len(images), 6.4))
     axes = figure.subplots(2, len(images), squeeze=False)
     for (title, image), (whole, detail) in zip(images.items(), axes.T, strict=True):
-        for axis, shown in ((whole, image), (detail, image[y : y + zoom, x : x + zoom])):
-            axis.imshow(shown, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
+        for axis, part in ((whole, image), (detail, image[y : y + zoom, x : x + zoom])):
+            axis.imshow(part, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
             axis.set(xticks=[], yticks=[])
         whole.set_title(title, fontsize=10)
         whole.add_patch(Rectangle((x, y), zoom, zoom, fill=False, color="orange"))
@@ -51,7 +51,7 @@ def comparison(path: Path, images: dict[str, np.ndarray], zoom: int = 96) -> Non
 
 
 def enlarged(images: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """(..., H, W) with every pixel repeated, to the H and W of a shape that are multiples of its own."""
+    """Repeats pixels of images (..., H, W) to the H and W of `shape`, which are multiples of their own."""
     down, right = (n // own for n, own in zip(shape[-2:], images.shape[-2:], strict=True))
     return images.repeat(down, -2).repeat(right, -1) if down * right > 1 else images
 
@@ -59,8 +59,8 @@ def enlarged(images: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 def typical(image: np.ndarray, size: int) -> tuple[int, int]:
     """Corner (y, x) of a size x size block with the typical texture of the image's structure.
 
-    Of the blocks from the flattest to the one that varies most, the one below which lies three quarters of
-    all variation: neither the background, however large, nor the one brightest spot.
+    It is the block below which, ordered by variation, three quarters of all variation lie. So it is neither
+    background, however large, nor the brightest spot.
     """
     corners = [
         (y, x)

@@ -1,4 +1,4 @@
-"""Pictures of what was removed: noise alone, or structure too."""
+"""Plots of residuals, which show whether structure was removed with the noise."""
 
 from pathlib import Path
 
@@ -16,8 +16,11 @@ LAGS, BINS = 12, 40
 def residual_picture(
     path: Path, noisy: Tensor, images: dict[str, Tensor], noise_model: NoiseModel | None
 ) -> None:
-    """For each denoised image (C, H, W): the residual, its autocorrelation, and its mean and std
-    against the signal with the noise model's std beside it. First channel."""
+    """Plots the residual of each denoised image (C, H, W) and its statistics, of the first channel.
+
+    These are the residual itself, its autocorrelation, and its mean and std against the signal beside the std
+    of the noise model.
+    """
     from matplotlib.figure import Figure
 
     if isinstance(noise_model, ChannelNoise):
@@ -26,8 +29,8 @@ def residual_picture(
     axes = figure.subplots(len(images), 3, squeeze=False)
     for (name, image), (whole, correlation, against) in zip(images.items(), axes, strict=True):
         residual = (noisy - image)[0]
-        reach = 3 * float(residual.std())
-        whole.imshow(residual.numpy(), cmap="gray", vmin=-reach, vmax=reach, interpolation="nearest")
+        limit = 3 * float(residual.std())
+        whole.imshow(residual.numpy(), cmap="gray", vmin=-limit, vmax=limit, interpolation="nearest")
         whole.set(title=f"noisy - {name}", xticks=[], yticks=[])
         lags = min(LAGS, min(residual.shape) - 1)
         values = autocorrelation(residual, lags).numpy()
@@ -51,7 +54,7 @@ def residual_picture(
 
 
 def _by_signal(signal: np.ndarray, residual: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean signal, and mean and std of the residual, in bins of equally many pixels."""
+    """(mean signal, mean of the residual, std of the residual) in bins of equally many pixels."""
     order = np.argsort(signal, axis=None)
     bins = [part for part in np.array_split(order, BINS) if len(part)]
     signal, residual = signal.ravel(), residual.ravel()

@@ -143,7 +143,7 @@ def test_same_seed_same_model(tmp_path):
     [
         ({"kind": "poisson"}, "kind: got 'poisson', allowed"),
         ({"method": "magic"}, "method: got 'magic', allowed"),
-        ({"method": "dark"}, "dark frames tell nothing of other signals"),
+        ({"method": "dark"}, "dark frames show the noise at no other signal"),
         ({"kind": "autoregressive", "method": "bootstrap"}, "signal: got none"),
         ({"kind": "autoregressive", "images": np.ones((96, 96))}, "needs 2 frames or more"),
         ({"kind": "autoregressive", "images": observe(scene(24), 5)}, "larger frames"),
