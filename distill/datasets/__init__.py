@@ -1,4 +1,4 @@
-"""Data sets: a synthetic specimen that is built in, and the six of the paper by name."""
+"""Data sets: the built-in synthetic specimen, and the six data sets of the paper by name."""
 
 from distill.datasets.loading import DataSet, load
 from distill.datasets.records import RECORDS, Record

@@ -1,14 +1,14 @@
-"""What the specimen is drawn with: random fields, lattices, blur, and points on a square canvas."""
+"""Tools that draw the specimen on a square canvas: random fields, lattices, blur, and points."""
 
 import numpy as np
 from numpy.random import Generator
 
 
 def jittered_lattice(rng: Generator, side: int, spacing: float) -> np.ndarray:
-    """(K, 2) cell centres on a turned hexagonal lattice, covering one cell more than the canvas."""
+    """Cell centres (K, 2) on a rotated hexagonal lattice that extends beyond the canvas by one cell."""
     steps = int(side / spacing) + 4
     i, j = np.mgrid[-steps : steps + 1, -steps : steps + 1].reshape(2, -1)
-    lattice = i * np.sqrt(0.75) + 1j * (j + i % 2 / 2)  # as complex numbers: turning is a product
+    lattice = i * np.sqrt(0.75) + 1j * (j + i % 2 / 2)  # complex numbers, so that a rotation is a product
     lattice = lattice + rng.normal(0, 0.16, (len(i), 2)) @ [1, 1j]
     lattice = spacing * lattice * np.exp(1j * rng.uniform(0, np.pi))
     seeds = np.stack([lattice.real, lattice.imag], axis=1) + side / 2
@@ -16,7 +16,7 @@ def jittered_lattice(rng: Generator, side: int, spacing: float) -> np.ndarray:
 
 
 def smooth(rng: Generator, side: int, scale: float) -> np.ndarray:
-    """(side, side) Gaussian random field, mean 0, variance 1, correlated over `scale` pixels."""
+    """A Gaussian random field (side, side) of mean 0 and variance 1, correlated over `scale` pixels."""
     white = np.fft.rfft2(rng.standard_normal((side, side), np.float32))
     y, x = np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)
     field = np.fft.irfft2(white * np.exp(-2 * (np.pi * scale) ** 2 * (y**2 + x**2)), s=(side, side))
@@ -24,7 +24,7 @@ def smooth(rng: Generator, side: int, scale: float) -> np.ndarray:
 
 
 def blur(image: np.ndarray, sigma: float) -> np.ndarray:
-    """A Gaussian along the first axis, reflected at both ends and cut at 4 sigma."""
+    """Blurs along the first axis by a Gaussian that is cut at 4 sigma, with reflection at both ends."""
     radius = int(4 * sigma + 0.5)
     window = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
     padded = np.pad(image, ((radius, radius), (0, 0)), mode="symmetric")
@@ -32,10 +32,10 @@ def blur(image: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def five_nearest(position: np.ndarray, seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """position (2, side, side), seeds (K, 2) -> squared distances and indices, each (5, side, side), sorted.
+    """The five nearest seeds of each pixel: squared distances and indices, each (5, side, side), sorted.
 
-    In tiles: no pixel's fifth seed is farther from a tile's centre than the centre's own fifth seed
-    and twice the tile's radius.
+    Positions are (2, side, side), seeds (K, 2). The search is done in tiles: the distance of a pixel's fifth
+    seed from the centre of the tile is at most that of the centre's fifth seed plus twice the tile's radius.
     """
     squared, near = np.empty((5, *position.shape[1:])), np.empty((5, *position.shape[1:]), int)
     for tile in np.ndindex(*(-(-n // 64) for n in position.shape[1:])):
@@ -44,14 +44,14 @@ def five_nearest(position: np.ndarray, seeds: np.ndarray) -> tuple[np.ndarray, n
         radius = np.hypot(*(position[here] - centre[:, None, None])).max()
         from_centre = np.hypot(*(seeds - centre).T)
         close = np.flatnonzero(from_centre <= np.sort(from_centre)[4] + 2 * radius)
-        found = ((position[here][:, None] - seeds[close].T[..., None, None]) ** 2).sum(0)
-        order = np.argsort(found, axis=0)[:5]
-        squared[here], near[here] = np.take_along_axis(found, order, 0), close[order]
+        squares = ((position[here][:, None] - seeds[close].T[..., None, None]) ** 2).sum(0)
+        order = np.argsort(squares, axis=0)[:5]
+        squared[here], near[here] = np.take_along_axis(squares, order, 0), close[order]
     return squared, near
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
-    return 0.5 + 0.5 * np.tanh(x / 2)  # of numbers of any size, without overflow
+    return 0.5 + 0.5 * np.tanh(x / 2)  # without overflow for large numbers
 
 
 def unit(angle: np.ndarray) -> np.ndarray:
@@ -59,13 +59,13 @@ def unit(angle: np.ndarray) -> np.ndarray:
 
 
 def nearest_value(image: np.ndarray, position: np.ndarray) -> np.ndarray:
-    """image (..., side, side) at the pixels nearest to position (2, ...), clamped to the canvas."""
+    """Values of an image (..., side, side) at the pixels nearest to positions (2, ...), within the canvas."""
     y, x = np.clip(np.rint(position), 0, image.shape[-1] - 1).astype(int)
     return image[..., y, x]
 
 
 def splat(position: np.ndarray, weight: np.ndarray, side: int) -> np.ndarray:
-    """Adds weights at sub-pixel positions, shared bilinearly so that lines have no staircase."""
+    """Adds weights at sub-pixel positions, distributed bilinearly so that lines have no staircase."""
     position, weight = position.reshape(2, -1), weight.ravel()
     keep = (weight > 0) & (position >= 0).all(axis=0) & (position < side - 1).all(axis=0)
     fraction, low = np.modf(position[:, keep])

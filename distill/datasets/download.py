@@ -1,4 +1,4 @@
-"""Archives of data sets: fetched once, checked against their first checksum, unpacked whole or not at all."""
+"""Downloads archives of data sets once, checks them, and unpacks them completely or not at all."""
 
 import hashlib
 import os
@@ -16,13 +16,15 @@ from distill.files import whole_file, write_text
 
 
 def fetch(record: Record, root: str | os.PathLike | None = None) -> list[Path]:
-    """The paths of `record.files`: from `root`, from the archive there, or downloaded to there.
+    """Returns the paths of `record.files`, and downloads and unpacks their archive if they are missing.
 
-    root: folder that holds the archive, or the folder unpacked from it, or that folder itself. Default:
-        the one that the environment variable DISTILL_DATA names, or the user's cache folder.
+    Publishers give no checksum, so the SHA-256 of an archive is stored beside it after the first download,
+    and later uses are checked against it. Raises UserError if it changed, or if the download fails.
 
-    Publishers give no checksum: an archive's SHA-256 is kept beside it when it first comes, and later uses
-    are checked against that. Raises UserError if it changed, or if there is nothing to download.
+    Args:
+        record: description of the data set.
+        root: folder with the archive, or with the folder unpacked from it, or that folder itself. Default:
+            the folder in the environment variable DISTILL_DATA, or the user's cache folder.
     """
     root = _root(root)
     folder = root if root.name == Path(record.archive).stem else root / Path(record.archive).stem
@@ -33,7 +35,7 @@ def fetch(record: Record, root: str | os.PathLike | None = None) -> list[Path]:
             _verify(archive)
     elif folder.exists():
         raise UserError(
-            f"{folder}: lacks {missing}; complete it, or remove it to have {record.archive} unpacked again"
+            f"{folder}: lacks {missing}; complete it, or remove it so that {record.archive} is unpacked again"
         )
     else:
         if not archive.exists():
@@ -57,12 +59,12 @@ def _pooch():
             "pooch: not installed, and needed to download data; pip install 'posterior-distill[data]', or "
             "pass the folder of data that is there already"
         ) from error
-    pooch.get_logger().setLevel("WARNING")  # otherwise it asks to write the checksum into the code
+    pooch.get_logger().setLevel("WARNING")  # otherwise it suggests to put the checksum into the code
     return pooch
 
 
 def _find(folder: Path, name: str) -> Path | None:
-    """Where a file or folder lies in `folder`, the shallowest of that name."""
+    """Path of a file or folder of that name within `folder`, the one that is least deep."""
     return min(folder.rglob(name), key=lambda path: len(path.parts), default=None)
 
 
@@ -71,16 +73,19 @@ def _missing(folder: Path, record: Record) -> str:
 
 
 def _download(record: Record, archive: Path) -> None:
-    """Downloads to a .part file and renames it once it is a complete archive, so that a partial download
-    is never mistaken for the data."""
+    """Downloads an archive.
+
+    A .part file is renamed once it is a complete archive, so that a partial download is never mistaken for
+    the data.
+    """
     pooch = _pooch()
     downloader = pooch.HTTPDownloader(progressbar=True, chunk_size=2**20)
     with _else_by_hand(record, archive):
         archive.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(archive) as part:
-        part.unlink()  # pooch takes a file that is there for the one wanted
+        part.unlink()  # pooch would take an existing file for the download
         with _else_by_hand(record, archive):
-            # pooch's own downloaders lack what its type for them wants.
+            # The downloaders of pooch do not match its own type for them.
             pooch.retrieve(record.url, None, part.name, part.parent, downloader=downloader)  # pyright: ignore[reportArgumentType]
         _check_kind(part, record)
 
@@ -89,7 +94,7 @@ def _download(record: Record, archive: Path) -> None:
 def _else_by_hand(record: Record, archive: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:  # those of the network are OSErrors as well
+    except OSError as error:  # network errors are OSErrors, too
         raise UserError(
             f"{record.archive}: cannot be downloaded from {record.url} ({_reason(error)}); "
             f"{_by_hand(record, archive.parent)}"
@@ -108,7 +113,11 @@ def _reason(error: Exception) -> str:
 
 
 def _check_kind(path: Path, record: Record) -> None:
-    """Google Drive answers with a web page, and no error, where it will not give a big file."""
+    """UserError if the download is not an archive.
+
+    If Google Drive refuses a big file, it answers with a web page, and without an error.
+    """
+
     is_archive = zipfile.is_zipfile if record.archive.endswith(".zip") else tarfile.is_tarfile
     if is_archive(path):
         return
@@ -121,7 +130,7 @@ def _check_kind(path: Path, record: Record) -> None:
 
 
 def _checksum_file(archive: Path) -> Path:
-    return archive.with_name(archive.name + ".sha256")  # as `sha256sum --check` reads it
+    return archive.with_name(archive.name + ".sha256")  # in the format of `sha256sum --check`
 
 
 def _sha256(archive: Path) -> str:
@@ -131,10 +140,11 @@ def _sha256(archive: Path) -> str:
 
 def _verify(archive: Path) -> None:
     stored = _checksum_file(archive)
-    if stored.exists() and (found := _sha256(archive)) != (expected := stored.read_text().split()[0]):
+    if stored.exists() and (checksum := _sha256(archive)) != (expected := stored.read_text().split()[0]):
         raise UserError(
-            f"{archive}: its SHA-256 is {found}, but was {expected} when it first came: damaged or replaced; "
-            f"remove it to fetch it again, or {stored.name} and the folder {archive.stem} if it is meant"
+            f"{archive}: its SHA-256 is {checksum}, but was {expected} when it first came: damaged or "
+            f"replaced; remove it to fetch it again, or {stored.name} and the folder {archive.stem} if that "
+            "was on purpose"
         )
 
 
@@ -147,7 +157,7 @@ def _unpack(record: Record, archive: Path, folder: Path) -> None:
         stored = _checksum_file(archive)
         if not stored.exists():
             write_text(stored, f"{_sha256(archive)}  {archive.name}\n")
-        inner = part / folder.name  # most archives hold one folder of that name
+        inner = part / folder.name  # most archives contain a single folder of that name
         os.replace(inner if inner.is_dir() else part, folder)
     except (OSError, EOFError, zlib.error, zipfile.BadZipFile, tarfile.TarError) as error:
         raise UserError(
@@ -159,7 +169,7 @@ def _unpack(record: Record, archive: Path, folder: Path) -> None:
 
 
 def _extract(archive: Path, out: Path, names: Collection[str]) -> None:
-    """Only what is needed: FMD's archives hold five times as much."""
+    """Extracts only the files that are needed; FMD's archives contain five times as much."""
 
     def needed(member: str) -> bool:
         return not set(names).isdisjoint(PurePosixPath(member).parts)
@@ -169,8 +179,8 @@ def _extract(archive: Path, out: Path, names: Collection[str]) -> None:
             file.extractall(out, filter(needed, file.namelist()))
     else:
         with tarfile.open(archive) as file:
-            # The filter refuses members that would lie outside of `out`.
+            # The filter refuses members that would be outside of `out`.
             file.extractall(out, [member for member in file if needed(member.name)], filter="data")
-            file.fileobj.seek(file.offset)  # where reading stopped, without an error if it was too early
+            file.fileobj.seek(file.offset)  # the end of reading, which may be too early without an error
             if file.fileobj.read(512) != bytes(512):
                 raise tarfile.ReadError("it ends early")

@@ -1,8 +1,8 @@
 """The six data sets of the paper's Table 1: files, splits, noise models and numbers, as published.
 
-Files, test regions and noise models are those of the notebooks of Direct Denoiser, HDN, PPN2V and PN2V,
-PSNRs those of Salmon & Krull (arXiv:2310.18116). Training takes all frames and pixels of a Zenodo stack,
-the test region too: nothing but noisy images is ever trained on.
+Files, test regions and noise models are those of the notebooks of Direct Denoiser, HDN, PPN2V and PN2V; PSNRs
+are those of Salmon & Krull (arXiv:2310.18116). Training uses all frames and pixels of a Zenodo stack,
+including the test region, because only noisy images are used.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,23 +20,26 @@ Psnrs = dict[str, tuple[float, ...]]
 class Record:
     """One data set as it was published.
 
-    files: what is needed of the archive: TIFF stacks (N, Y, X) of one static scene each, the noisy one
-        first, then the calibration frames if there are any; or FMD's folders of noisy frames and of
-        ground truth, which hold a folder of PNGs for each field of view.
-    test_region: (Y, X) of every frame. Ground truth is the mean of all frames, of FMD its own.
-    test_fov: FMD's field of view to test on; the others are trained on.
-    fit_noise: (signal, observation) -> noise model. Our fits take 1000 steps where the published ones took
-        2000 to 4000: more change nothing. min_sigma is a variance, see GaussianMixtureNoise.
-    active_levels: of HDN, for structured noise.
-    psnr_range: R in 20 log10 R - 10 log10 MSE; None for max - min of the test region's ground truth.
-    psnrs: dB, keyed by the rows of `evaluate`: of draws the per-pixel median and mean, of the student
-        under L1 and L2; of the noisy input (from the notebooks) where somebody printed it.
+    Attributes:
+        files: the files that are needed from the archive. They are TIFF stacks (N, Y, X) of one static scene
+            each, the noisy stack first, then the calibration frames if there are any; or FMD's folders of
+            noisy frames and of ground truth, which contain a folder of PNG files for each field of view.
+        test_region: part (Y, X) of every frame that is tested. The ground truth is the mean of all frames, or
+            that of FMD.
+        test_fov: field of view of FMD for testing; the others are for training.
+        fit_noise: function (signal, observation) -> noise model. Our fits take 1000 steps and the published
+            ones 2000 to 4000, which does not change the result. min_sigma is a variance, see
+            GaussianMixtureNoise.
+        active_levels: active levels of HDN, for structured noise.
+        psnr_range: R in 20 log10 R - 10 log10 MSE; None for max - min of the test region's ground truth.
+        psnrs: PSNR in dB by the row names of `evaluate`: of the per-pixel median and mean of draws, of the
+            student under L1 and L2, and of the noisy input if the notebooks give it.
     """
 
     title: str
     archive: str
     url: str
-    page: str  # where a person finds the archive
+    page: str  # web page of the archive
     files: tuple[str, ...]
     test_region: tuple[slice, slice] = (slice(None), slice(None))
     test_fov: int | None = None
@@ -56,7 +59,7 @@ def _fmd(archive: str, drive: str) -> dict[str, Any]:
     """Fluorescence Microscopy Denoising (Zhang et al., CVPR 2019): 20 fields of view, 50 frames each."""
     return {
         "archive": archive,
-        # "confirm" asks Google Drive not to answer with a page that offers to scan for viruses.
+        # "confirm" keeps Google Drive from answering with a page about its virus scan.
         "url": f"https://drive.usercontent.google.com/download?id={drive}&export=download&confirm=t",
         "page": f"https://drive.google.com/file/d/{drive}/view or https://github.com/yinhaoz/denoising-fluorescence",
         "files": ("raw", "gt"),
@@ -89,7 +92,7 @@ RECORDS: dict[str, Record] = {
     "confocal-mice": Record(  # 20 x 50 x 512 x 512 uint8
         title="Confocal Mice",
         **_fmd("Confocal_MICE.tar", "11aflcrcatFRkv7EabjWjdlpT0DYRbUDZ"),
-        fit_noise=partial(HistogramNoise.fit, bins=256),  # a bin for each grey value, as PN2V's
+        fit_noise=partial(HistogramNoise.fit, bins=256),  # a bin for each grey value, as in PN2V
         psnrs=_table1(
             (35.43, 35.43), (37.30, 37.42), (37.58, 37.68), (37.62, 37.69), (37.77, 37.75), noisy=29.4
         ),
@@ -97,7 +100,7 @@ RECORDS: dict[str, Record] = {
     "two-photon-mice": Record(  # 20 x 50 x 512 x 512 uint8
         title="2 Photon Mice",
         **_fmd("TwoPhoton_MICE.tar", "1lhsFAlXsXk26yqHzT0_-3R8MUb7G0NVa"),
-        # Nobody published a noise model, nor which field of view is tested: as of Confocal Mice.
+        # Noise model and test field of view are not published, so they are those of Confocal Mice.
         fit_noise=partial(HistogramNoise.fit, bins=256),
         psnrs=_table1((31.21, 31.21), (32.63, 32.68), (32.86, 32.87), (32.89, 32.89), (33.55, 33.54)),
     ),
@@ -121,7 +124,7 @@ RECORDS: dict[str, Record] = {
             (33.48, 33.48), (36.24, 36.44), (36.79, 36.89), (36.81, 36.90), (36.87, 36.93), noisy=28.10
         ),
     ),
-    "struct-convallaria": Record(  # 100 frames; no calibration: the frames and their own mean
+    "struct-convallaria": Record(  # 100 frames without calibration: the frames and their mean
         title="Struct. Convallaria",
         **_zenodo(5160338, "Struct_Convallaria.zip"),
         files=("flower.tif",),

@@ -1,7 +1,7 @@
 """The built-in data set: fields of view of a synthetic fluorescent tissue, with camera noise.
 
-Each field is the sum of packed cells (membrane, nucleus, filaments, vesicles, haze) seen through a
-microscope's PSF, drawn larger and cropped: structures run across the border as in a real image.
+Each field shows packed cells (membrane, nucleus, filaments, vesicles, haze), blurred by the PSF of a
+microscope. It is drawn larger and cropped, so that structures cross the border as in a real image.
 """
 
 from dataclasses import dataclass
@@ -23,19 +23,19 @@ from distill.datasets.canvas import (
 )
 from distill.errors import UserError
 
-MARGIN, PSF = 32, 1.1  # px: drawn beyond every side and cropped; standard deviation of the PSF
-GAIN, BLACK_LEVEL, READ_NOISE = 2.0, 100.0, 1.6  # counts/photon, counts, photons: sCMOS-like
-LINE_STD, LINE_CORRELATION = 8.0, 0.95  # counts; between neighbours in a row
+MARGIN, PSF = 32, 1.1  # px; margin that is drawn and cropped, and standard deviation of the PSF
+GAIN, BLACK_LEVEL, READ_NOISE = 2.0, 100.0, 1.6  # counts per photon, counts, photons; similar to sCMOS
+LINE_STD, LINE_CORRELATION = 8.0, 0.95  # counts; correlation of neighbours in a row
 
 
 @dataclass(frozen=True)
 class Specimen:
-    """n fields of view in raw camera counts; Var[noisy | clean] = gain * clean + offset."""
+    """Fields of view in raw camera counts, where Var[noisy | clean] = gain * clean + offset."""
 
     noisy: np.ndarray  # (n, size, size) uint16, or float32 for noise="gaussian"
     clean: np.ndarray  # (n, size, size) float32, E[noisy | clean]
     gain: float
-    offset: float  # negative when the camera's black level outweighs its read noise
+    offset: float  # negative if the black level outweighs the read noise
 
 
 def specimen(
@@ -47,14 +47,21 @@ def specimen(
     noise: Literal["poisson-gaussian", "gaussian", "lines"] = "poisson-gaussian",
     sigma: float = 25.0,
 ) -> Specimen:
-    """n fields of view of size x size pixels; field i depends on seed, i and size, not on n.
+    """Makes synthetic fields of view with noise.
 
-    "poisson-gaussian": shot noise with `photons` expected at the brightest pixel of each field,
-    Gaussian read noise, gain, black level and rounding to uint16 (input PSNR about 20 dB).
-    "gaussian": the usual benchmark, fields scaled to 0..255 plus N(0, sigma^2), unclipped float32
-    (20.2 dB at sigma 25). "lines": the camera's, and zero-mean noise that is correlated along the
-    rows; float32; gain and offset then give the variance of both together, as of one pixel.
-    The same seed shows the same fields under any noise.
+    Field i depends on seed, i and size, not on n. The same seed gives the same fields under any noise.
+
+    Args:
+        n: number of fields.
+        size: side of a field in pixels, at least 32.
+        noise: "poisson-gaussian" has shot noise, Gaussian read noise, a gain, a black level and rounding to
+            uint16 (input PSNR about 20 dB). "gaussian" is the usual benchmark, fields scaled to 0..255 plus
+            N(0, sigma^2), as unclipped float32 (20.2 dB at sigma 25). "lines" adds zero-mean noise that is
+            correlated along the rows to that of the camera, as float32; gain and offset then give the
+            variance of both together at one pixel.
+        photons: expected photons at the brightest pixel of each field.
+        sigma: standard deviation of "gaussian" noise.
+        seed: seed of the fields and of the noise.
     """
     kinds = {
         "poisson-gaussian": partial(_camera, photons=photons),
@@ -66,7 +73,7 @@ def specimen(
             f"specimen: got {n=}, {size=}, {photons=}, {sigma=}, {noise=}; pass "
             f"n >= 1, size >= 32, 0 < photons <= 5000, sigma >= 0, noise in {[*kinds]}"
         )
-    streams = [np.random.default_rng([seed, i]) for i in range(n)]  # a longer set only appends
+    streams = [np.random.default_rng([seed, i]) for i in range(n)]  # so that a larger n only appends fields
     pairs = [kinds[noise](rng, _field_of_view(rng, size)) for rng in streams]
     noisy, clean = (np.stack(images) for images in zip(*pairs, strict=True))
     if noise == "gaussian":
@@ -98,7 +105,7 @@ def _additive(rng: Generator, signal: np.ndarray, sigma: float) -> tuple[np.ndar
 
 
 def _field_of_view(rng: Generator, size: int) -> np.ndarray:
-    """(size, size) noise-free fluorescence in arbitrary units, all positive."""
+    """Noise-free fluorescence (size, size) in arbitrary units, positive everywhere."""
     side = size + 2 * MARGIN
     cells = _Cells(rng, side)
     nuclei = cells.nuclei(rng)
@@ -112,11 +119,11 @@ def _field_of_view(rng: Generator, size: int) -> np.ndarray:
 
 
 class _Cells:
-    """Where every pixel of a (side, side) canvas lies: its cell, and its place inside that cell."""
+    """The cell of every pixel of a canvas (side, side), and the pixel's position inside that cell."""
 
     def __init__(self, rng: Generator, side: int):
         self.seeds = jittered_lattice(rng, side, spacing=rng.uniform(54, 64))  # (K, 2)
-        # Bending space before partitioning it makes the straight Voronoi edges curved.
+        # Bending space before it is partitioned makes the straight edges of Voronoi cells curved.
         fine, wide = (np.stack([smooth(rng, side, scale) for _ in "yx"]) for scale in (14, 35))
         self.warp = 3 * fine + 7 * wide  # (2, side, side), px
         position = np.mgrid[:side, :side] + self.warp
@@ -125,12 +132,12 @@ class _Cells:
         to_edge = (squared[1:] - squared[:1]) / (2 * apart)
         # A soft minimum over the neighbours rounds the corners and leaves gaps where cells meet.
         depth = -2.5 * np.log(np.exp(to_edge / -2.5).sum(0)) - 0.9
-        slope = np.hypot(*np.gradient(depth))  # not 1 where space is stretched
+        slope = np.hypot(*np.gradient(depth))  # differs from 1 where space is stretched
         self.depth = depth / np.maximum(slope, 0.6)  # px inside the membrane, negative outside
         self.cell = near[0]
         self.level = rng.lognormal(0, 0.25, len(self.seeds))  # expression of the label
         self.axes = rng.uniform([[12], [9.5]], [[16], [13]], (2, len(self.seeds)))  # px, nucleus
-        self.centre = self.seeds + rng.uniform(-4, 4, self.seeds.shape)  # of the nucleus
+        self.centre = self.seeds + rng.uniform(-4, 4, self.seeds.shape)  # centre of the nucleus
         self.inside = position - self.per_cell(self.centre.T)
 
     def per_cell(self, values: np.ndarray) -> np.ndarray:
@@ -146,14 +153,14 @@ class _Cells:
         dy, dx = self.inside
         turned = (dy + 1j * dx) * self.per_cell(np.exp(1j * rng.uniform(0, np.pi, k)))
         radius = np.hypot(*np.stack([turned.real, turned.imag]) / self.per_cell(self.axes))
-        # Chromatin: a fine network, denser against the envelope, with up to three dark nucleoli.
+        # Chromatin is a fine network, denser at the envelope, with up to three dark nucleoli.
         chromatin = np.exp(0.38 * smooth(rng, side, 1.3) + 0.27 * smooth(rng, side, 3))
         chromatin *= 0.75 + 0.45 * np.exp(-0.5 * ((radius - 0.9) / 0.1) ** 2)
         for _ in range(3):
             apart = np.hypot(*(self.inside - self.per_cell(rng.normal(0, 4, (2, k)))))
             size = self.per_cell(rng.choice([0.1, 2.2, 3.4], k) * rng.uniform(0.8, 1.2, k))
             chromatin *= 1 - 0.75 * sigmoid((size - apart) * 2)
-        level = rng.uniform(0.5, 0.95, k) * (rng.random(k) > 0.08)  # the focal plane misses a few
+        level = rng.uniform(0.5, 0.95, k) * (rng.random(k) > 0.08)  # the focal plane misses a few nuclei
         return self.per_cell(level) * sigmoid((1 - radius) * 18) * sigmoid(self.depth - 2) * chromatin
 
     def filaments(self, rng: Generator, cytoplasm: np.ndarray) -> np.ndarray:
@@ -171,17 +178,17 @@ class _Cells:
         return splat(path, weight * np.logical_and.accumulate(stays, axis=0), len(self.cell))
 
     def vesicles(self, rng: Generator, cytoplasm: np.ndarray) -> np.ndarray:
-        """Points smaller than the PSF, half of them crowded on one side of the nucleus."""
+        """Points smaller than the PSF, half of which crowd on one side of the nucleus."""
         owner = np.arange(24 * len(self.seeds)) // 24
         crowded = rng.random(len(owner)) < 0.5
         side_of = rng.uniform(0, 2 * np.pi, len(self.seeds))[owner]
-        angle = side_of + rng.normal(0, np.where(crowded, 0.35, 10))  # 10 rad: anywhere
-        reach = rng.normal(np.where(crowded, 17, 22), np.where(crowded, 3, 6))  # px
-        at = self._around(owner, reach, angle)
+        angle = side_of + rng.normal(0, np.where(crowded, 0.35, 10))  # 10 rad means anywhere
+        distance = rng.normal(np.where(crowded, 17, 22), np.where(crowded, 3, 6))  # px
+        at = self._around(owner, distance, angle)
         weight = 4 * rng.lognormal(0, 0.45, len(owner)) * nearest_value(cytoplasm, at)
         return splat(at, weight, len(self.cell))
 
-    def _around(self, owner: np.ndarray, reach: np.ndarray, angle: np.ndarray) -> np.ndarray:
-        """(2, m) canvas positions around nuclei, the bending of space undone to first order."""
-        bent = self.centre[owner].T + reach * unit(angle)
+    def _around(self, owner: np.ndarray, distance: np.ndarray, angle: np.ndarray) -> np.ndarray:
+        """Canvas positions (2, m) around nuclei, with the bending of space reversed to first order."""
+        bent = self.centre[owner].T + distance * unit(angle)
         return bent - nearest_value(self.warp, bent)

@@ -1,1 +1,1 @@
-"""How good a student is: against ground truth, against draws, and without either."""
+"""Evaluates students against ground truth, against draws, and without either."""

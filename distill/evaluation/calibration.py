@@ -1,4 +1,4 @@
-"""Conformal calibration: intervals that hold the truth as often as they say, on images with ground truth."""
+"""Conformal calibration of intervals on images with ground truth."""
 
 import os
 import re
@@ -24,14 +24,21 @@ from distill.runs import checkpoint
 from distill.runs.tensors import digest, load
 
 MAX_PIXELS, MAX_FACTOR = 4_000_000, 1e6
-_INTERVAL = re.compile(r"mean|median|std|q[\d.]+")  # maps that tell a centre or a spread
+_INTERVAL = re.compile(r"mean|median|std|q[\d.]+")  # maps that are a centre or a spread
 LEVELS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99]
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """factor: on every distance from the central map. before, after: share of pixels inside. left_out:
-    pixels without truth, or without a finite prediction."""
+    """The result of a calibration.
+
+    Attributes:
+        factor: factor of every distance from the central map.
+        level: fraction of the true pixels that the intervals should contain.
+        before: fraction of the pixels inside the intervals before the calibration.
+        after: the same after the calibration.
+        left_out: number of pixels without truth, or without a finite prediction.
+    """
 
     factor: float
     level: float
@@ -53,35 +60,37 @@ def calibrate(
     axes: str | None = None,
     trust: str | Sequence[str] = (),
 ) -> Calibration:
-    """Scales a student's intervals until they hold `level` of the true pixels; writes that to the run.
+    """Scales a student's intervals so that they contain `level` of the true pixels, stored in the run.
 
-    The interval goes from the lowest to the highest quantile map, or is mean +- z std. All its
-    distances from the central map get one factor, the split-conformal quantile of |truth - centre|
-    / distance (Romano et al. 2019, arXiv:1905.03222, in the form that scales). It holds for images
-    like these: pixels of one image are not independent, so many images say more than many pixels.
+    An interval extends from the lowest to the highest quantile map, or is mean +- z std. All its distances
+    from the central map get one factor, the split-conformal quantile of |truth - centre| / distance (Romano
+    et al. 2019, arXiv:1905.03222, in the scaling form). It is valid for images like these. Pixels of one
+    image are not independent, so many images are better than many pixels.
 
     Args:
         run: folder of a run; later predictions by its student have the new intervals.
-        noisy, clean: images that were not trained on, and their ground truth: one frame for all
-            noisy frames, or one for each. NaN where there is none.
-        level: share of the true pixels that the intervals shall hold, between 0 and 1; 0.9 fits the
+        noisy: noisy images that were not used for training.
+        clean: their ground truth, one frame for all noisy frames or one for each, with NaN for pixels
+            without truth.
+        level: fraction of the true pixels that the intervals should contain, between 0 and 1; 0.9 fits the
             quantiles 0.05 and 0.95.
-        test_noisy, test_clean: other images to report the coverage of. Default: the same ones.
-        device: "cpu", "cuda", "cuda:1", "mps". Default: the best one of this machine.
-        precision: "auto" (bf16 where the hardware has it), "bf16" or "fp32".
-        axes: letters of the images' dimensions, of STCZYX. Default: what the file says.
-        trust: your modules whose classes the run's files may name, and so have imported. Default: none.
+        test_noisy: other noisy images, for which the coverage is reported. Default: the same images.
+        test_clean: their ground truth.
+        device: "cpu", "cuda", "cuda:1", "mps". Default: the best device of this machine.
+        precision: "auto" (bf16 if the hardware has it), "bf16" or "fp32".
+        axes: letters of the images' dimensions, of STCZYX. Default: those of the file.
+        trust: your modules whose classes the run may name; they are imported. Default: none.
     """
     check_limits(locals())
     if (test_noisy is None) != (test_clean is None):
         raise UserError("test_noisy, test_clean: got one of them; pass both or neither")
     hardware, folder = Hardware(device, precision), Path(run)
     if not folder.is_dir():
-        raise UserError(f"{run}: not a folder; pass that of a run, where the calibration is kept")
+        raise UserError(f"{run}: not a folder; pass the folder of a run, in which the calibration is stored")
     check_folder(folder)
     tensors, header = load(folder / "student.safetensors")
     denoiser = checkpoint.load_denoiser(run, trust=trust).to(hardware.device)
-    earlier = float(denoiser.spread / tensors["spread"].to(denoiser.spread))  # by another calibration
+    earlier = float(denoiser.spread / tensors["spread"].to(denoiser.spread))  # by an earlier calibration
     outputs = denoiser.loss.outputs
     if len(outputs) < 2 or not all(_INTERVAL.fullmatch(name) for name in outputs):
         raise UserError(
@@ -96,7 +105,7 @@ def calibrate(
     left_out = int(np.isnan(scores).sum())
     scores = scores[~np.isnan(scores)]
     if not len(scores):
-        raise UserError("clean: no pixel has both a truth and a finite prediction; pass images with some")
+        raise UserError("clean: no pixel has both a truth and a finite prediction; pass images with both")
     rank = min(len(scores), int(np.ceil((len(scores) + 1) * level)))
     factor = float(np.partition(scores, rank - 1)[rank - 1])
     if not 0 < factor < MAX_FACTOR:
@@ -109,18 +118,18 @@ def calibrate(
     if not len(tested):
         raise UserError("test_clean: no pixel has both a truth and a finite prediction")
 
-    def inside(reach: float) -> float:
-        return float((tested <= reach).mean())
+    def inside(bound: float) -> float:
+        return float((tested <= bound).mean())
 
-    found = Calibration(factor, level, inside(1), inside(factor), left_out)
-    # A std gives intervals of every level, quantiles those of their own.
+    calibration = Calibration(factor, level, inside(1), inside(factor), left_out)
+    # A std gives intervals of every level, quantiles only those of their own levels.
     curve = {p: _z(p) / _z(level) for p in LEVELS} if "std" in outputs else {level: 1.0}
-    stored = asdict(found) | {"student": digest(tensors, header), "levels": list(curve)}
-    stored |= {"coverage_before": [inside(reach) for reach in curve.values()]}
-    stored |= {"coverage_after": [inside(factor * reach) for reach in curve.values()]}
+    stored = asdict(calibration) | {"student": digest(tensors, header), "levels": list(curve)}
+    stored |= {"coverage_before": [inside(bound) for bound in curve.values()]}
+    stored |= {"coverage_after": [inside(factor * bound) for bound in curve.values()]}
     write_json(folder / checkpoint.CALIBRATION, stored)
-    denoiser.spread *= factor / earlier  # of a Run in memory
-    return found
+    denoiser.spread *= factor / earlier  # for a Run in memory
+    return calibration
 
 
 def _pairs(
@@ -132,7 +141,7 @@ def _pairs(
 
 
 def _z(level: float) -> float:
-    """Half the width of a Gaussian's central interval, in its std."""
+    """Half the width of the central interval of a Gaussian, in units of its std."""
     return NormalDist().inv_cdf(0.5 + level / 2)
 
 
@@ -140,8 +149,10 @@ def _z(level: float) -> float:
 def _scores(
     denoiser: DirectDenoiser, pairs: Sequence[tuple[Tensor, Tensor]], level: float, hardware: Hardware
 ) -> np.ndarray:
-    """|truth - centre| in units of the interval on that side: at most 1 inside, NaN where there is no truth
-    or no prediction. Flat, some pixels."""
+    """|truth - centre| in units of the interval on that side, of some pixels, flat.
+
+    It is at most 1 inside the interval, and NaN without a truth or a prediction.
+    """
     rng, per_image = np.random.default_rng(0), max(1, MAX_PIXELS // len(pairs))
     scores = []
     for noisy, clean in tqdm(pairs, desc="calibrate", unit="frame"):
@@ -149,9 +160,9 @@ def _scores(
             maps = maps_in_tiles(denoiser, noisy[None].to(hardware.device))
         low, centre, high = (v[0].float().cpu() for v in interval(maps, level))
         distance = torch.where(clean > centre, high - centre, centre - low)
-        known = clean.isfinite() & centre.isfinite() & distance.isfinite()
+        valid = clean.isfinite() & centre.isfinite() & distance.isfinite()
         score = (clean - centre).abs() / distance.clamp(min=1e-12)
-        score = torch.where(known, score, torch.nan).flatten().numpy()
+        score = torch.where(valid, score, torch.nan).flatten().numpy()
         scores.append(score if len(score) <= per_image else rng.choice(score, per_image, replace=False))
     return np.concatenate(scores)
 
@@ -160,7 +171,7 @@ def interval(maps: dict[str, Tensor], level: float) -> tuple[Tensor, Tensor, Ten
     """(low, centre, high): the outermost quantile maps, or the mean -+ z std of a Gaussian."""
     centre, *others = maps.values()
     if "std" in maps:
-        reach = _z(level) * maps["std"]
-        return centre - reach, centre, centre + reach
+        half_width = _z(level) * maps["std"]
+        return centre - half_width, centre, centre + half_width
     stacked = torch.stack([centre, *others])
     return stacked.amin(0), centre, stacked.amax(0)

@@ -1,4 +1,4 @@
-"""Whether draws and student are what the posterior's would be: dispersion, noise kept, bias by brightness."""
+"""Checks draws and student against a posterior: dispersion, noise kept, and bias by brightness."""
 
 import math
 from collections.abc import Sequence
@@ -8,17 +8,17 @@ from torch import Tensor
 
 from distill.evaluation.tables import Row
 
-PARTS = 9  # of brightness, darkest first; three each are dark, middle and bright
-ENOUGH = 10  # draws: the noise of a mean of fewer sorts its own pixels, the bright ones come out too bright
+PARTS = 9  # parts by brightness, darkest first; three each are dark, middle and bright
+ENOUGH = 10  # draws; the noise of a mean of fewer would bias the order of its pixels by brightness
 
-# What is said is off by more than a reader should ignore, and by more than three standard errors. Errors
-# go together over some 10 x 10 px, so N pixels count as N / 100; the noise is taken as white.
-SPREAD_OFF = 0.1  # of the draws' std: an interval of 90 % then holds 86 %
-KEPT_OFF = 0.2  # PSNR hardly shows it, a picture does
-BIAS_OFF = 0.3  # of the RMSE there: a tenth of the MSE is systematic
+# A deviation is reported if it is relevant and larger than three standard errors. Errors are correlated over
+# about 10 x 10 px, so N pixels count as N / 100; the noise is assumed to be white.
+SPREAD_OFF = 0.1  # relative to the draws' std; an interval of 90 % then contains 86 %
+KEPT_OFF = 0.2  # visible in a picture, though hardly in PSNR
+BIAS_OFF = 0.3  # relative to the RMSE there, so that a tenth of the MSE is systematic
 CORRELATED = 100  # px
 
-REMEDIES = {  # finding: (of the draws, of the student)
+REMEDIES = {  # finding: (remedy for the draws, remedy for the student)
     "keeps noise": (
         "check whether the noise model is too narrow there, or train on more images",
         "train the student longer, or on more images",
@@ -41,15 +41,16 @@ def by_brightness(
     name: str, estimate: Tensor, noisy: Tensor, clean: Tensor | None, variance: Tensor | None = None,
     draws: int = 0,
 ) -> list[Row]:  # fmt: skip
-    """Averages over PARTS of the pixels, equally many in each, from the darkest; images (C, H, W).
+    """Averages over PARTS of the pixels of images (C, H, W), from the darkest to the brightest.
 
-    brightness of the estimate, its bias, the covariance of error and noise, mse, noise_std and
-    relative_bias, in its units; without ground truth the brightness alone. variance: of the `draws`
-    that the estimate is the mean of; mse is then that of a mean of infinitely many.
+    The parts have equally many pixels. Each row contains the brightness of the estimate, its bias, the
+    covariance of error and noise, mse, noise_std and the relative_bias; without ground truth only the
+    brightness. variance: variance of the `draws` whose mean is the estimate; mse is then that of a mean of
+    infinitely many draws.
     """
-    # The darkest pixels of the truth look too bright in any estimate, the brightest too dark: regression
-    # to the mean. Among pixels sorted by the estimate, a posterior mean has no bias and a covariance of
-    # error and noise that is its MSE, since these hold given anything that the noisy image determines.
+    # In any estimate, the darkest pixels of the truth are too bright and the brightest too dark, because of
+    # regression to the mean. Hence pixels are sorted by the estimate: then a posterior mean has no bias and a
+    # covariance of error and noise that equals its MSE, as both hold given any function of the noisy image.
     parts = estimate.flatten(1).argsort(dim=1).tensor_split(PARTS, dim=1)  # each channel on its own
     averaged = {"brightness": estimate.double()}
     if variance is not None:
@@ -72,8 +73,11 @@ def by_brightness(
 
 
 def columns(parts: Sequence[Row], image: str) -> Row:
-    """dispersion: MSE of one draw over that of the mean of infinitely many, 2 for the posterior's.
-    kept: covariance of error and noise over the MSE, 1 for a posterior mean. Those that there are."""
+    """The columns dispersion and kept of an image, if they can be computed.
+
+    dispersion: MSE of one draw over that of the mean of infinitely many; 2 for draws from the posterior.
+    kept: covariance of error and noise over the MSE; 1 for a posterior mean.
+    """
     own = [row for row in parts if row["image"] == image]
     if not own or "mse" not in own[0]:
         return {}
@@ -84,7 +88,7 @@ def columns(parts: Sequence[Row], image: str) -> Row:
 
 
 def advice(parts: Sequence[Row]) -> list[str]:
-    """Sentences on what is off and what may help, from the rows of `by_brightness`, averaged over frames."""
+    """Sentences on deviations and remedies, from the rows of `by_brightness` averaged over frames."""
     said, before = [], {}
     for image in dict.fromkeys(str(row["image"]) for row in parts):
         own = [row for row in parts if row["image"] == image]
@@ -96,9 +100,9 @@ def advice(parts: Sequence[Row]) -> list[str]:
             continue
         if "variance" in own[0]:
             said += _dispersion(own)
-        found = _findings(own)
-        said += _sentences(found, image, before)
-        before = found
+        findings = _findings(own)
+        said += _sentences(findings, image, before)
+        before = findings
     if any("less than" in text or "smooths" in text for text in said):
         said.append(LIMIT)
     return said or ([FINE] if parts else [])
@@ -106,7 +110,7 @@ def advice(parts: Sequence[Row]) -> list[str]:
 
 def _dispersion(own: Sequence[Row]) -> list[str]:
     ratio = _ratio(_mean(own, "variance"), _mean(own, "mse"))
-    off = math.sqrt(ratio) - 1  # std of the draws over the RMSE of their mean, less 1
+    off = math.sqrt(ratio) - 1  # std of the draws over the RMSE of their mean, minus 1
     if not abs(off) > max(SPREAD_OFF, 3 * math.sqrt(0.5 * CORRELATED / _pixels(own))):
         return []
     way, model = ("less", "narrow") if off < 0 else ("more", "wide")
@@ -115,7 +119,7 @@ def _dispersion(own: Sequence[Row]) -> list[str]:
     return [f"{disagree} ({1 + ratio:.1f} where 2 is right): {remedy}."]
 
 
-Findings = dict[str, dict[str, str]]  # finding: {part of the pixels: its numbers}
+Findings = dict[str, dict[str, str]]  # finding: {part of the pixels: numbers}
 
 
 def _findings(own: Sequence[Row]) -> Findings:
@@ -126,7 +130,7 @@ def _findings(own: Sequence[Row]) -> Findings:
         residual = _mean(rows, "noise_std") ** 2 - 2 * _mean(rows, "covariance") + mse
         if abs(kept - 1) > max(KEPT_OFF, 3 * math.sqrt(_ratio(max(0, residual), mse) / pixels)):
             kind = "keeps noise" if kept > 1 else "smooths signal away"
-            found.setdefault(kind, {})[part] = f"{round(kept, 1) + 0.0:.1f}"  # never -0.0
+            found.setdefault(kind, {})[part] = f"{round(kept, 1) + 0.0:.1f}"  # avoids -0.0
         if "bias" not in rows[0]:
             continue
         bias, relative = _mean(rows, "bias"), _mean(rows, "relative_bias")
@@ -168,5 +172,5 @@ def _pixels(rows: Sequence[Row]) -> float:
 
 
 def _ratio(part: float, whole: float) -> float:
-    """NaN where there is nothing to divide by: no comparison with it says that anything is off."""
+    """part / whole; NaN if whole is 0, with which every comparison is false."""
     return part / whole if whole > 0 else math.nan

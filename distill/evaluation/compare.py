@@ -1,4 +1,4 @@
-"""Draws and student on pairs of noisy and clean frames, one table row for each answer."""
+"""Compares draws and student on pairs of noisy and clean frames, with one table row for each answer."""
 
 import copy
 import hashlib
@@ -33,11 +33,11 @@ Metrics = dict[str, Callable[[Tensor, Tensor], float]]
 
 
 INPUT, TRUTH = "noisy input", "ground truth"
-CENTRAL = ("mean", "median", "huber")  # what should have no bias; a mode or a draw has other errors
+CENTRAL = ("mean", "median", "huber")  # outputs that should have no bias; a mode or a draw may have one
 
 
 class Answer(NamedTuple):
-    """Images (C, H, W). variance: of the draws."""
+    """Answers to an image, each (C, H, W), with the variance of the draws."""
 
     name: str
     mean: Tensor
@@ -55,10 +55,10 @@ def compare(
     metrics: Metrics | None = None,
     unfinished: Path | None = None,
 ) -> tuple[list[Row], dict[str, np.ndarray], list[Row]]:
-    """(table rows averaged over the (noisy, clean) pairs of (C, H, W), images (H, W) of the first,
-    rows of `by_brightness`).
+    """(table rows, images (H, W) of the first pair, rows of `by_brightness`).
 
-    unfinished: folder for what is done so far. Default: a temporary one.
+    The rows are averages over the pairs of noisy and clean frames (C, H, W). unfinished: folder for
+    intermediate results, from which an interrupted comparison resumes. Default: a temporary folder.
     """
     counts, metrics = sorted(set(draws)), metrics or {"psnr": psnr, "ssim": ssim}
     device = hardware.device
@@ -85,7 +85,7 @@ def compare(
             with checks_of(type(sampler).__name__):
                 answers = list(_answers(drawn, denoiser, noisy, counts, device))
             noisy = _plane(denoiser, noisy)
-            if not answers or answers[-1].mean.shape == noisy.shape:  # else it cannot be compared
+            if not answers or answers[-1].mean.shape == noisy.shape:  # otherwise they cannot be compared
                 answers.insert(0, Answer(INPUT, noisy, noisy, None, 0.0))
             if i == 0:
                 with whole_file(folder / "images.npz") as part, open(part, "wb") as file:
@@ -114,7 +114,7 @@ def compare(
 def _answers(
     drawn: StoredDraws, denoiser: DirectDenoiser, noisy: Tensor, counts: list[int], device: torch.device
 ) -> Iterator[Answer]:
-    """Each number of draws, and the student's maps."""
+    """Yields the answers for each number of draws, and the student's maps."""
     for n in counts:
         yield Answer(f"{n} draw{'s' * (n > 1)}", *drawn.take(n))
     noisy = noisy.to(device)[None]
@@ -130,12 +130,12 @@ def _answers(
 
 
 def _plane(denoiser: nn.Module, noisy: Tensor) -> Tensor:
-    """(C, H, W) without a context."""
+    """The plane (C, H, W) itself, without neighbouring planes."""
     return denoiser.plane(noisy, dim=0) if isinstance(denoiser, DirectDenoiser) else noisy
 
 
 def _part(noisy: Tensor) -> Tensor:
-    """As much of an image (..., H, W) as is computed at once."""
+    """The part of an image (..., H, W) that is computed at once."""
     side = fixed_tile(noisy.shape[-2:])
     return noisy[..., :side, :side]
 
@@ -144,17 +144,17 @@ def _judged(
     answers: list[Answer], noisy: Tensor, clean: Tensor | None,
     metrics: Metrics, noise_model: NoiseModel | None,
 ) -> list[Row]:  # fmt: skip
-    """Each answer against the ground truth, or, if there is none, against the noisy image."""
+    """Table rows of the answers, compared with the ground truth, or without it with the noisy image."""
     means = {answer.name: answer.mean for answer in answers}
     most_draws = [name for name in means if "draw" in name][-1:]
     rows: list[Row] = []
-    for name, mean, middle, _, seconds in answers:
+    for name, mean, median, _, seconds in answers:
         row: Row = {"image": name, "seconds_per_image": seconds}
-        if name == "student std":  # no estimate of the image
+        if name == "student std":  # not an estimate of the image
             continue
         if clean is not None:
             row |= {f"{key}_mean": metric(mean, clean) for key, metric in metrics.items()}
-            row |= {f"{key}_median": metric(middle, clean) for key, metric in metrics.items()}
+            row |= {f"{key}_median": metric(median, clean) for key, metric in metrics.items()}
         elif name != INPUT:
             row |= residual_scores(noisy, mean, noise_model) if mean.shape == noisy.shape else {}
             if name not in most_draws and most_draws:
@@ -164,9 +164,9 @@ def _judged(
 
 
 def _parts(answers: list[Answer], noisy: Tensor, clean: Tensor | None, total: int, output: str) -> list[Row]:
-    """`by_brightness` of the most draws and, where the output should have no bias, of the student."""
+    """`by_brightness` of the most draws, and of the student if its output should have no bias."""
     rows: list[Row] = []
-    if answers[0].mean.shape != noisy.shape:  # what is kept of its noise cannot be told
+    if answers[0].mean.shape != noisy.shape:  # the noise that is kept cannot be measured
         return rows
     for name, mean, _, variance, _ in answers:
         if total > 1 and name == f"{total} draws":
@@ -190,7 +190,7 @@ def _memory(
     counts: list[int],
     device: torch.device,
 ) -> dict[str, float]:
-    """MB beyond the networks and the image; draws are streamed, so any number needs what one does."""
+    """MB beyond the networks and the image. Draws are streamed, so any number needs as much as one."""
     memory = {"student": working_memory(lambda: denoiser.maps(noisy), device)}
     if counts:
         memory["draw"] = working_memory(lambda: next(sampler.draws(noisy, 1)), device)
@@ -198,7 +198,7 @@ def _memory(
 
 
 def noise_model_of(sampler: PosteriorSampler) -> NoiseModel | None:
-    """The sampler's, on the CPU, where it has one of raw counts."""
+    """The sampler's noise model on the CPU, if it has one in raw counts."""
     noise_model = getattr(sampler, "noise_model", None)
     return copy.deepcopy(noise_model).cpu() if isinstance(noise_model, NoiseModel) else None
 

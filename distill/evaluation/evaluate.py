@@ -1,4 +1,4 @@
-"""The paper's Table 1 on your images: the mean and median of n draws against the student's one pass."""
+"""The paper's Table 1 for your images: the mean and median of n draws, and the student's single pass."""
 
 import math
 import os
@@ -31,16 +31,16 @@ from distill.runs import checkpoint
 from losses import L2
 from samplers import NoiseModel, PosteriorSampler
 
-UNFINISHED = ".evaluation.unfinished"  # no folder of a user's
+UNFINISHED = ".evaluation.unfinished"  # a name that no folder of a user has
 
 
 class NoStudent(DirectDenoiser):
-    """In place of the student of a run that has none: it gives no image."""
+    """Takes the place of the student in a run without one, and gives no image."""
 
     def __init__(self, sampler: PosteriorSampler) -> None:
-        seen = getattr(sampler, "channels", 1) * plane_count(sampler.context)
+        channels = getattr(sampler, "channels", 1) * plane_count(sampler.context)
         shape = sampler.out_channels, sampler.scale, sampler.out_names
-        super().__init__(nn.Identity(), L2(), seen, *shape, sampler.context)
+        super().__init__(nn.Identity(), L2(), channels, *shape, sampler.context)
 
     def maps(self, noisy: Tensor) -> dict[str, Tensor]:
         return {}
@@ -60,27 +60,28 @@ def evaluate(
     axes: str | None = None,
     trust: str | Sequence[str] = (),
 ) -> list[Row]:
-    """PSNR, SSIM, seconds and memory of the input, of the sampler's n draws and of the student.
+    """Measures PSNR, SSIM, seconds and memory of the input, of n draws and of the student.
 
-    Without ground truth: what the residuals tell (`residual_scores`), and how close each image is
-    to the mean of the most draws. A stopped evaluation resumes with the next draw when it is called
-    again with the same arguments. Below the table: how many draws the student is worth, what is off in the
-    draws and the student, and what may help; with ground truth the columns `dispersion` and `kept` and the
-    bias by brightness tell that.
+    Without ground truth it reports statistics of the residuals (`residual_scores`), and the PSNR of each
+    image to the mean of the most draws. Below the table it reports how many draws the student is worth,
+    deviations of the draws and the student, and remedies; with ground truth these follow from the columns
+    `dispersion` and `kept` and from the bias by brightness. An interrupted evaluation resumes with the next
+    draw when it is called again with the same arguments.
 
     Args:
         run: a run or its folder, with its sampler and its student.
-        clean: the ground truth: one frame for all noisy frames, or one for each.
-        out: folder for evaluation.csv, .md, .npz (the first frame's images) and .png, checks.csv (by
-            brightness), with ground truth psnr_against_time.svg and without residuals.png; default:
-            the run's own.
-        device: "cpu", "cuda", "cuda:1", "mps". Default: the best one of this machine.
-        precision: "auto" (bf16 where the hardware has it), "bf16" or "fp32".
-        axes: letters of the images' dimensions, of STCZYX. Default: what the file says.
+        noisy: noisy images.
+        clean: ground truth, one frame for all noisy frames or one for each. Default: none.
+        out: folder for evaluation.csv, .md, .npz (images of the first frame) and .png, checks.csv (by
+            brightness), and psnr_against_time.svg with ground truth or residuals.png without. Default: the
+            folder of the run.
+        device: "cpu", "cuda", "cuda:1", "mps". Default: the best device of this machine.
+        precision: "auto" (bf16 if the hardware has it), "bf16" or "fp32".
+        axes: letters of the images' dimensions, of STCZYX. Default: those of the file.
         draws: numbers of draws to average.
-        frames: number of noisy frames to use, spread evenly. Default: all.
-        perceptual: LPIPS too; its network must be there or be downloaded.
-        trust: your modules whose classes the run's files may name, and so have imported. Default: none.
+        frames: number of evenly spread noisy frames to use. Default: all.
+        perceptual: whether to compute LPIPS too, whose network is downloaded if it is missing.
+        trust: your modules whose classes the run may name; they are imported. Default: none.
     """
     draws = list(draws)
     check_limits(locals(), draws=COUNT)
@@ -126,14 +127,14 @@ def _write(
 
         for svg, _ in psnr_against_time(rows):
             write_text(out / "psnr_against_time.svg", svg)
-    elif INPUT in images:  # else nothing is left of it that could be compared
+    elif INPUT in images:  # otherwise there is nothing to compare
         others = (INPUT, *(name for name in images if name.startswith("student ")))
-        shown = {name: torch.from_numpy(v)[None] for name, v in images.items() if name not in others}
-        residual_picture(out / "residuals.png", noisy, shown, noise_model)
+        estimates = {name: torch.from_numpy(v)[None] for name, v in images.items() if name not in others}
+        residual_picture(out / "residuals.png", noisy, estimates, noise_model)
 
 
 def _titled(images: dict[str, np.ndarray], rows: list[Row]) -> dict[str, np.ndarray]:
-    """Images with their PSNR, of all frames, as titles."""
+    """The images by titles with their PSNR over all frames."""
     scores = {row["image"]: row.get("psnr_mean") for row in rows}
     return {
         name + (f"\n{scores[name]:.2f} dB" if scores.get(name) is not None else ""): image
@@ -148,15 +149,15 @@ def evaluate_all(
     out: str | Path,
     **options: Any,
 ) -> list[Row]:
-    """`evaluate` of every run on every (noisy, clean), into a folder each, and table1.md and .csv."""
+    """Evaluates every run on every (noisy, clean) into a folder, and writes table1.md and table1.csv."""
     check_limits({"out": out})
     out, rows = check_folder(out), []
     data = [(as_stack(noisy, options.get("axes")), clean) for noisy, clean in data]
     names = distinct([Path(noisy.name).stem for noisy, _ in data])
     for run, label in zip(runs, distinct([Path(run).name for run in runs]), strict=True):
         for (noisy, clean), name in zip(data, names, strict=True):
-            found = evaluate(run, noisy, clean, out / label / name, **options)
-            rows += [row | {"data": name, "run": label} for row in found]
+            result = evaluate(run, noisy, clean, out / label / name, **options)
+            rows += [row | {"data": name, "run": label} for row in result]
     write_csv(out / "table1.csv", rows)
     if all(clean is not None for _, clean in data):
         write_text(out / "table1.md", table1(rows) + "\n")

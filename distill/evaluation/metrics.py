@@ -1,4 +1,4 @@
-"""How far an image is from its ground truth; images (C, H, W) in raw counts."""
+"""Metrics of images (C, H, W) in raw counts against their ground truth."""
 
 from collections.abc import Callable
 
@@ -8,20 +8,20 @@ from torch.nn import functional as F
 
 from losses import LPIPS
 
-SSIM_WINDOW, SSIM_SIGMA = 11, 1.5  # px: a Gaussian, and where it is cut
+SSIM_WINDOW, SSIM_SIGMA = 11, 1.5  # px; width at which the Gaussian window is cut, and its std
 
 
 def psnr(image: Tensor, clean: Tensor) -> float:
-    """20 log10 R - 10 log10 MSE in dB, where R = max(clean) - min(clean); nothing is rescaled."""
+    """PSNR, 20 log10 R - 10 log10 MSE in dB, with R = max(clean) - min(clean), without rescaling."""
     error = (image.double() - clean.double()).square().mean()
     span = clean.max().double() - clean.min().double()
     return float(20 * torch.log10(span) - 10 * torch.log10(error))
 
 
 def ssim(image: Tensor, clean: Tensor) -> float:
-    """Structural similarity (Wang et al. 2004: Gaussian window of 1.5 px) with PSNR's range.
+    """Structural similarity (Wang et al. 2004, with a Gaussian window of 1.5 px) with the range of PSNR.
 
-    NaN for images of less than 11 pixels on a side.
+    It is NaN for images with a side of less than 11 pixels.
     """
     if min(clean.shape[-2:]) < SSIM_WINDOW:
         return float("nan")
@@ -31,7 +31,7 @@ def ssim(image: Tensor, clean: Tensor) -> float:
     window = window / window.sum()
 
     def local(values: Tensor) -> Tensor:
-        """Means under the window, where it lies inside the image."""
+        """Means over the window, at positions where it lies inside the image."""
         return F.conv2d(F.conv2d(values[:, None], window[None, None, :, None]), window[None, None, None])
 
     mean_x, mean_y = local(x), local(y)
@@ -44,7 +44,7 @@ def ssim(image: Tensor, clean: Tensor) -> float:
 
 
 def lpips(net: str = "alex", weights: str | None = None) -> Callable[[Tensor, Tensor], float]:
-    """LPIPS (lower is better); the 0.1 and 99.9 percentiles of the ground truth are -1 and 1."""
+    """LPIPS (lower is better), with the 0.1 and 99.9 percentiles of the ground truth at -1 and 1."""
     distance = LPIPS(net, weights)
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Noisy frames with their ground truth."""
+"""Pairs of noisy frames and their ground truth."""
 
 from collections.abc import Sequence
 from typing import overload
@@ -17,7 +17,7 @@ Pairs = Sequence[tuple[Tensor, Tensor | None]]
 
 
 class _Frames(Sequence[tuple[Tensor, Tensor | None]]):
-    """Reads a pair when it is asked for, so that memory holds one, however many there are."""
+    """Pairs that are read when they are indexed, so that memory holds only one of them."""
 
     def __init__(self, noisy: Stack, clean: Stack | None, frames: int | None) -> None:
         self._noisy, self._clean = noisy, clean
@@ -34,7 +34,7 @@ class _Frames(Sequence[tuple[Tensor, Tensor | None]]):
 
 
 def _read(stack: Stack, frame: int) -> Tensor:
-    """(C, H, W) float32, in raw counts."""
+    """One frame (C, H, W) as float32 in raw counts."""
     return torch.from_numpy(as_float32(stack.frames[frame], stack.name))
 
 
@@ -65,13 +65,13 @@ def paired(
     frames: int | None = None,
     denoiser: DirectDenoiser | None = None,
 ) -> Pairs:
-    """(noisy, clean) of each frame, or of `frames` of them, spread evenly; each (C, H, W) float32, and read
-    when it is asked for.
+    """Pairs (noisy, clean) of frames (C, H, W) as float32, which are read when they are indexed.
 
-    denoiser: whose outputs are to be compared, where they may differ from the noisy images in shape.
+    Raises UserError for noisy frames that are not finite, and for a truth of another shape. Pixels of clean
+    frames that are not finite have no truth.
 
-    Raises UserError for noisy frames that are not finite (where the clean ones are not, there is no truth),
-    and for a truth of another shape.
+    frames: number of evenly spread frames. Default: all. denoiser: network whose outputs are compared, if
+    they may differ from the noisy images in shape.
     """
     noisy_stack = in_context(as_stack(noisy, axes), denoiser and denoiser.context)
     n_noisy = len(noisy_stack.frames)
@@ -80,10 +80,10 @@ def paired(
         return _Frames(noisy_stack, None, frames)
     clean_stack = as_stack(clean, axes)
     n_clean = len(clean_stack.frames)
-    wanted = tuple(noisy_stack.frames.shape)
-    wanted = denoiser.out_shape(wanted) if denoiser else wanted
-    if tuple(clean_stack.frames.shape[1:]) != wanted[1:] or n_clean not in (1, n_noisy):
-        same = "the same size" if wanted == noisy_stack.frames.shape else f"(C, Y, X) = {wanted[1:]}"
+    shape = tuple(noisy_stack.frames.shape)
+    shape = denoiser.out_shape(shape) if denoiser else shape
+    if tuple(clean_stack.frames.shape[1:]) != shape[1:] or n_clean not in (1, n_noisy):
+        same = "the same size" if shape == noisy_stack.frames.shape else f"(C, Y, X) = {shape[1:]}"
         raise UserError(
             f"clean: got frames {tuple(clean_stack.frames.shape)} for noisy {noisy_stack.frames.shape} "
             f"(N, C, Y, X); pass one frame, or as many, of {same}"

@@ -1,4 +1,4 @@
-"""What can be said without ground truth: does noisy - denoised look like noise, and like nothing else?"""
+"""Statistics without ground truth: whether noisy - denoised looks like noise, and like nothing else."""
 
 import torch
 from torch import Tensor
@@ -9,12 +9,13 @@ from samplers.noise import autocorrelation
 
 
 def residual_scores(noisy: Tensor, denoised: Tensor, noise_model: NoiseModel | None) -> Row:
-    """Std of noisy - denoised in raw counts, its correlation with the next pixel along x and y, and
-    the noise model's NLL of it in nats per pixel; (C, H, W) both.
+    """Statistics of the residual noisy - denoised of images (C, H, W).
 
-    Structure that was removed with the noise correlates, as does noise that is correlated itself.
-    expected_*: of noise that the model draws itself around `denoised`. A std or an NLL below it means
-    that noise was left in the image, or that the model is too wide; above, that structure is gone.
+    They are its std in raw counts, its correlation with the next pixel along x and y, and its NLL under the
+    noise model in nats per pixel. Structure that was removed with the noise is correlated, and so is
+    correlated noise. The keys expected_* are the values for noise that the model draws around `denoised`. A
+    smaller std or NLL means that noise was left in the image, or that the model is too wide; a larger one
+    means that structure was removed.
     """
     residual = noisy - denoised
     height, width = residual.shape[-2:]
@@ -29,7 +30,7 @@ def residual_scores(noisy: Tensor, denoised: Tensor, noise_model: NoiseModel | N
         return row
     row["nll"] = _nll(noise_model, noisy, denoised)
     if not any(isinstance(each, AutoregressiveNoise) for each in noise_model.modules()):
-        # that one draws pixel by pixel: minutes
+        # It draws pixel by pixel, which takes minutes.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             drawn = noise_model.sample(denoised[None])[0]

@@ -1,5 +1,7 @@
-"""Streams the draws of one image to a file, so memory does not grow with their number and an interrupted
-run keeps what it has."""
+"""Streams the draws of one image to a file.
+
+So memory does not grow with their number, and an interrupted run keeps the draws that it has made.
+"""
 
 import math
 import time
@@ -16,16 +18,20 @@ from samplers import PosteriorSampler
 from samplers.base import median
 from students.upscale import factors
 
-BAND_BYTES = 2**27  # of all draws, read at once for the median
-BLOCK = 16  # draws from one seed: samplers draw several at a time, and encode the image once for them
+BAND_BYTES = 2**27  # bytes of all draws that are read at once for the median
+BLOCK = 16  # draws from one seed, because samplers encode the image once for several draws
 
 
 class StoredDraws:
-    """Draws of `noisy` (1, C, H, W) by a sampler in eval mode, at most `total`, in the two files
-    `path`.json and .f32; those that are there count if they are of the same work. They are the same ones
-    however often they were stopped.
+    """Draws of one image by a sampler in eval mode, in the two files `path`.json and `path`.f32.
 
-    frame: number of the image, for the seed. work: a fingerprint of the sampler and the image.
+    Existing draws of the same work are used. Interruptions do not change the draws.
+
+    Args:
+        noisy: the image (1, C, H, W) in raw counts.
+        total: largest number of draws.
+        frame: index of the image, for the seed.
+        work: fingerprint of the sampler and the image.
     """
 
     def __init__(
@@ -34,13 +40,13 @@ class StoredDraws:
         self._state, self._pixels = Unfinished(path.with_suffix(".json"), work), path.with_suffix(".f32")
         self._sampler, self._noisy, self._total, self._frame = sampler, noisy, total, frame
         self._tile = fixed_tile(noisy.shape[-2:])
-        self._shape = sampler.draw_shape(noisy.shape)[1:]  # (C, H, W), of one draw
+        self._shape = sampler.draw_shape(noisy.shape)[1:]  # (C, H, W) of one draw
         self.seconds: list[float] = self._state.load() or []
         if len(self.seconds) * math.prod(self._shape) * 4 > _size(self._pixels):  # lost by a power failure
             self.seconds = []
 
     def take(self, n: int) -> tuple[Tensor, Tensor, Tensor, float]:
-        """Mean, median and variance of the first n draws, each (C, H, W), and the seconds they took."""
+        """(mean, median, variance, seconds) of the first n draws; the images are (C, H, W)."""
         while len(self.seconds) < n:
             self._draw_block()
         return *self._consensus(n), sum(self.seconds[:n])
@@ -63,7 +69,7 @@ class StoredDraws:
         self._state.save(self.seconds)
 
     def _room(self, done: int, count: int) -> np.memmap:
-        """On the disk for so many more draws, over what a stop may have left of them."""
+        """A memory map for `count` more draws, over the rest of draws that were interrupted."""
         size = 4 * math.prod(self._shape)
         with open(self._pixels, "r+b" if done else "wb") as file:
             file.truncate((done + count) * size)
@@ -71,7 +77,7 @@ class StoredDraws:
         return np.memmap(self._pixels, np.float32, "r+", done * size, (count, *self._shape))
 
     def _consensus(self, n: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(mean, median, unbiased variance: 0 of one draw), a band of rows at a time."""
+        """(mean, median, unbiased variance) of n draws, by bands of rows; the variance of one is 0."""
         draws = np.memmap(self._pixels, np.float32, "r", shape=(len(self.seconds), *self._shape))
         channels, height, width = self._shape
         rows = max(1, BAND_BYTES // (4 * n * channels * width))
@@ -80,8 +86,8 @@ class StoredDraws:
             band = torch.from_numpy(np.array(draws[:n, :, start : start + rows]))
             mean = band.mean(dim=0, dtype=torch.float64).float()
             bands.append((mean, median(band), (band - mean).square_().sum(dim=0) / max(1, n - 1)))
-        mean, middle, variance = (torch.cat(parts, dim=1) for parts in zip(*bands, strict=True))
-        return mean, middle, variance
+        mean, medians, variance = (torch.cat(parts, dim=1) for parts in zip(*bands, strict=True))
+        return mean, medians, variance
 
     def delete(self) -> None:
         self._pixels.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Tables of results: on screen, as CSV and as Markdown, and the paper's Table 1."""
+"""Tables of results on screen, as CSV and as Markdown, and the paper's Table 1."""
 
 import csv
 import math
@@ -30,26 +30,31 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
 
 
 def format_table(rows: Sequence[Row]) -> str:
-    """The rows in Markdown, aligned for the screen; columns without a number are left out."""
-    shown = [key for key in HEADINGS if any(_number(row.get(key), 0) for row in rows)]
-    headings = ["image", *(HEADINGS[key][0] for key in shown)]
-    lines = [[str(row["image"]), *(_number(row.get(key), HEADINGS[key][1]) for key in shown)] for row in rows]
+    """The rows as a Markdown table, aligned for the screen, without empty columns."""
+    columns = [key for key in HEADINGS if any(_number(row.get(key), 0) for row in rows)]
+    headings = ["image", *(HEADINGS[key][0] for key in columns)]
+    lines = [
+        [str(row["image"]), *(_number(row.get(key), HEADINGS[key][1]) for key in columns)] for row in rows
+    ]
     return markdown([headings, *lines])
 
 
-CAPTION1 = "PSNR in dB, of draws: of their mean (and median)"
+CAPTION1 = "PSNR in dB; for draws, of their mean (and median)"
 
 
 def table1(rows: Sequence[Row]) -> str:
-    """The paper's Table 1 in Markdown."""
+    """The paper's Table 1 as Markdown."""
     return f"{CAPTION1}\n\n{markdown(table1_cells(rows))}"
 
 
 def table1_cells(rows: Sequence[Row]) -> list[list[str]]:
-    """Headings, and a line for each data set and run: PSNR in dB of the mean (and of the median) of
-    n draws, and of the student. Rows need `data` and `run` beside their scores."""
+    """The headings of Table 1, and a line for each data set and run.
+
+    A line contains the PSNR in dB of the mean (and of the median) of n draws, and of the student. Rows need
+    `data` and `run` beside their scores.
+    """
     images = list(dict.fromkeys(str(row["image"]) for row in rows))
-    images.sort(key=lambda name: name.startswith("student"))  # stable: n draws come before
+    images.sort(key=lambda name: name.startswith("student"))  # the sort is stable: draws come before
     lines = [["data", "run", *images]]
     for data, run in dict.fromkeys((row["data"], row["run"]) for row in rows):
         own = {row["image"]: row for row in rows if (row["data"], row["run"]) == (data, run)}
@@ -58,7 +63,7 @@ def table1_cells(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
-    """Cells, headings first -> a Markdown table; all columns but the first to the right."""
+    """A Markdown table of cells, headings first; all columns but the first are aligned to the right."""
     widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(lines[0]))]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     aligned = []
@@ -69,7 +74,7 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
 
 
 def distinct(names: Sequence[str]) -> list[str]:
-    """Names that occur again get a number: a, b, a_2."""
+    """Appends a number to repeated names: a, b, a_2."""
     return [
         name if name not in names[:i] else f"{name}_{names[: i + 1].count(name)}"
         for i, name in enumerate(names)
@@ -84,5 +89,5 @@ def _score(row: Row | None) -> str:
 
 
 def _number(value: str | float | None, digits: int) -> str:
-    """Empty for none, or for a NaN."""
+    """The formatted number; empty for None and NaN."""
     return "" if value is None or math.isnan(float(value)) else f"{float(value):.{digits}f}"

@@ -1,4 +1,4 @@
-"""What an evaluation tells, in sentences for someone who has read no manual."""
+"""The result of an evaluation in sentences, for readers without a manual."""
 
 import csv
 from collections.abc import Sequence
@@ -9,19 +9,21 @@ from distill.evaluation.compare import INPUT
 from distill.evaluation.tables import Row
 from distill.evaluation.worth import worth
 
-CORRELATED = 0.1  # of neighbouring residuals, above which noise is not of single pixels, or took signal along
-SPREAD_OFF = 0.1  # of the residuals' std to the noise model's
+CORRELATED = 0.1  # correlation of neighbouring residuals from which on it is reported
+SPREAD_OFF = 0.1  # relative difference of the residuals' std from that of the noise model
 
 
 def summary(folder: Path) -> list[str]:
-    """The verdict on what `evaluate` left in a folder, the student's worth, advice, and what to do next."""
+    """The verdict on the results of `evaluate` in a folder, the student's worth, advice and next step."""
     rows, parts = read_table(folder / "evaluation.csv"), read_table(folder / "checks.csv")
     return [*filter(None, [verdict(rows), *worth(rows), *advice(parts), next_step(rows)])]
 
 
 def verdict(rows: Sequence[Row]) -> str:
-    """One sentence on the student: with ground truth on what it gains, else on its residuals. Empty for a run
-    without a student, and for one whose answer is of another size than the images."""
+    """One sentence on the student, about its gain with ground truth, otherwise about its residuals.
+
+    It is empty for a run without a student, and for a student whose answer has another size than the images.
+    """
     named = _by_name(rows)
     student = named.get("student", {})
     if "psnr_mean" in student:
@@ -93,7 +95,7 @@ STEPS["strong"] = STEPS["weak"] = "Next: fit the noise model to these images (di
 
 
 def read_table(table: Path) -> list[Row]:
-    """What `write_csv` wrote; empty cells are left out."""
+    """The rows of a file of `write_csv`, without empty cells."""
     with open(table, encoding="utf-8") as file:
         return [{k: _value(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
 

@@ -1,4 +1,4 @@
-"""How many draws the student is worth: that many have to be averaged for its error (paper, section 6)."""
+"""The number of draws that the student is worth, whose mean has the same error (paper, section 6)."""
 
 import re
 from collections.abc import Sequence
@@ -7,23 +7,23 @@ import numpy as np
 
 from distill.evaluation.tables import Row
 
-FAR = 10  # times the most draws that were averaged: beyond, the fit says no number
+FAR = 10  # largest extrapolation: this factor times the most draws that were averaged
 
 
 def worth(rows: Sequence[Row]) -> list[str]:
-    """One sentence, from a table's rows with ground truth, a student and two numbers of draws; else none.
+    """One sentence, if the rows of a table have ground truth, a student and two numbers of draws.
 
-    The error of the mean of n independent draws is MSE(n) = a + b / n: the sampler's own error, and the
-    draws' variance. Both are fitted to the rows, by least squares of relative errors.
+    The error of the mean of n independent draws is MSE(n) = a + b / n, with the sampler's own error a and the
+    draws' variance b. Both are fitted to the rows by least squares of relative errors.
     """
     errors = {str(row["image"]): 10 ** (-float(row["psnr_mean"]) / 10) for row in rows if "psnr_mean" in row}
     numbers = {name: re.fullmatch(r"(\d+) draws?", name) for name in errors}
-    of_draws = {int(found[1]): errors[name] for name, found in numbers.items() if found}
+    of_draws = {int(match[1]): errors[name] for name, match in numbers.items() if match}
     if "student" not in errors or len(of_draws) < 2 or not np.isfinite([*errors.values()]).all():
         return []
     n, mse = (np.array(each, float) for each in zip(*sorted(of_draws.items()), strict=True))
     (a, b), *_ = np.linalg.lstsq(np.stack([1 / mse, 1 / (n * mse)], axis=1), np.ones(len(n)), rcond=None)
-    if b <= 1e-6 * mse[0]:  # more draws do not help: they are all the same, or there are too few pixels
+    if b <= 1e-6 * mse[0]:  # more draws do not help: all are the same, or there are too few pixels
         return []
     return [f"The student is worth {_number(errors['student'], max(a, 0.0), b, int(n[-1]))}."]
 
