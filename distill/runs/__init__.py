@@ -1,1 +1,1 @@
-"""Finished runs on disk: weights, and how to build the networks again."""
+"""Finished runs on disk: the weights, and descriptions from which the networks are rebuilt."""

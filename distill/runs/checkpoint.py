@@ -1,4 +1,4 @@
-"""Runs on disk: safetensors with JSON in the header, written whole or not at all, never pickle."""
+"""Runs on disk as safetensors with JSON in the header, written completely or not at all, never as pickle."""
 
 import json
 import logging
@@ -35,7 +35,7 @@ Kind = TypeVar("Kind", bound=nn.Module)
 
 
 def save_run(run: Run) -> None:
-    """Both networks into the run's folder."""
+    """Writes both networks to the folder of the run."""
     save_sampler(run.path / "sampler.safetensors", run.sampler)
     save_denoiser(run.path / "student.safetensors", run.denoiser)
 
@@ -50,7 +50,7 @@ def save_denoiser(path: Path, denoiser: DirectDenoiser) -> None:
         "backbone": describe(denoiser.backbone),
         "loss": describe(denoiser.loss),
         "channels": len(denoiser.mean),
-        # for those who only look: to build a network may need the code of others
+        # For `distill info`, because building a network may need the code of others.
         "outputs": list(denoiser.loss.outputs),
         "parameters": sum(p.numel() for p in denoiser.backbone.parameters()),
     }
@@ -61,16 +61,18 @@ def save_denoiser(path: Path, denoiser: DirectDenoiser) -> None:
     save(path, denoiser.state_dict(), header)
 
 
-_OUTPUT = ("out_channels", "scale", "out_names")  # in a header, where outputs are not like the images
+_OUTPUT = ("out_channels", "scale", "out_names")  # in a header if outputs differ from the images
 
 
 def load_sampler(
     run: AnyRun, sampler: PosteriorSampler | None = None, *, trust: Trust = ()
 ) -> PosteriorSampler:
-    """The trained sampler of a run (its folder, its file or the Run), in eval mode; one in hand is itself.
+    """Loads the trained sampler of a run, in eval mode.
 
-    sampler: an object of the same architecture, for one that the file cannot describe.
-    trust: your modules whose classes the file may name, and so have imported. Default: none.
+    Args:
+        run: folder of a run, its sampler file, or a Run. A sampler is returned as it is.
+        sampler: sampler of the same architecture, for one that the file cannot describe.
+        trust: your modules whose classes the file may name; they are imported. Default: none.
     """
     if isinstance(run, Run | PosteriorSampler):
         return (run.sampler if isinstance(run, Run) else run).eval()
@@ -83,17 +85,19 @@ def load_sampler(
 
 
 def load_denoiser(run: AnyRun, backbone: nn.Module | None = None, *, trust: Trust = ()) -> DirectDenoiser:
-    """The trained student of a run (its folder, its file or the Run), in eval mode; one in hand is itself.
+    """Loads the trained student of a run, in eval mode.
 
-    backbone: an object of the same architecture, for one that the file cannot describe.
-    trust: your modules whose classes the file may name, and so have imported. Default: none.
+    Args:
+        run: folder of a run, its student file, or a Run. A denoiser is returned as it is.
+        backbone: network of the same architecture, for one that the file cannot describe.
+        trust: your modules whose classes the file may name; they are imported. Default: none.
     """
     if isinstance(run, Run | DirectDenoiser):
         return (run.denoiser if isinstance(run, Run) else run).eval()
     path = _file(run, "student.safetensors")
     if not has_student(run):
         raise UserError(
-            f"{run}: holds a sampler and no student; pass --draws 100 to average draws, or train one: "
+            f"{run}: contains a sampler and no student; pass --draws 100 to average draws, or train one: "
             f"distill train IMAGES --from {run} --steps 0 --refine_steps 2000 --out ANOTHER"
         )
     tensors, header = load(path, STUDENT_HEADER)
@@ -101,7 +105,7 @@ def load_denoiser(run: AnyRun, backbone: nn.Module | None = None, *, trust: Trus
     loss = _described(path, header, "loss", Loss, trust, tensors)
     channels = header["channels"]
     if "mean" not in tensors or tensors["mean"].shape != (channels, 1, 1):
-        raise UserError(f"{path}: holds no mean of {channels} channels; pass another file, or retrain it")
+        raise UserError(f"{path}: contains no mean of {channels} channels; pass another file, or retrain it")
     denoiser = _denoiser(path, backbone, loss, header)
     load_state(path, denoiser, tensors)
     denoiser.spread.mul_(_calibrated(path.with_name(CALIBRATION), digest(tensors, header)))
@@ -122,23 +126,23 @@ def _denoiser(path: Path, backbone: nn.Module, loss: Loss, header: dict[str, Any
 
 
 def _context(path: Path, header: dict[str, Any]) -> str | None:
-    """Which neighbouring planes a network sees, such as "T2". Errors: anything that is none."""
+    """The context of a network, such as "T2". UserError if the header's value is not valid."""
     context = header.get("context")
     if not isinstance(context, str | None):
-        raise UserError(f"{path}: its header tells no context ({context}); pass another file, or retrain it")
+        raise UserError(f"{path}: its header has an invalid context ({context}); pass another, or retrain it")
     plane_count(context)
     return context
 
 
 def has_student(run: AnyRun) -> bool:
-    """Whether one is to be expected: an HDN that others trained makes a run of a sampler alone."""
+    """Whether a run should have a student; an imported HDN makes a run of a sampler alone."""
     if isinstance(run, nn.Module | Run) or not Path(run).is_dir():
         return True
     return not (Path(run) / "sampler.safetensors").exists() or (Path(run) / "student.safetensors").exists()
 
 
 def _calibrated(path: Path, student: str) -> float:
-    """What `calibrate` found for the intervals of the student with this digest; 1 for any other."""
+    """The factor of `calibrate` for the student with this digest; 1 for any other student."""
     if not path.exists():
         return 1.0
     try:
@@ -147,7 +151,7 @@ def _calibrated(path: Path, student: str) -> float:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: damaged ({error}); delete it, and calibrate again") from None
     if factor is None:
-        log.warning("%s: of another student than the one beside it; calibrate again", path)
+        log.warning("%s: belongs to another student than the one beside it; calibrate again", path)
         return 1.0
     if not 0 < factor < math.inf:
         raise UserError(f"{path}: got factor {factor}, must be above 0 and finite; calibrate again")
@@ -161,15 +165,15 @@ def load_state(path: str | os.PathLike[str], module: nn.Module, tensors: dict[st
         first = str(error).splitlines()[1:2] or [str(error)]
         raise UserError(
             f"{path}: its weights are of another architecture than its {type(module).__name__} "
-            f"({first[0].strip()}); pass the network that they are of, or train it again"
+            f"({first[0].strip()}); pass the network that they belong to, or train it again"
         ) from None
 
 
 def load_weights(run: str | os.PathLike[str], sampler: PosteriorSampler, student: nn.Module) -> None:
-    """Copies the weights of a finished run into networks of the same architecture, for training on.
+    """Copies the weights of a finished run into networks of the same architecture, for further training.
 
-    Statistics of the images, and the noise model, are not taken over: they belong to the run's images.
-    A student that the run does not have keeps the weights that it has.
+    Statistics of the images and the noise model are not copied, because they belong to the images of the run.
+    If the run has no student, the student keeps its weights.
     """
     networks: dict[str, tuple[nn.Module, str]] = {"sampler.safetensors": (sampler, "")}
     if has_student(run):
@@ -184,14 +188,14 @@ def load_weights(run: str | os.PathLike[str], sampler: PosteriorSampler, student
         unfit = [k for k in weights if k not in own or own[k].shape != weights[k].shape]
         if unfit or [k for k, _ in network.named_parameters() if k not in stored]:
             raise UserError(
-                f"{path}: holds another {type(network).__name__} than the one to train ({len(unfit)} tensors "
+                f"{path}: has another {type(network).__name__} than the one to train ({len(unfit)} tensors "
                 "do not fit); pass networks with the arguments that `distill info` shows"
             )
         network.load_state_dict(weights, strict=False)
 
 
 def settings(header: dict[str, Any]) -> dict[str, Any]:
-    """What `train` was called with, by a checkpoint's header."""
+    """The arguments of `train`, from the header of a checkpoint."""
     found = header["settings"]
     if wrong := [name for name in _NUMBERS if not isinstance(found.get(name), int)]:
         raise UserError(f"a checkpoint's settings lack {', '.join(wrong)}; train anew, to another --out")
@@ -203,14 +207,14 @@ _OF_THE_IMAGES = ("mean", "std", "gain", "offset", "level")
 
 
 def name_of(run: str | os.PathLike[str] | nn.Module) -> str:
-    """What a message calls it."""
+    """The name of a run in messages."""
     return type(run).__name__ if isinstance(run, nn.Module) else str(run)
 
 
 def _file(run: AnyRun, name: str) -> Path:
     if isinstance(run, nn.Module):
         raise UserError(
-            f"{name_of(run)}: holds no {Path(name).stem}; pass what train returned, or its folder"
+            f"{name_of(run)}: contains no {Path(name).stem}; pass the result of train, or its folder"
         )
     return Path(run) / name if Path(run).is_dir() else Path(run)
 
@@ -219,7 +223,7 @@ def _described(
     path: Path, header: dict[str, Any], role: str, kind: type[Kind], trust: Trust, tensors: dict[str, Tensor]
 ) -> Kind:
     if header[role] is None:
-        raise UserError(f"{path}: holds no {role} that can be rebuilt by name; in Python, pass {role}=...")
+        raise UserError(f"{path}: contains no {role} that can be rebuilt by name; in Python, pass {role}=...")
     try:
         module = rebuild(header[role], trust, tensors)
     except UserError as error:

@@ -1,4 +1,4 @@
-"""What is in a run or an image, in a few lines."""
+"""Describes a run in a few lines."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from distill.runs.rebuild import is_description
 
 
 def describe_run(path: Path) -> str:
-    """By the headers of its files alone: nothing is built, so that any run may be looked at."""
+    """Describes a run by the headers of its files alone; no network is built, so any run is safe."""
     check_links(path)
     sampler = "none in this folder"
     if (path / "sampler.safetensors").exists():
@@ -46,8 +46,10 @@ def is_finished(run: Path) -> bool:
 
 
 def check_links(run: Path) -> None:
-    """UserError for a link in a run that leads out of it: what is shown, and may be sent to others, would be
-    another file of the user."""
+    """UserError if a run contains a link to a file outside of it.
+
+    Otherwise a report, which may be sent to others, could show another file of the user.
+    """
     inside = run.resolve()
     for path in run.rglob("*"):
         if path.is_symlink() and not path.resolve().is_relative_to(inside):

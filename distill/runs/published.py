@@ -1,7 +1,7 @@
-"""Published checkpoints of HDN, HDN3-6 and the Direct Denoiser as runs of ours, number for number.
+"""Imports published checkpoints of HDN, HDN3-6 and the Direct Denoiser as runs with identical weights.
 
-Read are the Lightning checkpoints of krulllab/DirectDenoiser (.ckpt: a sampler, mostly with its student) and
-the whole networks that juglab/HDN saves (_vae.net: a sampler alone).
+The formats are the Lightning checkpoints of krulllab/DirectDenoiser (.ckpt, with a sampler and mostly a
+student) and the whole networks that juglab/HDN saves (_vae.net, with a sampler alone).
 """
 
 import math
@@ -34,24 +34,25 @@ def import_published(
     *,
     noise_model: str | os.PathLike[str] | None = None,
 ) -> Path:
-    """Writes the run -> its folder; `predict`, `evaluate` and `train(init=...)` take it like any other.
+    """Writes a checkpoint as a run and returns its folder, for `predict`, `evaluate` and `train(init=...)`.
 
-    None of the code that wrote the checkpoint is needed, and none in it is run. The networks answer what the
-    published ones answer in eval mode, with deactivated levels at their mean, as `predict` has them there.
+    The code that wrote the checkpoint is not needed, and no code in the checkpoint is run. The networks give
+    the results of the published networks in eval mode, with deactivated levels at their mean, as the
+    published prediction does.
 
     Args:
-        checkpoint: a .ckpt of the Direct Denoiser, or an HDN's _vae.net.
-        out: folder of the run, without one yet. An HDN alone makes a run without a student.
-        noise_model: .npz of the noise model, for a checkpoint that holds none or one of another kind.
+        checkpoint: a .ckpt of the Direct Denoiser, or a _vae.net of HDN.
+        out: folder of the run, which must not contain a run yet. HDN alone makes a run without a student.
+        noise_model: .npz file of the noise model, for a checkpoint without one or with another kind.
 
     Raises:
-        UserError: for a file that is damaged, names code that is not published there, or holds another
-            network; nothing is written then.
+        UserError: if the file is damaged, names code that is not published there, or contains another
+            network. Nothing is written then.
     """
     check_limits({"checkpoint": checkpoint, "out": out, "noise_model": noise_model})
     path, out = Path(checkpoint), check_folder(out, 0)
     if there := [name for name in ("sampler.safetensors", "student.safetensors") if (out / name).exists()]:
-        raise UserError(f"{out}: holds {' and '.join(there)} already; pass another folder")
+        raise UserError(f"{out}: contains {' and '.join(there)} already; pass another folder")
     try:
         sampler, denoiser = _networks(load_without_code(path, MODULES), noise_model)
     except UserError as error:
@@ -60,21 +61,21 @@ def import_published(
     check_folder(out, 3.0 * size)
     out.mkdir(parents=True, exist_ok=True)
     save_sampler(out / "sampler.safetensors", sampler)
-    if denoiser is not None:  # last: where it is, the run is whole
+    if denoiser is not None:  # last, because with it the run is complete
         save_denoiser(out / "student.safetensors", denoiser)
     return out
 
 
 def _networks(held: Any, noise_file: str | os.PathLike[str] | None) -> tuple[HDN, DirectDenoiser | None]:
-    if isinstance(held, Stub):  # an HDN as torch.save(model) wrote it
+    if isinstance(held, Stub):  # an HDN written by torch.save(model)
         tensors = {f"vae.{name}": value for name, value in held.tensors()}
         held = {"state_dict": tensors, "hyper_parameters": {"vae": held}}
     tensors, options = (_entry(held, key) for key in ("state_dict", "hyper_parameters"))
     vae, unet = options.get("vae"), options.get("direct_denoiser")
     if not isinstance(vae, Stub):
         raise UserError(
-            "holds no 'vae' in its hyper_parameters, which would tell the levels that are deactivated; pass "
-            "a checkpoint that the published training wrote"
+            "contains no 'vae' in its hyper_parameters, which names the deactivated levels; pass "
+            "a checkpoint of the published training"
         )
     check_tensors(tensors)
     mean, std = (_number(options.get(name, vae.get(name)), name) for name in ("data_mean", "data_std"))
@@ -92,12 +93,12 @@ def _networks(held: Any, noise_file: str | os.PathLike[str] | None) -> tuple[HDN
 def _entry(held: Any, key: str) -> Mapping[str, Any]:
     entry = held.get(key) if isinstance(held, dict) else None
     if not isinstance(entry, dict):
-        raise UserError(f"holds no {key}; pass a .ckpt of the Direct Denoiser, or the _vae.net of an HDN")
+        raise UserError(f"contains no {key}; pass a .ckpt of the Direct Denoiser, or the _vae.net of an HDN")
     return entry
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Without the noise models, which are registered twice."""
+    """The tensors under a prefix, without the noise models, which are registered twice."""
     return {
         name.removeprefix(prefix): value
         for name, value in tensors.items()
@@ -135,15 +136,15 @@ def _sampler(vae: Stub, weights: dict[str, Tensor], noise_model: NoiseModel | No
 
 
 def _check_activation(vae: Stub) -> None:
-    """The one thing that neither names nor shapes of weights tell."""
+    """UserError if the activation is not ELU, which neither names nor shapes of the weights show."""
     first = vae.get("first_bottom_up")
     activation = type(first.get("1") if isinstance(first, Stub) else None).__name__
     if activation != "ELU":
-        raise UserError(f"its activation is {activation}; only ELU, the published one, can be taken over")
+        raise UserError(f"its activation is {activation}; only ELU, the published one, can be imported")
 
 
 def _active_levels(vae: Stub, levels: int) -> list[int]:
-    """Those that see the image, numbered from 1; the published code lists the others, from 0."""
+    """The levels that see the image, numbered from 1; the published code lists the others, from 0."""
     blind = vae.get("use_uncond_mode_at")
     if not isinstance(blind, list | tuple) or not all(isinstance(level, int) for level in blind):
         raise UserError("its vae does not say which levels are deactivated (use_uncond_mode_at)")
@@ -169,7 +170,7 @@ def _denoiser(unet: Any, weights: dict[str, Tensor], mean: float, std: float) ->
 
 
 def _noise_model(vae: Stub, options: Mapping[str, Any]) -> NoiseModel | None:
-    """The mixture in the network, or a Gaussian of the std that it was trained with; None without either."""
+    """The mixture in the network, or a Gaussian with the std of the training; None without either."""
     stub, gaussian_std = vae.get("noiseModel"), options.get("gaussian_noise_std")
     if stub is None:
         return None if gaussian_std is None else GaussianNoise(_number(gaussian_std, "gaussian_noise_std"))
@@ -177,8 +178,8 @@ def _noise_model(vae: Stub, options: Mapping[str, Any]) -> NoiseModel | None:
     weight, *numbers = (stub.get(name) if isinstance(stub, Stub) else None for name in names)
     if not isinstance(weight, Tensor) or type(stub).__name__ != "GaussianMixtureNoiseModel":
         raise UserError(
-            f"its noise model is a {type(stub).__name__}, only a GaussianMixtureNoiseModel can be taken "
-            "over; pass the .npz that it was made from (--noise_model FILE)"
+            f"its noise model is a {type(stub).__name__}, only a GaussianMixtureNoiseModel can be "
+            "imported; pass the .npz that it was made from (--noise_model FILE)"
         )
     check_tensors({"noiseModel.weight": weight})
     values = [_number(value, name) for value, name in zip(numbers, names[1:], strict=True)]
@@ -187,18 +188,18 @@ def _noise_model(vae: Stub, options: Mapping[str, Any]) -> NoiseModel | None:
 
 
 def _count(weights: Mapping[str, Tensor], name: str) -> int:
-    """How many there are, numbered from 0."""
+    """Number of entries with this name, which are numbered from 0."""
     return next(i for i in range(len(weights) + 1) if name.format(i) not in weights)
 
 
 def _shape(weights: Mapping[str, Tensor], name: str, dimensions: int) -> tuple[int, ...]:
     if name not in weights or weights[name].ndim != dimensions:
-        raise UserError(f"holds no {name} of {dimensions} dimensions; it is of another network")
+        raise UserError(f"contains no {name} of {dimensions} dimensions; it is of another network")
     return tuple(weights[name].shape)
 
 
 def _fill(network: nn.Module, weights: Mapping[str, Tensor], names: Mapping[str, str], what: str) -> None:
-    """Copies all weights; UserError for the first that is missing, unknown or of another shape."""
+    """Copies all weights. UserError for the first that is missing, unknown or of another shape."""
     own, left, wrong = network.state_dict(), dict(weights), ""
     for name, place in names.items():
         for theirs in [key for key in left if key == name or key.startswith(f"{name}.")]:
@@ -218,7 +219,7 @@ def _fill(network: nn.Module, weights: Mapping[str, Tensor], names: Mapping[str,
 
 
 def vae_names(levels: int, blocks: int) -> dict[str, str]:
-    """Prefixes of the published ladder VAE: those of ours."""
+    """Prefixes of the published ladder VAE -> prefixes of LadderVAE."""
     names = {"first_bottom_up.0": "stem.0", "first_bottom_up.2.res": "stem.2"}
     for i in range(levels):
         up, down, ours = f"bottom_up_layers.{i}.net", f"top_down_layers.{i}", f"top_down.{i}"
@@ -237,7 +238,7 @@ def vae_names(levels: int, blocks: int) -> dict[str, str]:
 
 
 def unet_names(depth: int) -> dict[str, str]:
-    """Prefixes of the published U-Net: those of ours, whose decoders are numbered from the finest."""
+    """Prefixes of the published U-Net -> prefixes of UNet, whose decoders are numbered from the finest."""
     names = {"in_conv.block.0": "stem.0", "out_block.1.block.0": "head.1"}
     for i in range(depth):
         ours = depth - 1 - i

@@ -1,4 +1,4 @@
-"""Networks as their class and constructor arguments, and back."""
+"""Describes networks by their class and constructor arguments, and rebuilds them."""
 
 import importlib
 import inspect
@@ -18,13 +18,13 @@ from distill.denoiser import DirectDenoiser
 from distill.errors import UserError, checks_of
 from samplers import NoiseModel
 
-LARGEST = 10**6  # of a network's whole-numbered arguments; constructors count up to some of them
+LARGEST = 10**6  # largest whole-numbered argument of a network; constructors loop over some of them
 
 
 def describe(module: nn.Module) -> dict[str, Any] | None:
-    """A module's class and constructor arguments, read from attributes of the same names.
+    """The class and constructor arguments of a module, read from attributes of the same names.
 
-    None where that is not possible: an argument that is not kept or is not plain data.
+    Returns None if an argument is not an attribute or not plain data.
     """
     kind, arguments = type(module), {}
     takes_nothing = kind.__init__ is nn.Module.__init__
@@ -40,7 +40,7 @@ def describe(module: nn.Module) -> dict[str, Any] | None:
 
 
 def _plain(value: Any) -> Any:
-    """An argument as JSON has it; TypeError for a module that cannot be described."""
+    """An argument in the terms of JSON. TypeError for a module that cannot be described."""
     if isinstance(value, nn.ModuleList | list | tuple):
         return [_plain(each) for each in value]
     if isinstance(value, nn.Module):
@@ -53,12 +53,13 @@ def _plain(value: Any) -> Any:
 def rebuild(
     description: Any, trust: str | Sequence[str] = (), weights: Mapping[str, Tensor] | None = None
 ) -> nn.Module:
-    """The module that `describe` described, with fresh weights.
+    """Builds the module of a description by `describe`, with fresh weights.
 
-    A file may name our own classes only, since to import any other runs whatever code is there.
+    A file may name only classes of this package, because importing any other module runs its code.
 
-    trust: further modules or packages whose classes it may name.
-    weights: those in the file; a network that is far larger is refused before it is made.
+    Args:
+        trust: further modules or packages whose classes the file may name.
+        weights: weights in the file; a far larger network is refused before it is built.
     """
     check(description, trust)
     with _not_far_beyond(weights) if weights is not None else nullcontext():
@@ -67,8 +68,11 @@ def rebuild(
 
 @contextmanager
 def _not_far_beyond(weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """Stops a constructor that makes far more parameters than there are: a header can ask for any number and
-    size. Some are dropped while an encoder is built, hence the room."""
+    """Stops a constructor that makes far more parameters than there are weights.
+
+    A header can ask for any number and size. The limit is generous, because some parameters of an encoder are
+    dropped when it is built.
+    """
     tensors, elements = 20 * len(weights) + 1000, 20 * sum(v.numel() for v in weights.values()) + 10**8
 
     def count(module: nn.Module, name: str, parameter: Tensor | None) -> None:
@@ -85,8 +89,10 @@ def _not_far_beyond(weights: Mapping[str, Tensor]) -> Iterator[None]:
 
 
 def check(description: Any, trust: str | Sequence[str] = ()) -> None:
-    """UserError for a class that is neither ours nor trusted, in the description or its arguments, before
-    anything is imported."""
+    """UserError for a class that is neither of this package nor trusted, before anything is imported.
+
+    This includes the classes in arguments of a description.
+    """
     _check(description, (trust,) if isinstance(trust, str) else tuple(trust))
 
 
@@ -97,18 +103,18 @@ def _check(description: Any, trust: tuple[str, ...]) -> None:
     if name not in _ours() and not any(name.startswith(f"{module}.") for module in trust):
         mine = name.partition(".")[0]
         raise UserError(
-            f"names the class {name}, code that is not ours and would be run; if you trust it, pass "
+            f"names the class {name}, foreign code that would be run; if you trust it, pass "
             f'--trust {mine} on the command line or trust=["{mine}"] in Python'
         )
     large = [v for v in description["arguments"].values() if isinstance(v, int) and abs(v) > LARGEST]
-    if large and not issubclass(_ours().get(name, nn.Module), NoiseModel):  # whose numbers are counts
+    if large and not issubclass(_ours().get(name, nn.Module), NoiseModel):  # a noise model's are counts
         raise UserError(f"{name}: got {large[0]}, no size of a network")
     for value in _nested(list(description["arguments"].values())):
         _check(value, trust)
 
 
 def _nested(value: Any) -> Iterator[dict[str, Any]]:
-    """The descriptions in an argument."""
+    """Yields the descriptions in an argument."""
     if isinstance(value, list):
         for each in value:
             yield from _nested(each)
@@ -117,7 +123,7 @@ def _nested(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def is_description(value: Any) -> bool:
-    """Whether `describe` can have written it."""
+    """Whether a value has the form of a description by `describe`."""
     has_both = isinstance(value, dict) and value.keys() == {"class", "arguments"}
     return has_both and isinstance(value["class"], str) and isinstance(value["arguments"], dict)
 
@@ -138,28 +144,30 @@ def _name(kind: type) -> str:
 def _build(description: dict[str, Any]) -> nn.Module:
     name, kind = description["class"], class_of(description)
     arguments = {k: _argument(v) for k, v in description["arguments"].items()}
-    for file in files_of(kind) & arguments.keys():  # of fresh weights, while the run has the trained ones
+    for file in files_of(kind) & arguments.keys():  # files of initial weights; the run has the trained ones
         if not isinstance(arguments[file], nn.Module):
             arguments[file] = None
     try:
-        with checks_of():  # a constructor's own, as for a library that is missing
+        with checks_of():  # errors of the constructor itself, such as a missing library
             return kind(**arguments)
     except UserError:
         raise
-    except Exception as error:  # written by a version whose constructor took other arguments, or by anybody
+    except Exception as error:  # the file may be of another version, or of anybody
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{name}: cannot be built ({reason}); use the version that trained it") from error
 
 
 def class_of(description: dict[str, Any]) -> type[nn.Module]:
-    """Of a description that `check` has passed: else whatever it names would be imported."""
+    """The class of a description. Call `check` before; otherwise any module that it names is imported."""
     name = description["class"]
     return _ours().get(name) or _imported(name)
 
 
 def files_of(kind: type[nn.Module]) -> set[str]:
-    """The constructor's arguments that may name files or URLs: a class lists them as `files`. A description
-    must not make us open any."""
+    """The constructor arguments that may name files or URLs, which a class lists as `files`.
+
+    They are never taken from a description.
+    """
     return set(getattr(kind, "files", ()))
 
 
@@ -167,8 +175,8 @@ def _imported(name: str) -> type[nn.Module]:
     path, _, attribute = name.rpartition(".")
     try:
         kind = getattr(importlib.import_module(path), attribute)
-    except (Exception, SystemExit) as error:  # whatever that module raises
-        raise UserError(f"{name}: cannot be imported ({error!r}); install it, or mend it") from error
+    except (Exception, SystemExit) as error:  # the module may raise any error
+        raise UserError(f"{name}: cannot be imported ({error!r}); install or correct it") from error
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
         raise UserError(f"{name}: not an nn.Module; is this file trustworthy?")
     return kind

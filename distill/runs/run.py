@@ -1,4 +1,4 @@
-"""What a training leaves in memory; on disk, the same is its folder."""
+"""The result of a training in memory; on disk it is the folder of the run."""
 
 import os
 from dataclasses import dataclass, field
@@ -10,10 +10,10 @@ from samplers import PosteriorSampler
 
 @dataclass
 class Run(os.PathLike[str]):
-    """A finished training: its folder, the sampler in eval mode, the student that users keep.
+    """A finished training, with its folder, the sampler in eval mode, and the final student.
 
-    It goes wherever a folder of a run goes, with the networks that it holds: also those that a
-    folder cannot rebuild by name.
+    It is accepted everywhere in place of the folder of a run. Its networks are then used as they are, also
+    those that cannot be rebuilt by name from the folder.
     """
 
     path: Path

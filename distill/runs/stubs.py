@@ -1,4 +1,4 @@
-"""Pickled checkpoints of other programs, read without their code: what they name is never imported."""
+"""Reads pickled checkpoints of other programs without importing or running any code that they name."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,11 +12,11 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 from distill.errors import UserError, out_of_memory
 from distill.files import check_readable
 
-DEEPEST = 20  # modules in each other; published ones have 8
+DEEPEST = 20  # largest depth of nested modules; published networks have 8
 
 
 class Stub:
-    """An object of a class that is not imported: its state, and nothing that it could do."""
+    """Stands for an object of a class that is not imported; it has the object's state, but no code."""
 
     def __new__(cls, *arguments: Any, **_: Any) -> "Stub":
         stub = object.__new__(cls)
@@ -30,12 +30,12 @@ class Stub:
         self.__dict__.update(state if isinstance(state, dict) else {"state": state})
 
     def get(self, name: str, default: Any = None) -> Any:
-        """An attribute, or a parameter, buffer or module of that name, as nn.Module keeps them."""
+        """An attribute, or a parameter, buffer or module of that name, as stored by nn.Module."""
         homes = [self.__dict__, *(self.__dict__.get(kind) for kind in _HOMES)]
         return next((home[name] for home in homes if isinstance(home, dict) and name in home), default)
 
     def tensors(self, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
-        """What `state_dict` of the module would hold."""
+        """Yields the entries that `state_dict` of the module would have."""
         if depth > DEEPEST:
             raise UserError(f"modules are nested more than {DEEPEST} deep; is this file trustworthy?")
         for kind in _HOMES:
@@ -50,13 +50,13 @@ _HOMES = ("_parameters", "_buffers", "_modules")
 
 
 def load_without_code(path: str | os.PathLike[str], modules: Sequence[str]) -> Any:
-    """What `torch.save` wrote, with a Stub for every object of a class in these modules.
+    """Reads a file of `torch.save`, with a Stub for every object of a class in these modules.
 
-    torch's reader of pickles that calls nothing but what it is told: tensors and plain containers come by
-    themselves, numpy's scalars as Python numbers. A file that names anything else is refused, by one line
-    that says what, before any of it is read. Tensors are memory maps of the file.
+    It uses the restricted reader of torch (weights_only), which calls only permitted functions. Tensors and
+    plain containers are read as they are, numpy scalars as Python numbers. A file that names anything else is
+    refused, with that name in one line, before any of it is read. Tensors are memory maps of the file.
     """
-    path = check_readable(path, "pass a checkpoint that torch.save wrote (.ckpt)")
+    path = check_readable(path, "pass a checkpoint of torch.save (.ckpt)")
     try:
         names = get_unsafe_globals_in_checkpoint(path)
         _check(names, modules)
@@ -79,20 +79,20 @@ def _check(names: Sequence[str], modules: Sequence[str]) -> None:
     foreign = [name for name in sorted(names) if name not in _NUMPY and not name.startswith(known)]
     if foreign:
         raise UserError(
-            f"holds {foreign[0]}, which is none of the published classes and may run code; nothing was "
+            f"names {foreign[0]}, which is none of the published classes and may run code; nothing was "
             "loaded; pass a checkpoint of the published training, or ask who made it for the weights alone"
         )
 
 
 def _stand_in(name: str) -> Any:
-    """New classes for every file, so that none leaves anything in them for the next."""
+    """A new Stub class for a name; every file gets its own, so that no file affects the next."""
     if name in _SCALAR:
         return _scalar
     return type(name.rpartition(".")[2], (Stub,), {})
 
 
 def _scalar(dtype: Stub, data: bytes) -> Any:
-    """numpy pickles a number as its type, ("f8", ...) with the byte order in the state, and its bytes."""
+    """A number that numpy pickled as its type ("f8", ...), with the byte order in the state, and bytes."""
     return np.frombuffer(data, np.dtype(dtype.get("state")[1] + dtype.get("arguments")[0]))[0].item()
 
 
@@ -104,7 +104,7 @@ _NUMPY = {
 
 
 def check_tensors(tensors: Mapping[Any, Any]) -> None:
-    """UserError for a value of a state dict that is no tensor, or claims more numbers than the file has."""
+    """UserError for a value of a state dict that is no tensor, or larger than its data in the file."""
     for name, value in tensors.items():
         if not isinstance(name, str) or not isinstance(value, Tensor) or value.layout != torch.strided:
             raise UserError(f"{str(name)[:100]} in its state_dict is no tensor; pass another file")

@@ -1,4 +1,4 @@
-"""Tensors and a JSON header in one safetensors file, written whole or not at all, never pickle."""
+"""Tensors and a JSON header in one safetensors file, written completely or not at all, never as pickle."""
 
 import hashlib
 import json
@@ -15,12 +15,12 @@ from torch import Tensor
 from distill.errors import UserError, out_of_memory
 from distill.files import check_readable, whole_file
 
-DEEPEST = 50  # of lists and objects in each other in a header; ours have about 10
+DEEPEST = 50  # largest depth of nested lists and objects in a header; usually it is about 10
 Fields = Mapping[str, type | UnionType]
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], header: dict[str, Any]) -> None:
-    """`path` is always either the old file or the new one."""
+    """Writes the file; at any moment `path` is either the old file or the new one."""
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     metadata = {"header": json.dumps(header), "sha256": digest(tensors, header)}
     with whole_file(path) as part:
@@ -28,14 +28,16 @@ def save(path: Path, tensors: Mapping[str, Tensor], header: dict[str, Any]) -> N
 
 
 def load(path: Path, fields: Fields | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors, header) of a file that `save` wrote; UserError for damage, or a header without one of these
-    fields."""
+    """(tensors, header) of a file of `save`.
+
+    UserError if the file is damaged, or if its header lacks one of the fields.
+    """
     check_readable(path, "pass the folder of a run, or train one")
     try:
         with safetensors.safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except Exception as error:  # safetensors raises many kinds, as for a type that torch does not have
+    except Exception as error:  # safetensors raises errors of many kinds, such as for a type unknown to torch
         if out_of_memory(error):
             raise MemoryError(f"{path}: {error}") from error
         raise UserError(f"{path}: damaged or not a safetensors file ({error})") from None
@@ -48,8 +50,8 @@ def load(path: Path, fields: Fields | None = None) -> tuple[dict[str, Tensor], d
         )
     for name, kind in (fields or {}).items():
         value = header.get(name, ...)
-        if not isinstance(value, kind) or isinstance(value, bool):  # which Python takes for an int
-            raise UserError(f"{path}: its header lacks a sound '{name}'; pass another file, or retrain it")
+        if not isinstance(value, kind) or isinstance(value, bool):  # a bool is an int in Python
+            raise UserError(f"{path}: its header lacks a valid '{name}'; pass another file, or retrain it")
     return tensors, header
 
 
@@ -59,7 +61,7 @@ def _header(text: str, path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: damaged (its header is no JSON: {str(error)[:100]})") from None
     level: list[Any] = [header]
-    for _ in range(DEEPEST):  # else whoever descends into it would exceed Python's stack
+    for _ in range(DEEPEST):  # deeper nesting could exceed Python's stack
         level = [each for value in level for each in _inside(value)]
     if level or not isinstance(header, dict):
         raise UserError(f"{path}: damaged (its header is no JSON object, or nested too deeply)")
@@ -71,7 +73,7 @@ def _inside(value: Any) -> list[Any]:
 
 
 def digest(tensors: Mapping[str, Tensor], header: dict[str, Any]) -> str:
-    """sha256 of the header, and of the tensors' names, types, shapes and values."""
+    """SHA-256 of the header and of the names, types, shapes and values of the tensors."""
     sha256 = hashlib.sha256(json.dumps(header).encode())
     for name in sorted(tensors):
         tensor = tensors[name]

@@ -248,8 +248,8 @@ def test_training_goes_on_from_the_published_weights(theirs, tmp_path):
         (lambda c: c["state_dict"].update({"vae.first_bottom_up.0.weight": torch.zeros(1).expand(10**7, 1, 5,
          5)}), "more numbers than the file has"),
         (lambda c: c["state_dict"].pop("direct_denoiser.in_conv.block.0.weight"), "in_conv"),
-        (lambda c: c.pop("hyper_parameters"), "holds no hyper_parameters"),
-        (lambda c: c["hyper_parameters"].pop("vae"), "holds no 'vae'"),
+        (lambda c: c.pop("hyper_parameters"), "contains no hyper_parameters"),
+        (lambda c: c["hyper_parameters"].pop("vae"), "contains no 'vae'"),
         (lambda c: c["hyper_parameters"].update(data_std=0.0), "data_std is 0.0"),
         (lambda c: c["hyper_parameters"].update(data_mean="x"), "data_mean is x"),
         (lambda c: setattr(c["hyper_parameters"]["direct_denoiser"], "loss_fn", "L7"), "loss L7"),
@@ -271,7 +271,7 @@ def test_another_layout_is_one_line_and_nothing_is_written(change, message, thei
 def test_a_run_is_not_replaced(theirs, tmp_path):
     path = saved(theirs, held(theirs, *networks()), tmp_path / "a.ckpt")
     import_published(path, tmp_path / "run")
-    with pytest.raises(UserError, match=r"holds sampler.safetensors and student.safetensors already"):
+    with pytest.raises(UserError, match=r"contains sampler.safetensors and student.safetensors already"):
         import_published(path, tmp_path / "run")
 
 

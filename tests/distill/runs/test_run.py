@@ -72,7 +72,7 @@ def test_export_takes_a_student_in_hand(run, tmp_path):
 
 
 def test_the_wrong_network_is_named(run, noisy):
-    with pytest.raises(UserError, match="HDN: holds no student; pass what train returned"):
+    with pytest.raises(UserError, match="HDN: contains no student; pass the result of train"):
         distill.predict(run.sampler, noisy)
-    with pytest.raises(UserError, match="DirectDenoiser: holds no sampler"):
+    with pytest.raises(UserError, match="DirectDenoiser: contains no sampler"):
         distill.predict(run.denoiser, noisy, draws=3)

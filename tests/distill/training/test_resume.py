@@ -114,7 +114,7 @@ def test_a_second_training_in_the_same_folder_is_refused(noisy, tmp_path):
         messages.append(str(error.value))
 
     train(noisy, *networks(), out=tmp_path, steps=3, refine_steps=0, on_log=second, **QUICK)
-    assert len(messages) == 1 and "another distill train is at work there" in messages[0]
+    assert len(messages) == 1 and "another distill train is running there" in messages[0]
     assert [row["step"] for row in rows(tmp_path)] == [3]
 
 
@@ -136,7 +136,7 @@ def test_weights_that_do_not_fit_are_refused_before_anything_is_written(noisy, t
         (*networks(width=8), L2()),
         (networks()[0], UNet(out_channels=3, depth=2, filters=4), Quantiles()),
     ]:
-        with pytest.raises(UserError, match=r"holds another (HDN|UNet)"):
+        with pytest.raises(UserError, match=r"has another (HDN|UNet)"):
             train(noisy, sampler, student, loss, tmp_path / "b", init=tmp_path / "a", **QUICK)
     assert not (tmp_path / "b").exists()
 
