@@ -1,4 +1,4 @@
-"""The one exception that users are meant to read."""
+"""The exception whose message is written for users, and tests for errors of the machine."""
 
 import errno
 import linecache
@@ -10,12 +10,12 @@ from types import FrameType
 
 
 class UserError(ValueError):
-    """Bad input. The text says what, got, allowed, and what to do, in one line."""
+    """Invalid input. The message is one line: what is wrong, what was given, what is allowed, what to do."""
 
 
 @contextmanager
 def checks_of(name: str = "") -> Iterator[None]:
-    """What a sampler, a student or a loss itself finds wrong, a ValueError, is the user's to read."""
+    """Turns ValueErrors that a sampler, a student or a loss raises on purpose into UserErrors."""
     try:
         yield
     except UserError:
@@ -27,10 +27,12 @@ def checks_of(name: str = "") -> Iterator[None]:
 
 
 def _deliberate(error: ValueError) -> bool:
-    """Whether a `raise` outside this package, torch and numpy says so. Anything else, such as values
-    that cannot be unpacked, is a bug and shows its traceback."""
+    """Whether the error comes from a `raise` statement outside of this package, torch and numpy.
+
+    Anything else, such as values that cannot be unpacked, is a bug and shows its traceback.
+    """
     *_, (frame, line) = traceback.walk_tb(error.__traceback__)
-    text = linecache.getline(frame.f_code.co_filename, line)  # none where a sampler was typed in
+    text = linecache.getline(frame.f_code.co_filename, line)  # empty if the code was typed in
     return _package(frame) not in ("distill", "torch", "numpy") and (
         not text or text.lstrip().startswith("raise")
     )
@@ -43,7 +45,7 @@ _NO_MEMORY = re.compile(
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """However Python, numpy, torch or the system say it."""
+    """Whether an error of Python, numpy, torch or the system means that memory ran out."""
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:
         return True
     text = str(error) if isinstance(error, RuntimeError | ImportError | OSError) else ""
@@ -51,7 +53,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def of_the_machine(error: Exception) -> str:
-    """One line on what the machine refuses: memory, space, rights. Empty for anything else: a bug."""
+    """One line on a lack of memory, space or rights. Empty for any other error, which is a bug."""
     if out_of_memory(error):
         reason = (str(error).splitlines() or ["no more is given"])[0][:200]
         return f"out of memory ({reason}); pass a smaller tile, micro_batch or image, or end other programs"
@@ -62,7 +64,7 @@ def of_the_machine(error: Exception) -> str:
 
 
 def went_through(error: Exception, *packages: str) -> bool:
-    """Whether it comes out of one of these packages, or of what they called."""
+    """Whether an error was raised in one of these packages, or in code that they called."""
     return any(_package(frame) in packages for frame, _ in traceback.walk_tb(error.__traceback__))
 
 

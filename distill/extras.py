@@ -1,4 +1,4 @@
-"""Packages that only some users need."""
+"""Imports packages that only some users need."""
 
 import importlib
 from typing import Any
@@ -7,7 +7,7 @@ from distill.errors import UserError
 
 
 def extra(package: str, name: str, where: str) -> Any:
-    """The package, of the extra of this name; a UserError where it is not installed. where: what needs it."""
+    """Imports a package of an extra. UserError if it is not installed. where: the feature that needs it."""
     try:
         return importlib.import_module(package)
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and whether a path can be read or written, before the work."""
+"""Writes files completely or not at all, and checks paths before the work."""
 
 import json
 import os
@@ -12,15 +12,15 @@ from zlib import crc32
 
 from distill.errors import UserError
 
-LEAST_BYTES = 2**16  # that a disk must have left for any file
+LEAST_BYTES = 2**16  # free space that a disk must have for any file
 
 
 def check_readable(path: str | os.PathLike, advice: str) -> Path:
-    """The path of a file; a UserError for anything else. To read a pipe or a device might never end."""
+    """The path of a file. UserError for anything else, because reading a pipe or a device might never end."""
     path = Path(path)
     wrong = (
         "no such file"
-        if not os.path.exists(path)  # Path.exists raises an error for names that are too long
+        if not os.path.exists(path)  # Path.exists raises for names that are too long
         else "is a folder"
         if path.is_dir()
         else "is a pipe or a device"
@@ -37,7 +37,7 @@ def check_readable(path: str | os.PathLike, advice: str) -> Path:
 def check_file(
     path: str | os.PathLike, endings: tuple[str, ...], overwrite: bool = False, size: float = 0
 ) -> Path:
-    """The path, if a file of `size` bytes can be written there, else a UserError; to call before the work."""
+    """The path. UserError if no file of `size` bytes can be written there. Call it before the work."""
     path = Path(path)
     if not path.name.lower().endswith(endings):
         raise UserError(f"{path}: pass a name that ends in {' or '.join(endings)}")
@@ -51,8 +51,10 @@ def check_file(
 
 
 def check_folder(path: str | os.PathLike, size: float = 0) -> Path:
-    """The path of a folder that is there, or can be made, and that takes files of `size` bytes altogether; a
-    UserError otherwise. Call it before the work."""
+    """The path of a folder that exists or can be made.
+
+    UserError if it cannot, or if files of `size` bytes in total do not fit there. Call it before the work.
+    """
     path = Path(path)
     there = next(each for each in (path, *path.absolute().parents) if os.path.lexists(each))
     if not there.is_dir():
@@ -62,7 +64,7 @@ def check_folder(path: str | os.PathLike, size: float = 0) -> Path:
 
 
 def _try(path: Path, folder: Path, size: float) -> None:
-    """Whether the folder lets this path be made, and its disk has the space."""
+    """UserError if the path cannot be made in the folder, or if the disk does not have the space."""
     try:
         with suppress(FileNotFoundError):
             os.lstat(_part_of(path))  # a name may be too long
@@ -79,8 +81,10 @@ def _try(path: Path, folder: Path, size: float) -> None:
 
 
 def reserve(path: Path) -> None:
-    """Gives every byte of a sparse file its place on the disk: to write to a memory map of one without would
-    end the program when the disk is full."""
+    """Allocates every byte of a sparse file on the disk.
+
+    Otherwise a write to its memory map would end the program when the disk is full.
+    """
     try:
         with open(path, "rb+") as file:
             _reserve(file, os.fstat(file.fileno()).st_size)
@@ -98,12 +102,12 @@ def _reserve(file: BinaryIO, size: int) -> None:
 
 @contextmanager
 def whole_file(path: str | os.PathLike, synced: bool = True) -> Iterator[Path]:
-    """Yields a temporary path beside `path` to write to; it takes that name when the block ends well.
+    """Yields a temporary path beside `path`, which is renamed to `path` if the block ends without an error.
 
-    So `path` is at any moment the old file or the new one, also after a crash, and readable for those
-    whom the umask allows. Raises UserError if the disk or the rights forbid it, and for a symbolic link.
+    So `path` is at any moment either the old file or the new one, also after a crash. Its permissions follow
+    the umask. Raises UserError if it cannot be written, and for a symbolic link.
 
-    synced: wait for the disk, so that a power failure does not tear it either.
+    synced: whether to wait until the file is on the disk, so that it is complete even after a power failure.
     """
     path = Path(path)
     _refuse_link(path)
@@ -111,7 +115,7 @@ def whole_file(path: str | os.PathLike, synced: bool = True) -> Iterator[Path]:
     try:
         _remove_parts_of_the_dead(path)
         part.touch()
-        mode = part.stat().st_mode  # what the umask gives: some libraries make files for their owner alone
+        mode = part.stat().st_mode  # permissions by the umask: some libraries give the owner alone access
         yield part
         part.chmod(mode)
         if synced:
@@ -120,12 +124,12 @@ def whole_file(path: str | os.PathLike, synced: bool = True) -> Iterator[Path]:
     except OSError as error:
         raise _refused(path, error) from error
     finally:
-        with suppress(OSError):  # of a folder that cannot be written, nothing needs to be deleted
+        with suppress(OSError):  # in a folder that cannot be written, nothing has to be deleted
             part.unlink(missing_ok=True)
 
 
 def move_into_place(part: Path, path: Path) -> None:
-    """The file `part`, complete, becomes `path`; the disk has it then. UserError as of `whole_file`."""
+    """Renames the complete file `part` to `path`, and waits for the disk. Errors: see `whole_file`."""
     _refuse_link(path)
     try:
         sync(part)
@@ -135,14 +139,14 @@ def move_into_place(part: Path, path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Waits until the disk has what was written to the file."""
+    """Waits until the contents of the file are on the disk."""
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
 
 
 def _refuse_link(path: Path) -> None:
     if os.path.islink(path):
-        raise UserError(f"{path}: is a symbolic link; pass the name of what it leads to, or another")
+        raise UserError(f"{path}: is a symbolic link; pass the name of its target, or another")
 
 
 def _part_of(path: Path) -> Path:
@@ -154,7 +158,7 @@ def _refused(path: Path, error: OSError) -> UserError:
 
 
 def _remove_parts_of_the_dead(path: Path) -> None:
-    """What a process that was killed while it wrote `path` has left beside it."""
+    """Removes parts that processes left beside `path` when they were killed."""
     for name in os.listdir(path.parent):
         pid = name.removeprefix(f".{path.name}.").removesuffix(".part")
         if name == f".{path.name}.{pid}.part" and pid.isdecimal() and not _is_running(int(pid)):
@@ -162,13 +166,13 @@ def _remove_parts_of_the_dead(path: Path) -> None:
 
 
 def _is_running(pid: int) -> bool:
-    if os.name == "nt":  # where the same call would end the process
+    if os.name == "nt":  # on Windows the same call would end the process
         return True
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # it is another user's
+    except OSError:  # a process of another user
         return True
     return True
 
@@ -183,7 +187,7 @@ def write_json(path: str | os.PathLike, data: Any) -> None:
 
 
 def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The objects of a file that grows by a line at a time; a line that a crash has torn is skipped."""
+    """The objects of a file with one JSON object per line; incomplete lines, after a crash, are skipped."""
     rows = []
     for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
         try:
@@ -195,24 +199,24 @@ def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 class Unfinished:
-    """How much of some work is done, and of which work: in a JSON file, so that a stopped one resumes."""
+    """The progress of some work, stored in a JSON file, so that interrupted work resumes."""
 
     def __init__(self, path: str | os.PathLike, work: Any) -> None:
-        """work: what tells it from other work, its settings or a fingerprint; in the terms of JSON."""
+        """work: settings or a fingerprint that identify the work, in the terms of JSON."""
         self.path, self.work = Path(path), json.loads(json.dumps(work))
 
     def load(self) -> Any:
-        """What `save` was told last, of the same work; else None."""
+        """The last value that `save` stored for the same work; None if there is none."""
         stored = self._stored()
         return stored["done"] if stored and stored["work"] == self.work else None
 
     def other(self) -> Any:
-        """The work that the file is of, where that is another one; else None."""
+        """The work in the file if it is another one; otherwise None."""
         stored = self._stored()
         return stored["work"] if stored and stored["work"] != self.work else None
 
     def save(self, done: Any) -> None:
-        # Not synced: it may be written every few milliseconds, and torn by a power failure it counts as none.
+        # Not synced, because it may be written every few milliseconds; a damaged file counts as none.
         text = json.dumps({"work": self.work, "done": done})
         write_text(self.path, json.dumps({"state": text, "crc32": crc32(text.encode())}), synced=False)
 
@@ -220,7 +224,7 @@ class Unfinished:
         self.path.unlink(missing_ok=True)
 
     def _stored(self) -> dict[str, Any] | None:
-        """None for no file, a damaged one, or one of anything else."""
+        """The contents of the file; None if it is missing, damaged, or of another kind."""
         try:
             file = json.loads(self.path.read_text(encoding="utf-8"))
             intact = file["crc32"] == crc32(file["state"].encode())

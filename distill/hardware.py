@@ -1,4 +1,4 @@
-"""What this machine can do: its devices, and where bfloat16 is faster than float32."""
+"""The devices of this machine, and the precision that is fast on them."""
 
 import ctypes
 import os
@@ -18,9 +18,11 @@ Precision = Literal["auto", "bf16", "fp32"]
 
 
 class Hardware:
-    """Where a command computes: the device, and the precision of its arithmetic there.
+    """The device on which a command computes, and the precision of its arithmetic there.
 
-    device: its name; default: the best one here of cuda, mps, cpu.
+    Args:
+        device: name of the device. Default: the best available one of cuda, mps and cpu.
+        precision: "auto" (bf16 if the hardware has it), "bf16" or "fp32".
     """
 
     def __init__(self, device: str | None = None, precision: Precision = "auto") -> None:
@@ -33,7 +35,7 @@ class Hardware:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
 
     def put(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) on the device, in the layout that its convolutions like best."""
+        """Images (B, C, H, W) on the device, in the layout that is fastest for its convolutions."""
         return images.to(self.device, memory_format=torch.channels_last)
 
 
@@ -54,7 +56,7 @@ def _device(name: str | None) -> torch.device:
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Emulated bfloat16 is many times slower than float32, so ask for the instructions."""
+    """Whether the device has bfloat16 instructions; emulated, it is many times slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
@@ -65,30 +67,30 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 @contextmanager
 def seeded(device: torch.device, *numbers: int) -> Iterator[None]:
-    """torch's random numbers inside follow from these integers alone; those outside stay as they are."""
+    """Seeds torch within the block by these integers, and restores its random state afterwards."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         seed_all(*numbers)
         yield
 
 
 def cores() -> int:
-    """Of the CPU, those that this process may use: a cluster may grant fewer than the machine has."""
+    """Number of CPU cores that this process may use; a cluster may grant fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def seed_all(*numbers: int) -> None:
-    """torch's random numbers of all devices follow from these integers."""
+    """Seeds torch on all devices by these integers."""
     torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]))
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits until the device has done what it was given: before reading a clock."""
+    """Waits until the device has finished its work, so that a clock can be read."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def working_memory(work: Callable[[], object], device: torch.device) -> float:
-    """MB that `work` needs at its peak beyond what is held already; NaN if nothing tells."""
+    """Peak memory of `work` in MB, beyond the memory in use before; NaN if it cannot be measured."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -97,7 +99,7 @@ def working_memory(work: Callable[[], object], device: torch.device) -> float:
         return (torch.cuda.max_memory_allocated(device) - before) / 1e6
     if device.type != "cpu" or not Path("/proc/self/clear_refs").exists():
         return float("nan")
-    _trim()  # what glibc kept would be used again unseen
+    _trim()  # otherwise memory that glibc keeps would be reused and not measured
     try:
         Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     except OSError:
@@ -108,16 +110,17 @@ def working_memory(work: Callable[[], object], device: torch.device) -> float:
 
 
 def _status(key: str) -> float:
-    """A line of /proc/self/status, in MB."""
+    """The value of a line of /proc/self/status in MB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(1.024e-3 * float(line.split()[1]) for line in lines if line.startswith(key))
 
 
 def keep_freed_memory() -> None:
-    """For programs, whose memory it is; a library leaves it alone.
+    """Makes glibc keep freed memory. Call it in programs; a library should not change this.
 
-    glibc hands every large block back to the kernel when a layer frees it, and the next layer
-    pays for fresh pages: one draw of 512x512 took 1.4 times as long, the U-Net 1.3 times."""
+    glibc returns every large block to the kernel when a layer frees it, and the next layer has to get new
+    pages: one draw of 512 x 512 pixels took 1.4 times as long, the U-Net 1.3 times.
+    """
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):  # not in musl

@@ -1,4 +1,4 @@
-"""One process at a time in a folder."""
+"""Locks that let one process at a time work in a folder."""
 
 import os
 from collections.abc import Iterator
@@ -12,10 +12,10 @@ from distill.errors import UserError
 
 @contextmanager
 def locked(folder: str | os.PathLike, command: str) -> Iterator[None]:
-    """No other process runs `command` in the folder inside; makes the folder if there is none.
+    """Prevents other processes from running `command` in the folder during the block; makes the folder.
 
-    The operating system holds the lock and drops it with the process, so one that was killed blocks nobody.
-    Raises UserError where another has it, or where the folder cannot be written to.
+    The operating system releases the lock when the process ends, so a killed process does not block others.
+    Raises UserError if another process has the lock, or if the folder cannot be written to.
     """
     path = Path(folder) / f".{command}.lock"
     lock = FileLock(path)
@@ -24,7 +24,7 @@ def locked(folder: str | os.PathLike, command: str) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise UserError(
-            f"{folder}: another distill {command} is at work there; wait until it ends, or pass another --out"
+            f"{folder}: another distill {command} is running there; wait until it ends, or pass another --out"
         ) from None
     except OSError as error:
         reason = error.strerror or error
@@ -32,6 +32,6 @@ def locked(folder: str | os.PathLike, command: str) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):  # Windows removes it on release; filelock knows a removed file from a new one
+        with suppress(OSError):  # Windows removes it on release; filelock detects removed files
             path.unlink()
         lock.release()

@@ -21,7 +21,7 @@ def test_a_second_one_is_refused_until_the_first_has_ended(tmp_path):
     folder = tmp_path / "new" / "run"
     with locked(folder, "train"):
         with (
-            pytest.raises(UserError, match="another distill train is at work there"),
+            pytest.raises(UserError, match="another distill train is running there"),
             locked(folder, "train"),
         ):
             pass
