@@ -81,10 +81,10 @@ def columns(parts: Sequence[Row], image: str) -> Row:
     own = [row for row in parts if row["image"] == image]
     if not own or "mse" not in own[0]:
         return {}
-    found = {"kept": _kept(own)}
+    values = {"kept": _kept(own)}
     if "variance" in own[0]:
-        found["dispersion"] = 1 + _ratio(_mean(own, "variance"), _mean(own, "mse"))
-    return {key: value for key, value in found.items() if math.isfinite(value)}
+        values["dispersion"] = 1 + _ratio(_mean(own, "variance"), _mean(own, "mse"))
+    return {key: value for key, value in values.items() if math.isfinite(value)}
 
 
 def advice(parts: Sequence[Row]) -> list[str]:
@@ -123,27 +123,27 @@ Findings = dict[str, dict[str, str]]  # finding: {part of the pixels: numbers}
 
 
 def _findings(own: Sequence[Row]) -> Findings:
-    found: Findings = {}
+    findings: Findings = {}
     for i, part in enumerate(("dark", "middle", "bright")):
         rows = own[i * PARTS // 3 : (i + 1) * PARTS // 3]
         mse, pixels, kept = _mean(rows, "mse"), _pixels(rows), _kept(rows)
         residual = _mean(rows, "noise_std") ** 2 - 2 * _mean(rows, "covariance") + mse
         if abs(kept - 1) > max(KEPT_OFF, 3 * math.sqrt(_ratio(max(0, residual), mse) / pixels)):
             kind = "keeps noise" if kept > 1 else "smooths signal away"
-            found.setdefault(kind, {})[part] = f"{round(kept, 1) + 0.0:.1f}"  # avoids -0.0
+            findings.setdefault(kind, {})[part] = f"{round(kept, 1) + 0.0:.1f}"  # avoids -0.0
         if "bias" not in rows[0]:
             continue
         bias, relative = _mean(rows, "bias"), _mean(rows, "relative_bias")
         if abs(bias) > math.sqrt(max(0, mse)) * max(BIAS_OFF, 3 * math.sqrt(CORRELATED / pixels)):
             kind = "too high" if bias > 0 else "too low"
-            found.setdefault(kind, {})[part] = f"{abs(bias):.2g} counts ({abs(relative):.0%} of the noise)"
-    return found
+            findings.setdefault(kind, {})[part] = f"{abs(bias):.2g} counts ({abs(relative):.0%} of the noise)"
+    return findings
 
 
-def _sentences(found: Findings, image: str, of_draws: Findings) -> list[str]:
+def _sentences(findings: Findings, image: str, of_draws: Findings) -> list[str]:
     is_student, said = image == "student", []
     who = "the student" if is_student else f"the mean of {image}"
-    for finding, parts in found.items():
+    for finding, parts in findings.items():
         learnt = is_student and parts.keys() <= of_draws.get(finding, {}).keys()
         remedy = "so do its sampler's draws" if learnt else REMEDIES[finding][is_student]
         where, numbers = _listed(list(parts)), _listed(list(parts.values()))

@@ -29,8 +29,8 @@ class Repeated:
             slice(start, int(p.max()) + 1) if p.ndim else start for start, p in zip(low, places, strict=True)
         ]
         block = np.asarray(self._pixels[tuple(read)])
-        kept = [p - start for start, p in zip(low, places, strict=True) if p.ndim]
-        return block[np.ix_(*kept)] if kept else block
+        index = [p - start for start, p in zip(low, places, strict=True) if p.ndim]
+        return block[np.ix_(*index)] if index else block
 
 
 def like_output(stack: Stack, scale: tuple[int, int], names: Sequence[str]) -> Stack:

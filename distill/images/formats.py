@@ -106,21 +106,21 @@ def _by_frames(
 
     if sizes.get("rgb", 1) > 1:
         raise UserError(f"{path}: RGB image, one channel expected; convert it to grey")
-    kept = {axis: n for axis, n in sizes.items() if axis in LETTERS or n > 1}
-    chunks = tuple(n if axis in inside else 1 for axis, n in kept.items())
+    axis_sizes = {axis: n for axis, n in sizes.items() if axis in LETTERS or n > 1}
+    chunks = tuple(n if axis in inside else 1 for axis, n in axis_sizes.items())
     lock = threading.Lock()  # these packages have one position in their file
 
     def read_chunk(index: tuple[int, ...]) -> np.ndarray:
-        at = dict.fromkeys(sizes, 0) | dict(zip(kept, index, strict=True))
+        at = dict.fromkeys(sizes, 0) | dict(zip(axis_sizes, index, strict=True))
         with lock:
             pixels = frame({axis: i for axis, i in at.items() if axis not in inside and axis in sizes})
         return pixels.reshape(chunks).copy()
 
     def where(index: tuple[int, ...]) -> str:
-        return f"{path}: frame {dict(zip(kept, index, strict=True))}"
+        return f"{path}: frame {dict(zip(axis_sizes, index, strict=True))}"
 
-    pixels = Chunked(tuple(kept.values()), dtype, chunks, read_chunk, where)
-    return Stack(pixels, "".join(kept), Path(path).name)
+    pixels = Chunked(tuple(axis_sizes.values()), dtype, chunks, read_chunk, where)
+    return Stack(pixels, "".join(axis_sizes), Path(path).name)
 
 
 READERS: dict[str, Callable[[str], Stack]] = {".nd2": _nd2, ".czi": _czi, ".lif": _lif}

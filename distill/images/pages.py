@@ -31,8 +31,8 @@ def pages(series: tifffile.TiffPageSeries, path: Path) -> Chunked:
     def read(index: tuple[int, ...]) -> np.ndarray:
         where = span(index, series.shape, chunks)
         number = int(np.ravel_multi_index(index[: len(lead)], lead)) if lead else 0
-        found: Any = series.pages[number]  # a TiffPage, or a TiffFrame that shares its tags with the first
-        block = _read_page(found, [(each.start, each.stop) for each in where[len(lead) :]])
+        page: Any = series.pages[number]  # a TiffPage, or a TiffFrame that shares its tags with the first
+        block = _read_page(page, [(each.start, each.stop) for each in where[len(lead) :]])
         return block.reshape([each.stop - each.start for each in where])
 
     def name(index: tuple[int, ...]) -> str:

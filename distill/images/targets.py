@@ -61,14 +61,14 @@ class Writing:
         first = targets[0].path
         files = {"files": [target.path.name for target in targets]}
         self._state = Unfinished(first.with_name(f".{first.name}.unfinished.json"), files | {"work": work})
-        known = self._state.load() or {}
-        self._finishing = bool(known.get("finishing"))
+        state = self._state.load() or {}
+        self._finishing = bool(state.get("finishing"))
         for target in targets:
             if not (self._finishing and target.path.exists()):  # otherwise it is of this work
                 target.check(overwrite)
         there = self._finishing or all(target.is_there() for target in targets)
-        self.plan: dict[str, Any] | None = known["plan"] if known and there else None
-        self._stored = known.get("blocks", "") if self.plan is not None else ""
+        self.plan: dict[str, Any] | None = state["plan"] if state and there else None
+        self._stored = state.get("blocks", "") if self.plan is not None else ""
         self._saved, self.done = time.monotonic(), np.zeros(0, bool)
 
     def begin(self, plan: dict[str, Any], blocks: int) -> list[int]:

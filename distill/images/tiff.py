@@ -47,9 +47,9 @@ def read(path: str | os.PathLike, axes: str | None = None) -> Stack:
                     " channel expected; convert to grey, or take the samples as channels with"
                     f" --axes {first.axes.replace('S', 'C')}"
                 )
-            pixels, found = _pixels(tif, series, path)
+            pixels, letters = _pixels(tif, series, path)
             compression = _LOSSLESS.get(getattr(first.keyframe.compression, "name", ""))
-            stack = Stack(pixels, axes.upper() if axes else found, path.name, compression=compression)
+            stack = Stack(pixels, axes.upper() if axes else letters, path.name, compression=compression)
             _calibrate(stack, tif)
     except UserError:
         raise

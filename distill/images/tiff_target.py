@@ -142,9 +142,9 @@ class TiffTarget:
                 tif.write(planes, shape=self._image, dtype=self.dtype, metadata=meta, **options)
 
     def _fits_imagej(self, unit: str) -> bool:
-        known = unit.isascii() and self.dtype.name in ("uint8", "uint16", "float32")
+        supported = unit.isascii() and self.dtype.name in ("uint8", "uint16", "float32")
         ordered = list(self.axes) == [a for a in "TZCYX" if a in self.axes] and 1 not in self.shape[:-2]
-        return known and ordered and self.shape[-1] > 1 and self.bytes <= BIG_BYTES
+        return supported and ordered and self.shape[-1] > 1 and self.bytes <= BIG_BYTES
 
     def _metadata(self, kind: str, unit: str) -> dict[str, Any]:
         like = self.like

@@ -37,8 +37,8 @@ def read(path: str, axes: str | None = None) -> Stack:
     ome = attributes.get("ome", attributes)
     if hasattr(node, "chunks"):
         names = getattr(node.metadata, "dimension_names", None)
-        found = _letters(names) if names and all(names) else GUESSES.get(node.ndim, "")
-        return checked(Stack(_unread(node, path), axes.upper() if axes else found, _name(path)))
+        letters = _letters(names) if names and all(names) else GUESSES.get(node.ndim, "")
+        return checked(Stack(_unread(node, path), axes.upper() if axes else letters, _name(path)))
     if "bioformats2raw.layout" in ome:
         if "1" in node:
             log.warning(f"{path}: contains several images, the first is read; pass {path}/1 for the next")
@@ -54,9 +54,9 @@ def read(path: str, axes: str | None = None) -> Stack:
         raise UserError(
             f"{path}: {dataset.path} is no array, although its OME metadata say so; pass an intact copy"
         )
-    found = _letters([axis.name for axis in multiscale.axes])
-    stack = Stack(_unread(array, f"{path}/{dataset.path}"), axes.upper() if axes else found, _name(path))
-    _calibrate(stack, multiscale, found)
+    letters = _letters([axis.name for axis in multiscale.axes])
+    stack = Stack(_unread(array, f"{path}/{dataset.path}"), axes.upper() if axes else letters, _name(path))
+    _calibrate(stack, multiscale, letters)
     if len(labels := _labels(path, ome)) == dict(zip(stack.axes, array.shape, strict=False)).get("C", 1):
         stack.extra["Channel"] = {"Name": labels}
     stack.ome_zarr = version

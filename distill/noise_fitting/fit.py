@@ -18,11 +18,11 @@ from distill.limits import COUNT, check_limits
 from distill.noise_fitting.pairs import (
     bootstrapped,
     check_fits,
-    given,
     levels,
     noise_images,
     repeated,
     signal_images,
+    with_signal,
 )
 from distill.plots.noise import noise_autocorrelation, noise_density
 from samplers import (
@@ -166,7 +166,7 @@ def _fit_pixels(
     """Fits a model of independent pixels to one channel. meant: other images that it is intended for."""
     rng = np.random.default_rng(seed)
     if clean is not None:
-        s, x = given(stack, clean, rng)
+        s, x = with_signal(stack, clean, rng)
     else:
         s, x = bootstrapped(stack, rng) if method == "bootstrap" else repeated(stack, rng)
     test = rng.random(s.shape[-1]) < held_out  # whole positions, so that no noise is in both parts

@@ -61,7 +61,7 @@ def signal_images(stack: Stack, clean: Stack | None, dark: bool) -> np.ndarray:
     return signal.reshape(-1, *signal.shape[-2:])
 
 
-def given(stack: Stack, clean: Stack, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def with_signal(stack: Stack, clean: Stack, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """(signal, observation), each (N, K), where the signal is a denoised version of the same images."""
     frames, positions = _some_frames(stack), _positions(stack, rng)
     x = _read(stack, frames, positions)

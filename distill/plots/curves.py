@@ -68,17 +68,17 @@ def training_curves(metrics: Path) -> list[tuple[str, str]]:
     return plots
 
 
-def coverage(found: dict[str, Any]) -> tuple[str, str]:
+def coverage(result: dict[str, Any]) -> tuple[str, str]:
     """Fraction of the true pixels in the intervals, against the level that the intervals state."""
     with rc_context(STYLE):
         figure = Figure(figsize=(4.5, 4), layout="constrained")
         axis = figure.subplots()
         axis.plot([0, 1], [0, 1], ":", color=INK, linewidth=1)
-        axis.plot(found["levels"], found["coverage_before"], "o--", color=DRAWS, label="before calibration")
-        axis.plot(found["levels"], found["coverage_after"], "o-", color=STUDENT, label="after")
+        axis.plot(result["levels"], result["coverage_before"], "o--", color=DRAWS, label="before calibration")
+        axis.plot(result["levels"], result["coverage_after"], "o-", color=STUDENT, label="after")
         axis.set(xlabel="wanted", ylabel="inside", xlim=(0, 1), ylim=(0, 1), aspect="equal")
         axis.legend()
-    return _svg(figure), f"Coverage of intervals; calibrated at {found['level']:.0%}."
+    return _svg(figure), f"Coverage of intervals; calibrated at {result['level']:.0%}."
 
 
 def _svg(figure: Figure) -> str:

@@ -118,11 +118,11 @@ def _denoiser(path: Path, backbone: nn.Module, loss: Loss, header: dict[str, Any
     sound = isinstance(channels, int) and 0 < channels < LARGEST
     if not sound or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{path}: its header describes no images ({output}); pass another, or retrain it")
-    context, seen = _context(path, header), header["channels"]
-    if seen % plane_count(context):
-        raise UserError(f"{path}: its {seen} channels are not those of a context {context}; retrain it")
+    context, channels = _context(path, header), header["channels"]
+    if channels % plane_count(context):
+        raise UserError(f"{path}: its {channels} channels are not those of a context {context}; retrain it")
     with checks_of(str(path)):
-        return DirectDenoiser(backbone, loss, seen, **output, context=context)
+        return DirectDenoiser(backbone, loss, channels, **output, context=context)
 
 
 def _context(path: Path, header: dict[str, Any]) -> str | None:
@@ -196,10 +196,10 @@ def load_weights(run: str | os.PathLike[str], sampler: PosteriorSampler, student
 
 def settings(header: dict[str, Any]) -> dict[str, Any]:
     """The arguments of `train`, from the header of a checkpoint."""
-    found = header["settings"]
-    if wrong := [name for name in _NUMBERS if not isinstance(found.get(name), int)]:
+    values = header["settings"]
+    if wrong := [name for name in _NUMBERS if not isinstance(values.get(name), int)]:
         raise UserError(f"a checkpoint's settings lack {', '.join(wrong)}; train anew, to another --out")
-    return found
+    return values
 
 
 _NUMBERS = ("steps", "refine_steps", "batch_size", "micro_batch", "patch_size", "draws")

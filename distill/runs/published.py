@@ -66,11 +66,11 @@ def import_published(
     return out
 
 
-def _networks(held: Any, noise_file: str | os.PathLike[str] | None) -> tuple[HDN, DirectDenoiser | None]:
-    if isinstance(held, Stub):  # an HDN written by torch.save(model)
-        tensors = {f"vae.{name}": value for name, value in held.tensors()}
-        held = {"state_dict": tensors, "hyper_parameters": {"vae": held}}
-    tensors, options = (_entry(held, key) for key in ("state_dict", "hyper_parameters"))
+def _networks(contents: Any, noise_file: str | os.PathLike[str] | None) -> tuple[HDN, DirectDenoiser | None]:
+    if isinstance(contents, Stub):  # an HDN written by torch.save(model)
+        tensors = {f"vae.{name}": value for name, value in contents.tensors()}
+        contents = {"state_dict": tensors, "hyper_parameters": {"vae": contents}}
+    tensors, options = (_entry(contents, key) for key in ("state_dict", "hyper_parameters"))
     vae, unet = options.get("vae"), options.get("direct_denoiser")
     if not isinstance(vae, Stub):
         raise UserError(
@@ -90,8 +90,8 @@ def _networks(held: Any, noise_file: str | os.PathLike[str] | None) -> tuple[HDN
     return sampler.eval(), denoiser
 
 
-def _entry(held: Any, key: str) -> Mapping[str, Any]:
-    entry = held.get(key) if isinstance(held, dict) else None
+def _entry(contents: Any, key: str) -> Mapping[str, Any]:
+    entry = contents.get(key) if isinstance(contents, dict) else None
     if not isinstance(entry, dict):
         raise UserError(f"contains no {key}; pass a .ckpt of the Direct Denoiser, or the _vae.net of an HDN")
     return entry

@@ -75,8 +75,8 @@ def load_without_code(path: str | os.PathLike[str], modules: Sequence[str]) -> A
 
 
 def _check(names: Sequence[str], modules: Sequence[str]) -> None:
-    known = tuple(f"{module}." for module in modules)
-    foreign = [name for name in sorted(names) if name not in _NUMPY and not name.startswith(known)]
+    prefixes = tuple(f"{module}." for module in modules)
+    foreign = [name for name in sorted(names) if name not in _NUMPY and not name.startswith(prefixes)]
     if foreign:
         raise UserError(
             f"names {foreign[0]}, which is none of the published classes and may run code; nothing was "
