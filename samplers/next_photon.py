@@ -77,7 +77,7 @@ class NextPhoton(PosteriorSampler):
         if len(lines) != self.channels or min(lines)[0] <= 0:
             raise ValueError(
                 f"NextPhoton: the noise of these images does not grow with the signal in {self.channels} "
-                "channels, so no gain can be told; pass gain, in raw counts per photon, and channels"
+                "channels, so no gain can be estimated; pass gain, in raw counts per photon, and channels"
             )
         for c, (gain, offset) in enumerate(lines):  # variance = gain * (counts - black)
             self.gain_of[c], self.black_of[c] = gain, -offset / gain

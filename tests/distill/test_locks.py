@@ -36,7 +36,7 @@ def test_a_process_that_was_killed_leaves_no_lock(tmp_path):
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE)
     assert holder.stdout
     holder.stdout.readline()
-    with pytest.raises(UserError, match="at work there"), locked(tmp_path, "train"):
+    with pytest.raises(UserError, match="is running there"), locked(tmp_path, "train"):
         pass
     holder.send_signal(signal.SIGKILL)
     holder.communicate()
