@@ -147,7 +147,7 @@ def test_same_seed_same_model(tmp_path):
         ({"kind": "autoregressive", "method": "bootstrap"}, "signal: got none"),
         ({"kind": "autoregressive", "images": np.ones((96, 96))}, "needs 2 frames or more"),
         ({"kind": "autoregressive", "images": observe(scene(24), 5)}, "larger frames"),
-        ({"signal": np.ones((96, 96))}, "drop signal, or pass method bootstrap"),
+        ({"signal": np.ones((96, 96))}, "omit signal, or pass method bootstrap"),
         ({"signal": np.ones((9, 9)), "method": "bootstrap"}, "does not fit images"),
         ({"percentiles": (60, 40)}, "percentiles: got"),
         ({"held_out": 0.0}, "held_out: got 0.0"),
