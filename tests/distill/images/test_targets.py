@@ -172,7 +172,11 @@ def test_parts_of_other_work_are_replaced_and_those_of_an_empty_failure_go(tmp_p
 
 def test_one_process_at_a_time(tmp_path):
     target = open_target(tmp_path / "a.tif", image("TYX"), 1)
-    with pytest.raises(UserError, match="is running"), writing([target], 1, False), writing([target], 1, False):
+    with (
+        pytest.raises(UserError, match="is running"),
+        writing([target], 1, False),
+        writing([target], 1, False),
+    ):
         pass
 
 
