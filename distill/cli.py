@@ -95,8 +95,9 @@ def _denoise(arguments: list[str]) -> None:
     parser.add_argument("noisy", type=str, nargs="+", help=NOISY)
     parser.add_argument("--out", type=str, required=True, help="image to write: .tif, .ome.tif or .ome.zarr")
     parser.add_argument("--trained", "--with", type=str, metavar="RUN",
-                        help="finished run that denoises the images without any training; or pretrained, the "
-                        "weights in the package (default: train)")  # fmt: skip
+                        help="finished run, or a .zip that `distill export --format bioimageio` wrote, that "
+                        "denoises the images without any training; or pretrained, the shipped weights "
+                        "(default: train)")  # fmt: skip
     _add_options(parser, denoising.denoise, skip=("draws", "statistic", "seed", "dask"))
     chosen = _without_config(parser.parse_args(arguments))
     run, out = denoising.denoise(**chosen), chosen["out"]
@@ -201,8 +202,9 @@ def _set_channels(config: jsonargparse.Namespace, sampler: samplers.PosteriorSam
 
 def _predict(arguments: list[str]) -> None:
     parser = _parser("predict", "Denoise images with a run's student, or average its sampler's draws.")
-    parser.add_argument("run", type=str, help="folder of a run, or pretrained: the weights in the package, "
-                        "for a first answer before any training; --with RUN says the same")  # fmt: skip
+    parser.add_argument("run", type=str, help="folder of a run; or a .zip that `distill export --format "
+                        "bioimageio` wrote; or pretrained, the shipped weights, for a first answer before "
+                        "any training; --with RUN says the same")  # fmt: skip
     parser.add_argument("noisy", type=str, nargs="+", help=NOISY)
     parser.add_argument("--out", type=str, required=True, help="image to write: .tif, .ome.tif or .ome.zarr")
     _add_options(parser, predict.predict)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from distill.denoiser import DirectDenoiser
 from distill.errors import UserError, checks_of
 from distill.images.context import plane_count
+from distill.runs.packages import is_package
 from distill.runs.rebuild import LARGEST, describe, rebuild
 from distill.runs.run import Run
 from distill.runs.tensors import Fields, digest, load, save
@@ -75,6 +76,10 @@ def load_sampler(
     if isinstance(run, Run | PosteriorSampler):
         return (run.sampler if isinstance(run, Run) else run).eval()
     path = _file(run, "sampler.safetensors")
+    if is_package(path):
+        raise UserError(
+            f"{path}: a package, which holds a student and no sampler; pass the folder of its run"
+        )
     tensors, header = load(path, SAMPLER_HEADER)
     sampler = sampler or _described(path, header, "sampler", PosteriorSampler, trust, tensors)
     load_state(path, sampler, tensors)
@@ -83,7 +88,8 @@ def load_sampler(
 
 
 def load_denoiser(run: AnyRun, backbone: nn.Module | None = None, *, trust: Trust = ()) -> DirectDenoiser:
-    """The trained student of a run (its folder, its file or the Run), in eval mode; one in hand is itself.
+    """The trained student of a run (its folder, its file or the Run), or of a package that `export` wrote for
+    bioimage.io, in eval mode; one in hand is itself.
 
     backbone: an object of the same architecture, for one that the file cannot describe.
     trust: your modules whose classes the file may name, and so have imported. Default: none.
@@ -104,7 +110,8 @@ def load_denoiser(run: AnyRun, backbone: nn.Module | None = None, *, trust: Trus
         raise UserError(f"{path}: holds no mean of {channels} channels; pass another file, or retrain it")
     denoiser = _denoiser(path, backbone, loss, header)
     load_state(path, denoiser, tensors)
-    denoiser.spread.mul_(_calibrated(path.with_name(CALIBRATION), digest(tensors, header)))
+    if not is_package(path):  # whose student has its calibration in it
+        denoiser.spread.mul_(_calibrated(path.with_name(CALIBRATION), digest(tensors, header)))
     return denoiser.eval().to(memory_format=torch.channels_last)
 
 
