@@ -34,17 +34,22 @@ def crop(x: Tensor, size: Sequence[int]) -> Tensor:
 
 def in_a_graph(x: Tensor) -> bool:
     """Whether this call is recorded, for images of any size: by torch.export or for TorchScript."""
-    return torch.compiler.is_exporting() or isinstance(x.shape[-1], Tensor)
+    return torch.compiler.is_exporting() or _is_traced(x)
+
+
+def _is_traced(x: Tensor) -> bool:
+    """For TorchScript, which records sizes as tensors."""
+    return isinstance(x.shape[-1], Tensor)
 
 
 def _larger(size: Any, least: int) -> Any:
-    """Of two sizes, which TorchScript records as tensors."""
+    """Of two sizes."""
     return size.clamp(min=least) if isinstance(size, Tensor) else torch.sym_max(least, size)
 
 
 def _positions(x: Tensor, n: Any) -> Tensor:
     """0, 1, ... n - 1 on the device of x, which TorchScript would fix for good in an arange."""
-    if isinstance(n, Tensor):
+    if _is_traced(x):
         return x.new_ones(n, dtype=torch.long).cumsum(0) - 1
     return torch.arange(n, device=x.device)
 

@@ -49,7 +49,8 @@ def save_torchscript(denoiser: DirectDenoiser, path: Path) -> None:
     traced = path.with_name(f"traced_{path.name}")
     with warnings.catch_warnings():  # deprecated in torch, but what deepImageJ and BioEngine read
         warnings.simplefilter("ignore")
-        torch.jit.trace(_Listed(denoiser), _example(denoiser), check_trace=False).save(traced)
+        module: Any = torch.jit.trace(_Listed(denoiser), _example(denoiser), check_trace=False)
+        module.save(traced)
     with zipfile.ZipFile(traced) as whole, zipfile.ZipFile(path, "w") as archive:
         for entry in whole.infolist():
             if not entry.filename.endswith(".debug_pkl"):  # they name the source paths of this machine
@@ -75,5 +76,5 @@ class _Maps(nn.Module):
 
 class _Listed(_Maps):
     def forward(self, noisy: Tensor) -> Any:
-        maps = tuple(self.denoiser.maps(noisy).values())
-        return maps if len(maps) > 1 else maps[0]
+        first, *others = self.denoiser.maps(noisy).values()
+        return (first, *others) if others else first
