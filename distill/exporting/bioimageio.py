@@ -31,6 +31,9 @@ normalise them.
 
 Outputs, in raw counts: {maps}. The training loss was {loss}.
 
+ONNX and TorchScript files are the same network. posterior-distill opens the package as well
+(`distill predict PACKAGE.zip noisy.tif --out clean.tif`), for images of any size.
+
 ## Validation
 
 The test image is a synthetic specimen, brought to the mean and std of the training images: it shows that
