@@ -31,7 +31,7 @@ normalise them.
 
 Outputs, in raw counts: {maps}. The training loss was {loss}.
 
-ONNX and TorchScript files are the same network. posterior-distill opens the package as well
+Its weights are the same network in every format. posterior-distill opens the package as well
 (`distill predict PACKAGE.zip noisy.tif --out clean.tif`), for images of any size.
 
 ## Validation
