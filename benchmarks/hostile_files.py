@@ -178,6 +178,14 @@ def text(path: str, content: str) -> Change:
     return change
 
 
+def packed(name: str, **arguments: Any) -> None:
+    """A package whose student is of this class."""
+    edit("run/student.safetensors", backbone=of(name, **arguments))
+    with zipfile.ZipFile("p.zip", "w") as archive:
+        archive.write("run/student.safetensors", "student.safetensors")
+
+
+PACKAGE = "predict p.zip noisy.tif --out clean.tif --device cpu"
 PREDICT = "predict run noisy.tif --out clean.tif --device cpu"
 DRAWS = f"{PREDICT} --draws 2"
 INIT = "train noisy.tif --init run --out next --steps 1 --refine_steps 0 --patch_size 16 --device cpu"
@@ -250,6 +258,11 @@ CASES: dict[str, tuple[Change, str]] = {
     "a calibration without end": (text("run/calibration.json", "[" * 10**5), PREDICT),
     "pickles as draws": (
         cache_of_objects, "train noisy.tif --sampler CachedDraws --sampler.path draws --out next --steps 1"),
+    "code in a package": (lambda: packed("foreign.Net"), PACKAGE),
+    "a command in a package": (lambda: packed("os.system", command="touch owned"), PACKAGE),
+    "a climbing package": (lambda: climbing("p.zip"), PACKAGE),
+    "a bomb as a package": (lambda: bomb("p.zip", "student.safetensors"), PACKAGE),
+    "a pickle as a package": (lambda: torch.save(Owned(), "p.zip"), PACKAGE),
     "a configuration that calls": (
         text("c.yaml", "steps: !!python/object/apply:os.system ['touch owned']\n"),
         "train noisy.tif --config c.yaml"),

@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # for editors and type checkers; below, the same names for Py
     from distill.evaluation.evaluate import evaluate_all as evaluate_all
     from distill.evaluation.metrics import psnr as psnr
     from distill.exporting.export import export as export
+    from distill.exporting.hub import pull as pull
+    from distill.exporting.hub import push as push
     from distill.hardware import keep_freed_memory as keep_freed_memory
     from distill.images.sources import read as read
     from distill.images.stack import Stack as Stack
@@ -40,7 +42,7 @@ _HOMES = {
     "export": "exporting.export", "DirectDenoiser": "denoiser", "load_sampler": "runs.checkpoint",
     "load_denoiser": "runs.checkpoint", "specimen": "datasets", "read": "images.sources",
     "write": "images.tiff_target", "Stack": "images.stack",
-    "import_published": "runs.published",
+    "import_published": "runs.published", "push": "exporting.hub", "pull": "exporting.hub",
 }  # fmt: skip
 __all__ = ["UserError", *_HOMES]  # noqa: PLE0604  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -16,6 +16,8 @@ COMMANDS = {
     "report": "one HTML page of runs: tables, pictures, curves",
     "calibrate": "make a student's intervals hold the truth as often as they say",
     "export": "a student as ONNX, torch.export program or bioimage.io package",
+    "push": "share a run as a Hugging Face repository",
+    "pull": "fetch a run that was shared so",
     "cache": "a sampler's draws on disk, for training many students without running it again",
     "import": "a published HDN or Direct Denoiser checkpoint as a run",
     "info": "what is in a run or an image",

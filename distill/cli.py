@@ -25,7 +25,7 @@ from distill import denoising
 from distill.errors import UserError, checks_of
 from distill.evaluation import calibration, evaluate, tables
 from distill.evaluation.verdict import read_table, summary, verdict
-from distill.exporting import export
+from distill.exporting import export, hub
 from distill.images.context import plane_count
 from distill.images.describe import describe_image
 from distill.images.sources import as_stack, holds_images
@@ -64,7 +64,7 @@ def run(command: str, arguments: list[str]) -> None:
         "table1": _table1,
     }
     commands |= {"report": _report, "export": _export, "cache": _cache, "noise-model": _noise_model}
-    commands |= {"info": _info, "calibrate": _calibrate, "import": _import}
+    commands |= {"info": _info, "calibrate": _calibrate, "import": _import, "push": _push, "pull": _pull}
     commands[command](arguments)
 
 
@@ -95,8 +95,9 @@ def _denoise(arguments: list[str]) -> None:
     parser.add_argument("noisy", type=str, nargs="+", help=NOISY)
     parser.add_argument("--out", type=str, required=True, help="image to write: .tif, .ome.tif or .ome.zarr")
     parser.add_argument("--trained", "--with", type=str, metavar="RUN",
-                        help="finished run that denoises the images without any training; or pretrained, the "
-                        "weights in the package (default: train)")  # fmt: skip
+                        help="finished run, or a .zip that `distill export --format bioimageio` wrote, that "
+                        "denoises the images without any training; or pretrained, the shipped weights "
+                        "(default: train)")  # fmt: skip
     _add_options(parser, denoising.denoise, skip=("draws", "statistic", "seed", "dask"))
     chosen = _without_config(parser.parse_args(arguments))
     run, out = denoising.denoise(**chosen), chosen["out"]
@@ -201,8 +202,9 @@ def _set_channels(config: jsonargparse.Namespace, sampler: samplers.PosteriorSam
 
 def _predict(arguments: list[str]) -> None:
     parser = _parser("predict", "Denoise images with a run's student, or average its sampler's draws.")
-    parser.add_argument("run", type=str, help="folder of a run, or pretrained: the weights in the package, "
-                        "for a first answer before any training; --with RUN says the same")  # fmt: skip
+    parser.add_argument("run", type=str, help="folder of a run; or a .zip that `distill export --format "
+                        "bioimageio` wrote; or pretrained, the shipped weights, for a first answer before "
+                        "any training; --with RUN says the same")  # fmt: skip
     parser.add_argument("noisy", type=str, nargs="+", help=NOISY)
     parser.add_argument("--out", type=str, required=True, help="image to write: .tif, .ome.tif or .ome.zarr")
     _add_options(parser, predict.predict)
@@ -323,6 +325,26 @@ def _import(arguments: list[str]) -> None:
     parser.add_argument("--out", type=str, required=True, help="folder to write the run to")
     _add_options(parser, published.import_published)
     run = published.import_published(**_without_config(parser.parse_args(arguments)))
+    how = "" if has_student(run) else " --draws 100"
+    print(f"{run}: written. Now: distill predict {run} IMAGES{how} --out clean.tif")
+
+
+def _push(arguments: list[str]) -> None:
+    parser = _parser("push", "Share a run as a Hugging Face repository, with a model card.")
+    parser.add_argument("run", type=str, help="folder of a run")
+    parser.add_argument("repo", type=str, help="NAME/REPO; made if there is none")
+    _add_options(parser, hub.push)
+    chosen = parser.parse_args(arguments)
+    address = hub.push(**_without_config(chosen))
+    print(f"{address}: sent. Others fetch it by: distill pull {chosen.repo} --out runs/NAME")
+
+
+def _pull(arguments: list[str]) -> None:
+    parser = _parser("pull", "Fetch a run that `distill push` has shared, and check it.")
+    parser.add_argument("repo", type=str, help="NAME/REPO")
+    parser.add_argument("--out", type=str, required=True, help="folder to write, which is not there yet")
+    _add_options(parser, hub.pull)
+    run = hub.pull(**_without_config(parser.parse_args(arguments)))
     how = "" if has_student(run) else " --draws 100"
     print(f"{run}: written. Now: distill predict {run} IMAGES{how} --out clean.tif")
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from distill.errors import UserError
 from distill.images.context import plane_count
 from losses import Loss
-from students.padding import crop, pad_to_multiple
+from students.padding import crop, in_a_graph, pad_to_multiple
 from students.upscale import Scale, factors
 
 
@@ -99,7 +99,7 @@ class DirectDenoiser(nn.Module):
             padded = padded.contiguous(memory_format=torch.channels_last)
         answer = self.backbone(padded) if share == 1.0 else self.backbone(padded, share)
         if self.scale != (1, 1):
-            if not torch.compiler.is_exporting():
+            if not in_a_graph(padded):
                 self._check_size(answer, padded)
             size = [n * by for n, by in zip(size, self.scale, strict=True)]
         return crop(answer.float(), size)

@@ -26,6 +26,7 @@ from distill.prediction.pretrained import PRETRAINED, pretrained_denoiser, pretr
 from distill.prediction.tiles import check_tile
 from distill.reporting.page import report
 from distill.runs.checkpoint import load_denoiser, load_sampler, save_run
+from distill.runs.packages import is_package
 from distill.runs.run import Run
 from distill.training.budget import seconds
 from distill.training.engine import train
@@ -65,8 +66,8 @@ def denoise(
         out: image to write, with the axes and the pixel size of the input: .tif, .ome.tif or .ome.zarr.
         budget: time for training, such as "90s", "10min" or "1h".
         run: folder of the run. Default: beside `out`, clean.run for clean.tif.
-        trained: finished run that denoises the images without any training; or "pretrained", the weights in
-            the package. Default: train.
+        trained: finished run, or a package that `export` wrote for bioimage.io, that denoises the images
+            without any training; or "pretrained", the shipped weights. Default: train.
         overwrite: replace `out` if it exists.
         device: "cpu", "cuda", "cuda:1" or "mps". Default: the best one of this machine.
         precision: "auto" (bf16 where the hardware has it), "bf16" or "fp32".
@@ -118,7 +119,8 @@ def _work(
     stack: Stack, out: str | Path, budget: str, trained: Any, options: dict[str, Any]
 ) -> dict[str, Any]:
     """What tells a call from others, for an output that is there to be recognised as its own."""
-    student = Path(trained or "", "student.safetensors")
+    source = Path(trained or "")
+    student = source / "student.safetensors" if source.is_dir() else source
     changed = student.stat().st_mtime_ns if trained and student.exists() else 0
     networks = [str(trained and Path(trained).absolute()), changed, budget]
     return {"images": fingerprint(stack), "out": str(Path(out).absolute()), "networks": networks,
@@ -165,7 +167,9 @@ def _taken_over(trained: Any, stack: Stack, folder: Path, trust: str | Sequence[
     if trained == PRETRAINED and not Path(PRETRAINED).exists():
         copy = Run(folder, pretrained_sampler(stack), pretrained_denoiser(stack))
     else:
-        copy = replace(_loaded(trained, trust), path=folder)
+        is_alone = not isinstance(trained, Run) and is_package(Path(trained))
+        copy = _from_package(trained, stack, folder, trust) if is_alone else _loaded(trained, trust)
+        copy = replace(copy, path=folder)
         if copy.denoiser.context:
             raise UserError(
                 f"{trained}: its networks see neighbouring planes ({copy.denoiser.context}), which denoise "
@@ -175,3 +179,13 @@ def _taken_over(trained: Any, stack: Stack, folder: Path, trust: str | Sequence[
     folder.mkdir(parents=True, exist_ok=True)
     save_run(copy)
     return copy
+
+
+def _from_package(trained: Any, stack: Stack, folder: Path, trust: str | Sequence[str]) -> Run:
+    """It holds a student alone: what the report says of draws and noise is by the shipped sampler."""
+    denoiser = load_denoiser(trained, trust=trust)
+    if denoiser.reshapes:
+        raise UserError(
+            f"{trained}: gives images of another shape than the input; run distill predict with it"
+        )
+    return Run(folder, pretrained_sampler(stack), denoiser)

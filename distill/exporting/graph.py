@@ -1,8 +1,11 @@
 """Students as graphs of operators, for images of any size."""
 
+import warnings
+import zipfile
 from collections.abc import Sequence
 from copy import copy
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +15,7 @@ from distill.denoiser import DirectDenoiser
 
 def program(denoiser: DirectDenoiser) -> torch.export.ExportedProgram:
     """The graph of a student with its weights, for any B, H and W."""
-    m = max(8, getattr(denoiser.backbone, "multiple", 1))
-    noisy = torch.zeros(2, len(denoiser.mean), 2 * m + 3, 3 * m + 5)  # sizes that no layer treats specially
+    noisy = _example(denoiser)
     any_size = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
     exported = torch.export.export(_Maps(denoiser), (noisy,), dynamic_shapes={"noisy": any_size})
     for node in exported.graph.nodes:
@@ -42,6 +44,25 @@ def save_onnx(program: torch.export.ExportedProgram, names: Sequence[str], path:
     made.save(path, external_data=False)
 
 
+def save_torchscript(denoiser: DirectDenoiser, path: Path) -> None:
+    """Writes one file with the weights in it, free in B, H and W: noisy -> its map, or a tuple of several."""
+    traced = path.with_name(f"traced_{path.name}")
+    with warnings.catch_warnings():  # deprecated in torch, but what deepImageJ and BioEngine read
+        warnings.simplefilter("ignore")
+        module: Any = torch.jit.trace(_Listed(denoiser), _example(denoiser), check_trace=False)
+        module.save(traced)
+    with zipfile.ZipFile(traced) as whole, zipfile.ZipFile(path, "w") as archive:
+        for entry in whole.infolist():
+            if not entry.filename.endswith(".debug_pkl"):  # they name the source paths of this machine
+                archive.writestr(entry.filename, whole.read(entry))
+    traced.unlink()
+
+
+def _example(denoiser: DirectDenoiser) -> Tensor:
+    m = max(8, getattr(denoiser.backbone, "multiple", 1))
+    return torch.zeros(2, len(denoiser.mean), 2 * m + 3, 3 * m + 5)  # no size that a layer treats specially
+
+
 class _Maps(nn.Module):
     def __init__(self, denoiser: DirectDenoiser) -> None:
         super().__init__()
@@ -51,3 +72,9 @@ class _Maps(nn.Module):
 
     def forward(self, noisy: Tensor) -> dict[str, Tensor]:
         return self.denoiser.maps(noisy)
+
+
+class _Listed(_Maps):
+    def forward(self, noisy: Tensor) -> Any:
+        first, *others = self.denoiser.maps(noisy).values()
+        return (first, *others) if others else first

@@ -1,6 +1,7 @@
 """Students that run elsewhere than in PyTorch."""
 
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -19,3 +20,16 @@ def open_onnx(path: Path) -> Answer:
         name: torch.from_numpy(found)
         for name, found in zip(names, session.run(names, {"noisy": noisy.numpy()}), strict=True)
     }
+
+
+def open_torchscript(path: Path, names: Sequence[str]) -> Answer:
+    """What the file computes, by TorchScript on the CPU. names: of the maps, in their order."""
+    with warnings.catch_warnings():  # deprecated in torch
+        warnings.simplefilter("ignore")
+        module = torch.jit.load(path, map_location="cpu")
+
+    def answer(noisy: Tensor) -> dict[str, Tensor]:
+        found = module(noisy)
+        return dict(zip(names, [found] if isinstance(found, Tensor) else found, strict=True))
+
+    return answer

@@ -66,8 +66,9 @@ def predict(
     where it is small, else as it is opened from there, unread.
 
     Args:
-        run: a run or its folder, or a DirectDenoiser; with draws, a sampler; or "pretrained", the networks
-            that ship with the package, for a first answer before any training.
+        run: a run or its folder, or a DirectDenoiser; with draws, a sampler; or a package that `export` wrote
+            for bioimage.io; or "pretrained", the networks that ship with this package, for a first answer
+            before any training.
         out: image to write, with the pixel size, axes, channel names and time step of the input: .tif,
             .ome.tif, or .ome.zarr (v0.5; v0.4 where the input is).
         draws: number of draws of the sampler; 0 for the student's one pass.

@@ -28,10 +28,12 @@ from distill.plots import curves
 from distill.reporting.embedded import data_uri, pictures
 from distill.runs import tensors
 from distill.runs.checkpoint import CHECKPOINT_HEADER
-from distill.runs.describe import check_links, describe_run
+from distill.runs.describe import ROLES, check_links, describe_run, is_finished
 from samplers.noise import npz
 
 PICTURE_BYTES = 2_000_000_000  # of one frame: the input, its averages of draws, the student's maps
+RESUME = "run its `distill train` again, which goes on where it was stopped"
+PASS = "pass the folder that `distill train` or `distill denoise` wrote"
 MADE_HERE = '<meta name="generator" content="distill report">'
 
 
@@ -44,16 +46,17 @@ def report(
     """Writes the page -> its path; it needs no network and no other file.
 
     Args:
-        runs: finished runs or their folders. What `evaluate` left in them, or in folders within, is shown,
-            and so is what `calibrate` did.
+        runs: finished runs or their folders, also those of a sampler without a student. What `evaluate` left
+            in them, or in folders within, is shown, and so is what `calibrate` did.
         out: HTML file to write. Default: report.html in the first run's folder.
         overwrite: replace `out` if it exists and is no earlier report.
     """
     check_limits(locals())
     runs = [Path(run) for run in ([runs] if isinstance(runs, str | os.PathLike) else runs)]
     for run in runs:
-        if not (run / "student.safetensors").exists():
-            raise UserError(f"{run}: not a finished run; pass the folder that `distill train` wrote")
+        if not is_finished(run):
+            is_stopped = (run / "checkpoint.safetensors").exists()
+            raise UserError(f"{run}: not a finished run; {RESUME if is_stopped else PASS}")
         check_links(run)
     out = runs[0] / "report.html" if out is None else Path(out)
     _check(out, overwrite)
@@ -111,7 +114,7 @@ def _table1(runs: list[Path]) -> list[list[str]]:
 
 def _tables(run: Path) -> list[Path]:
     """What `evaluate` left in the run's folder or within, except in other runs there; oldest first."""
-    others = [student.parent for student in run.rglob("*/student.safetensors")]
+    others = {path.parent for role in ROLES for path in run.rglob(f"*/{role}.safetensors")}
     tables = sorted(run.rglob("evaluation.csv"), key=lambda table: table.stat().st_mtime)
     return [table for table in tables if not any(table.is_relative_to(other) for other in others)]
 

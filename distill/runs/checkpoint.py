@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from distill.denoiser import DirectDenoiser
 from distill.errors import UserError, checks_of
 from distill.images.context import plane_count
+from distill.runs.packages import is_package
 from distill.runs.rebuild import LARGEST, describe, rebuild
 from distill.runs.run import Run
 from distill.runs.tensors import Fields, digest, load, save
@@ -77,6 +78,10 @@ def load_sampler(
     if isinstance(run, Run | PosteriorSampler):
         return (run.sampler if isinstance(run, Run) else run).eval()
     path = _file(run, "sampler.safetensors")
+    if is_package(path):
+        raise UserError(
+            f"{path}: a package, which holds a student and no sampler; pass the folder of its run"
+        )
     tensors, header = load(path, SAMPLER_HEADER)
     sampler = sampler or _described(path, header, "sampler", PosteriorSampler, trust, tensors)
     load_state(path, sampler, tensors)
@@ -85,10 +90,10 @@ def load_sampler(
 
 
 def load_denoiser(run: AnyRun, backbone: nn.Module | None = None, *, trust: Trust = ()) -> DirectDenoiser:
-    """Loads the trained student of a run, in eval mode.
+    """Loads the trained student of a run, or of a bioimage.io package written by `export`, in eval mode.
 
     Args:
-        run: folder of a run, its student file, or a Run. A denoiser is returned as it is.
+        run: folder of a run, its student file, a package, or a Run. A denoiser is returned as it is.
         backbone: network of the same architecture, for one that the file cannot describe.
         trust: your modules whose classes the file may name; they are imported. Default: none.
     """
@@ -108,7 +113,8 @@ def load_denoiser(run: AnyRun, backbone: nn.Module | None = None, *, trust: Trus
         raise UserError(f"{path}: contains no mean of {channels} channels; pass another file, or retrain it")
     denoiser = _denoiser(path, backbone, loss, header)
     load_state(path, denoiser, tensors)
-    denoiser.spread.mul_(_calibrated(path.with_name(CALIBRATION), digest(tensors, header)))
+    if not is_package(path):  # whose student has its calibration in it
+        denoiser.spread.mul_(_calibrated(path.with_name(CALIBRATION), digest(tensors, header)))
     return denoiser.eval().to(memory_format=torch.channels_last)
 
 

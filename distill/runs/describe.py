@@ -10,6 +10,8 @@ from distill.runs import tensors
 from distill.runs.checkpoint import SAMPLER_HEADER, STUDENT_HEADER, has_student
 from distill.runs.rebuild import is_description
 
+ROLES = ("student", "sampler")
+
 
 def describe_run(path: Path) -> str:
     """Describes a run by the headers of its files alone; no network is built, so any run is safe."""
@@ -42,7 +44,7 @@ def describe_run(path: Path) -> str:
 
 
 def is_finished(run: Path) -> bool:
-    return any((run / f"{role}.safetensors").exists() for role in ("student", "sampler"))
+    return any((run / f"{role}.safetensors").exists() for role in ROLES)
 
 
 def check_links(run: Path) -> None:

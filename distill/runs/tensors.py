@@ -14,6 +14,7 @@ from torch import Tensor
 
 from distill.errors import UserError, out_of_memory
 from distill.files import check_readable, whole_file
+from distill.runs.packages import is_package, student_in
 
 DEEPEST = 50  # largest depth of nested lists and objects in a header; usually it is about 10
 Fields = Mapping[str, type | UnionType]
@@ -28,15 +29,14 @@ def save(path: Path, tensors: Mapping[str, Tensor], header: dict[str, Any]) -> N
 
 
 def load(path: Path, fields: Fields | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors, header) of a file of `save`.
+    """(tensors, header) of a file of `save`, or of the student in a package.
 
     UserError if the file is damaged, or if its header lacks one of the fields.
     """
     check_readable(path, "pass the folder of a run, or train one")
+    student = student_in(path) if is_package(path) else None
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata, tensors = _of_file(path) if student is None else _of_bytes(student)
     except Exception as error:  # safetensors raises errors of many kinds, such as for a type unknown to torch
         if out_of_memory(error):
             raise MemoryError(f"{path}: {error}") from error
@@ -53,6 +53,17 @@ def load(path: Path, fields: Fields | None = None) -> tuple[dict[str, Tensor], d
         if not isinstance(value, kind) or isinstance(value, bool):  # a bool is an int in Python
             raise UserError(f"{path}: its header lacks a valid '{name}'; pass another file, or retrain it")
     return tensors, header
+
+
+def _of_file(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    with safetensors.safe_open(path, "pt") as file:
+        return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def _of_bytes(content: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:
+    tensors = safetensors.torch.load(content)  # which checks the header; of the metadata it gives nothing
+    end = 8 + int.from_bytes(content[:8], "little")
+    return json.loads(content[8:end]).get("__metadata__", {}), tensors
 
 
 def _header(text: str, path: Path) -> dict[str, Any]:

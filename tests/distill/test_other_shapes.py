@@ -239,7 +239,7 @@ def test_packed_for_bioimage_io(tmp_path):
         LightUNet(1, 2, width=4, depth=1, scale=(1, 2)), L2(), 1, 2, (1, 2), ("a", "b")
     ).eval()
     assert export(
-        denoiser, tmp_path / "student.zip", format="bioimageio"
+        denoiser, tmp_path / "student.zip", format="bioimageio", license="MIT"
     ).exists()  # bioimageio.core has tested it
 
 

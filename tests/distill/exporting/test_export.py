@@ -1,5 +1,7 @@
 import subprocess
 import sys
+import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -7,12 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distill import DirectDenoiser, UserError, export
+from distill import DirectDenoiser, UserError, export, load_denoiser
 from distill.__main__ import main
 from distill.exporting import graph
+from distill.exporting.export import _write_torchscript
+from distill.prediction import backends
 from distill.runs import checkpoint
 from losses import L2, EnergyScore, Loss, MeanVariance, Quantiles
-from students import EncoderDecoder, LightUNet, NoiseConditioned, UNet
+from students import EncoderDecoder, LightUNet, NoiseConditioned, StabilizedUNet, UNet
 
 SIZES = [(1, 1, 1), (2, 7, 13), (1, 3, 31), (3, 16, 24), (1, 45, 29)]
 
@@ -100,12 +104,52 @@ def test_a_bioimageio_package_passes_their_test(tmp_path):
     pytest.importorskip("onnxscript")
     denoiser = run_of(tmp_path, light(2), MeanVariance())
     path = export(tmp_path, format="bioimageio", author="A. Person", license="CC-BY-4.0")
-    assert core.test_description(path).status == "passed"
     model = core.load_model_description(path)
     assert model.authors[0].name == "A. Person" and model.license == "CC-BY-4.0" and model.covers
     noisy = torch.randn(1, 1, 33, 51)
-    found = core.predict(model=model, inputs={"noisy": noisy.numpy()}).members
-    assert_same({str(k): v.data.to_numpy() for k, v in found.items()}, denoiser, noisy)
+    for weights in ("onnx", "torchscript"):
+        runner = core.create_prediction_pipeline(model, weight_format=weights)
+        found = core.predict(model=runner, inputs={"noisy": noisy.numpy()}).members
+        assert_same({str(k): v.data.to_numpy() for k, v in found.items()}, denoiser, noisy)
+    for name, image in load_denoiser(path).maps(noisy).items():
+        assert image.equal(load_denoiser(tmp_path).maps(noisy)[name])
+
+
+@pytest.mark.parametrize(
+    ("backbone", "loss", "scale"),
+    [(UNet(2, 6, depth=2, filters=2), Quantiles(), 1), (StabilizedUNet(2, 2), L2(), 1),
+     (UNet(2, 2, depth=1, filters=2, scale=2), L2(), 2)],
+)  # fmt: skip
+def test_torchscript_has_every_map_at_any_size_and_on_any_device(backbone, loss, scale, tmp_path):
+    denoiser = DirectDenoiser(backbone, loss, 2, scale=scale).eval().requires_grad_(False)
+    denoiser.prepare(torch.full((2, 1, 1), 700.0), torch.full((2, 1, 1), 90.0))
+    path = tmp_path / "student.pt"
+    graph.save_torchscript(denoiser, path)
+    answer = backends.open_torchscript(path, loss.outputs)
+    for noisy in images(2):
+        assert_same({name: image.numpy() for name, image in answer(noisy).items()}, denoiser, noisy)
+    assert [each.name for each in tmp_path.iterdir()] == ["student.pt"]
+    with zipfile.ZipFile(path) as archive:
+        assert not any(
+            str(Path(graph.__file__).parent).encode() in archive.read(n) for n in archive.namelist()
+        )
+    with warnings.catch_warnings():  # deprecated in torch
+        warnings.simplefilter("ignore")
+        assert "Device" not in str(torch.jit.load(path).inlined_graph)  # of any, none would fit another one
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_what_cannot_be_traced_is_left_out_with_a_line(missing, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    backbone = light() if missing else Branching()
+    denoiser = DirectDenoiser(backbone, L2()).eval().requires_grad_(False)
+    if missing:  # as it will be in a later torch
+        monkeypatch.delattr(torch.jit, "trace")
+    examples = [
+        (sign * torch.ones(1, 1, 8, 8), denoiser.maps(sign * torch.ones(1, 1, 8, 8))) for sign in (1, -1)
+    ]
+    assert not _write_torchscript(denoiser, tmp_path / "student.pt", examples, "mine")
+    assert "mine: without TorchScript in the package" in caplog.text and len(caplog.records) == 1
 
 
 class Branching(nn.Module):
@@ -122,8 +166,9 @@ class Branching(nn.Module):
         (light(), L2(), {"out": "student.pt2"}, "ends in .onnx"),
         (light(), L2(), {"out": "absent/student.onnx"}, "folder does not exist"),
         (light(), L2(), {"out": "there.onnx"}, "exists already"),
+        (light(), L2(), {"format": "bioimageio"}, "license: none given.* such as MIT, .*--license MIT"),
         (light(), L2(), {"format": "bioimageio", "license": "free"}, "license: got 'free'"),
-        (light(), L2(), {"format": "bioimageio", "author": "A/B"}, "author: got 'A/B'"),
+        (light(), L2(), {"format": "bioimageio", "license": "MIT", "author": "A/B"}, "author: got 'A/B'"),
         (Branching(), L2(), {"format": "torch-export"}, "Branching cannot be exported as torch-export"),
         (
             NoiseConditioned(UNet(4, depth=1, filters=2), scales=[1]),

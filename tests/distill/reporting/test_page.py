@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from distill import UserError, calibrate, evaluate, report, train, training_cost
+from distill.runs.checkpoint import save_sampler
 from losses import MeanVariance
+from samplers import LinearGaussianField
 from students import UNet
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -52,8 +54,21 @@ def test_a_run_inside_another_is_shown_once(run, tmp_path):
 
 
 def test_only_finished_runs_have_one(tmp_path):
-    with pytest.raises(UserError, match="not a finished run"):
+    with pytest.raises(UserError, match="not a finished run; pass the folder"):
         report(tmp_path)
+    (tmp_path / "checkpoint.safetensors").touch()
+    with pytest.raises(UserError, match="not a finished run; run its `distill train` again"):
+        report(tmp_path)
+
+
+def test_a_sampler_without_a_student(noisy, tmp_path):
+    save_sampler(tmp_path / "sampler.safetensors", LinearGaussianField(noise_std=10.0))
+    assert "a sampler without a student" in report(tmp_path).read_text()
+    evaluate(tmp_path, noisy, draws=[1, 2], frames=1, device="cpu")
+    evaluate(tmp_path, noisy, noisy.mean(0), tmp_path / "truth", draws=[1, 2], frames=1, device="cpu")
+    page = report(tmp_path).read_text()
+    assert page.count("<h3>Images given as an array</h3>") == 2 and page.count("2 draws") >= 4
+    assert "Residuals" in page and page.count("<svg") == 1 and "One pass" not in page
 
 
 def test_nothing_of_the_user_is_replaced_or_deleted(run, tmp_path):
