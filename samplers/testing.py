@@ -30,7 +30,9 @@ def check_sampler(
         sizes: image sizes that it must also take; () for those of `noisy` alone.
     """
     if noisy is None:
-        noisy = _example(getattr(sampler, "in_channels", getattr(sampler, "channels", 1)))
+        noisy = _example(
+            getattr(sampler, "in_channels", getattr(sampler, "channels", 1)) + sampler.conditions
+        )
     noisy, untouched = noisy.to(device), copy.deepcopy(sampler).to(device)
     cuda = [noisy.device] if noisy.device.type == "cuda" else []
     with torch.random.fork_rng(cuda), torch.enable_grad():
@@ -134,9 +136,10 @@ def _check_side_effects(sampler: PosteriorSampler, noisy: Tensor) -> None:
 
 
 def _check_units(sampler: PosteriorSampler, noisy: Tensor) -> None:
-    if sampler.out_channels not in (None, noisy.shape[1]):
+    images, _ = sampler.split(noisy)
+    if sampler.out_channels not in (None, images.shape[1]):
         return  # the parts of an image are as bright as they are
-    drawn, mean, std = (float(v) for v in (sampler.sample(noisy, 8).mean(), noisy.mean(), noisy.std()))
+    drawn, mean, std = (float(v) for v in (sampler.sample(noisy, 8).mean(), images.mean(), images.std()))
     rule = f"units: draws have mean {drawn:.4g}, the images {mean:.4g} +- {std:.4g}; both are raw counts"
     _require(abs(drawn - mean) < 3 * std, rule)
 

@@ -17,6 +17,7 @@ from distill.errors import UserError
 from distill.evaluation.pairs import paired
 from distill.files import check_folder, write_json
 from distill.hardware import Hardware, Precision
+from distill.images.conditions import seen_by
 from distill.images.sources import Images, as_stack, check_channels
 from distill.limits import check_limits
 from distill.prediction.receptive_field import maps_in_tiles
@@ -52,6 +53,7 @@ def calibrate(
     precision: Precision = "auto",
     axes: str | None = None,
     trust: str | Sequence[str] = (),
+    conditions: Images | None = None,
 ) -> Calibration:
     """Scales a student's intervals until they hold `level` of the true pixels; writes that to the run.
 
@@ -71,6 +73,8 @@ def calibrate(
         precision: "auto" (bf16 where the hardware has it), "bf16" or "fp32".
         axes: letters of the images' dimensions, of STCZYX. Default: what the file says.
         trust: your modules whose classes the run's files may name, and so have imported. Default: none.
+        conditions: what the run was trained with beside the images, such as a mask: one frame for all images
+            or one for each, of `noisy` and `test_noisy` alike. Default: none.
     """
     check_limits(locals())
     if (test_noisy is None) != (test_clean is None):
@@ -88,10 +92,10 @@ def calibrate(
             f"{run}: its student gives {' and '.join(outputs)}, no interval; train one "
             "with --loss Quantiles or MeanVariance"
         )
-    pairs = _pairs(denoiser, run, noisy, clean, axes)
+    pairs = _pairs(denoiser, run, noisy, clean, axes, conditions)
     tests = pairs
     if test_noisy is not None and test_clean is not None:
-        tests = _pairs(denoiser, run, test_noisy, test_clean, axes)
+        tests = _pairs(denoiser, run, test_noisy, test_clean, axes, conditions)
     scores = earlier * _scores(denoiser, pairs, level, hardware)
     left_out = int(np.isnan(scores).sum())
     scores = scores[~np.isnan(scores)]
@@ -124,11 +128,17 @@ def calibrate(
 
 
 def _pairs(
-    denoiser: DirectDenoiser, run: str | os.PathLike[str], noisy: Images, clean: Images, axes: str | None
+    denoiser: DirectDenoiser,
+    run: str | os.PathLike[str],
+    noisy: Images,
+    clean: Images,
+    axes: str | None,
+    conditions: Images | None,
 ) -> Sequence[tuple[Tensor, Tensor]]:
     stack = as_stack(noisy, axes)
     check_channels(stack, checkpoint.name_of(run), denoiser.plane_channels)
-    return paired(stack, clean, axes, denoiser=denoiser)
+    seen = seen_by(denoiser, checkpoint.name_of(run), stack, conditions)
+    return paired(seen, clean, axes, denoiser=denoiser)
 
 
 def _z(level: float) -> float:

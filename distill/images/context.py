@@ -27,8 +27,9 @@ class StackInContext(Stack):
 
 
 def in_context(stack: Stack, context: str | None) -> Stack:
-    """The stack as a StackInContext, or without a context as it is. Errors: images without that axis."""
-    if context is None or isinstance(stack, StackInContext):
+    """The stack as a StackInContext; as it is without a context, or if it is a view already. Errors: images
+    without that axis."""
+    if context is None or type(stack) is not Stack:
         return stack
     axis, _ = parsed(context)
     if dict(zip(stack.axes, stack.pixels.shape, strict=True)).get(axis, 1) < 2:
