@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import kills
 import numpy as np
@@ -66,9 +67,9 @@ def make_store(path: Path, frames: int, height: int, width: int) -> Path:
         if len(made) < TILES:
             ramp = 100 + 50 * np.sin(np.arange(CHUNK) / 40 + i)
             whole = rng.poisson(ramp[:, None] * np.ones(CHUNK)).astype(np.uint16)
-            encoded = zarr.create_array(path / "one", data=whole[None], chunks=(1, CHUNK, CHUNK),
-                                        compressors=array.compressors, overwrite=True)  # fmt: skip
-            shutil.move(Path(str(encoded.store_path.store.root), "c", "0", "0", "0"), file)
+            zarr.create_array(path / "one", data=whole[None], chunks=(1, CHUNK, CHUNK),
+                              compressors=array.compressors, overwrite=True)  # fmt: skip
+            shutil.move(Path(path / "one", "c", "0", "0", "0"), file)
             shutil.rmtree(path / "one")
             made.append(file)
         else:
@@ -90,11 +91,8 @@ def watched() -> Iterator[dict[str, Any]]:
             seen["largest"] = given[-1].numel(), lambda: compute(job, *given)
         return answer
 
-    Prediction.compute = noted
-    try:
+    with mock.patch.object(Prediction, "compute", noted):
         yield seen
-    finally:
-        Prediction.compute = compute
 
 
 def cpu_seconds(work: Callable[[], Any], repeats: int = 1) -> float:

@@ -14,14 +14,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from distill import predict, read, report, specimen, train
-from distill.hardware import Hardware, keep_freed_memory
+from distill import keep_freed_memory, predict, read, report, specimen, train
 from losses import L2
 from samplers import DiffusionSampler, GaussianNoise
 from students import UNet
 
 
-def main(out: str, noisy: str | None = None, *, denoiser: nn.Module | None = None, steps: int = 2000) -> None:
+def main(
+    noisy=None,
+    *,
+    out: str = "runs/diffusion_super_resolution_l2",
+    steps: int = 2000,
+    denoiser: nn.Module | None = None,
+) -> None:
     # An extra, which need not be installed.
     from deepinv import physics  # pyright: ignore[reportMissingImports]
     from deepinv.models import DRUNet  # pyright: ignore[reportMissingImports]
@@ -33,7 +38,7 @@ def main(out: str, noisy: str | None = None, *, denoiser: nn.Module | None = Non
     black, white = np.percentile(images, (1, 99)).tolist()
     noise_std = float(GaussianNoise.estimate(images).variance(torch.tensor(images.mean())).sqrt())
 
-    device = Hardware().device
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     if denoiser is None:  # natural images, one channel; downloads its weights
         denoiser = DRUNet(in_channels=1, out_channels=1, pretrained="download", device=device)
     sigma = noise_std / (white - black)
@@ -51,4 +56,4 @@ def main(out: str, noisy: str | None = None, *, denoiser: nn.Module | None = Non
 
 if __name__ == "__main__":
     keep_freed_memory()
-    main("runs/diffusion_super_resolution_l2", *sys.argv[1:])
+    main(*sys.argv[1:])

@@ -5,12 +5,12 @@ python recipes/super_resolution_unet_l2.py
 A diffusion model with deepinv's physics does the same for real images: diffusion_super_resolution_l2.py.
 """
 
+from pathlib import Path
+
 import numpy as np
 import torch
 
-from distill import evaluate, report, train
-from distill.evaluation.tables import format_table
-from distill.hardware import keep_freed_memory
+from distill import evaluate, keep_freed_memory, report, train
 from losses import L2
 from samplers import NumpySampler
 from students import LightUNet
@@ -53,7 +53,7 @@ def enlarged(noisy: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return (MEAN + signal + np.fft.ifft2(correction).real)[:, None]
 
 
-def main(out: str, *, steps: int = 600, size: int = 128) -> None:
+def main(*, out: str = "runs/super_resolution_unet_l2", steps: int = 600, size: int = 128) -> None:
     rng = np.random.default_rng(0)
     clean = (MEAN + signals(16, 2 * size, 2 * size, rng)).astype(np.float32)
     noisy = observed(clean, rng).astype(np.float32)
@@ -62,10 +62,11 @@ def main(out: str, *, steps: int = 600, size: int = 128) -> None:
     sampler = NumpySampler(enlarged, scale=2)
     run = train(noisy, sampler, LightUNet(scale=2), L2(), out, steps=0, refine_steps=steps, batch_size=4)
 
-    print(format_table(evaluate(run, noisy[:2], clean[:2], draws=(1, 10, 100))))
+    evaluate(run, noisy[:2], clean[:2], draws=(1, 10, 100))
+    print(Path(out, "evaluation.md").read_text(encoding="utf-8"))
     print(f"student, pictures and tables: {report(run)}")
 
 
 if __name__ == "__main__":
     keep_freed_memory()
-    main("runs/super_resolution_unet_l2")
+    main()

@@ -5,13 +5,12 @@ python recipes/unmixing_unet_l2.py
 Any sampler with out_channels goes the same way, such as a MicroSplit network behind FunctionSampler.
 """
 
+from pathlib import Path
+
 import numpy as np
 import torch
 
-from distill import evaluate, psnr, report, train
-from distill.evaluation.tables import format_table
-from distill.hardware import keep_freed_memory
-from distill.images.stack import Stack
+from distill import Stack, evaluate, keep_freed_memory, psnr, report, train
 from losses import L2
 from samplers import NumpySampler
 from students import LightUNet
@@ -49,7 +48,7 @@ def unmixed(noisy: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return MEANS + parts + np.fft.ifft2(gain * lacking[:, None]).real
 
 
-def main(out: str, *, steps: int = 600, size: int = 128) -> None:
+def main(*, out: str = "runs/unmixing_unet_l2", steps: int = 600, size: int = 128) -> None:
     rng = np.random.default_rng(0)
     clean = MEANS + structures(16, size, size, rng)
     noisy = observed(clean, rng).astype(np.float32)
@@ -60,7 +59,8 @@ def main(out: str, *, steps: int = 600, size: int = 128) -> None:
     run = train(noisy, sampler, student, L2(), out, steps=0, refine_steps=steps, batch_size=4)
 
     truth = Stack(clean[:2].astype(np.float32), "TCYX")
-    print(format_table(evaluate(run, noisy[:2], truth, draws=(1, 10, 100))))
+    evaluate(run, noisy[:2], truth, draws=(1, 10, 100))
+    print(Path(out, "evaluation.md").read_text(encoding="utf-8"))
     images = run.denoiser(torch.from_numpy(noisy[:2, None]).to(run.denoiser.mean.device)).detach().cpu()
     for name, image, part in zip(sampler.out_names, images.unbind(1), clean[:2].swapaxes(0, 1), strict=True):
         print(f"{name}: {psnr(image, torch.from_numpy(part)):.2f} dB")
@@ -69,4 +69,4 @@ def main(out: str, *, steps: int = 600, size: int = 128) -> None:
 
 if __name__ == "__main__":
     keep_freed_memory()
-    main("runs/unmixing_unet_l2")
+    main()

@@ -17,6 +17,7 @@ from distill import specimen
 from distill.__main__ import main
 
 ROOT = Path(__file__).parent.parent
+OF_CLUSTERS = {"dask_jobqueue"}  # that no test needs
 PAGES = [Path("README.md"), *sorted(p.relative_to(ROOT) for p in ROOT.glob("docs/*.md"))]
 GUIDES = ["README.md", *(f"docs/{name}.md" for name in ("index", "noise-models", "losses", "your-own",
                                                        "command-line"))]  # fmt: skip
@@ -107,7 +108,7 @@ def test_python_blocks_import_what_there_is(page, folder):
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.Import):
                 assert all(importlib.import_module(alias.name) for alias in node.names)
-            elif isinstance(node, ast.ImportFrom):
+            elif isinstance(node, ast.ImportFrom) and node.module not in OF_CLUSTERS:
                 module = importlib.import_module(node.module or "")
                 assert all(hasattr(module, alias.name) for alias in node.names), node.module
 

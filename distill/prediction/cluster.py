@@ -20,14 +20,14 @@ from functools import cached_property, partial
 from importlib.metadata import version
 from itertools import islice
 from threading import Lock
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import numpy as np
 import torch
 from distributed import Client, KilledWorker, LocalCluster, WorkerPlugin, as_completed, get_worker
-from distributed.client import CancelledError
-from distributed.comm import connect
+from distributed.client import CancelledError  # pyright: ignore[reportPrivateImportUsage]
+from distributed.comm import connect  # pyright: ignore[reportPrivateImportUsage]
 
 from distill.errors import UserError
 from distill.files import check_readable
@@ -145,7 +145,7 @@ def _machines(client: Client, dask: str, device: str | None, precision: Precisio
         log.info("dask: no workers at %s yet, waiting for the first", dask)
         client.wait_for_workers(1)
     try:
-        return client.run(_machine, device, precision)
+        return cast(dict[str, Any], client.run(_machine, device, precision))  # not from a coroutine
     except UserError:
         raise
     except Exception as error:  # from the unpickling of what is not installed there, anything
@@ -259,7 +259,7 @@ def _computed(
     """As they come. Only so many are asked for that their answers never pile up."""
     waiting, sent, coming = iter(enumerate(blocks)), {}, as_completed(loop=client.loop)
     while True:
-        room = AHEAD * sum(client.nthreads().values()) - len(sent)
+        room = AHEAD * sum(cast(dict[str, int], client.nthreads()).values()) - len(sent)
         for i, block in islice(waiting, max(room, 0 if sent else 1)):
             future = client.submit(_answer, name, plan, block, key=f"{name}-{i}", retries=RETRIES, pure=False)
             sent[future.key] = block
@@ -276,7 +276,7 @@ def _computed(
 def _answer(name: str, plan: Plan, block: Block) -> "list[np.ndarray] | UserError":
     """An error that would only come again is an answer too."""
     try:
-        return get_worker().plugins[name].answer(plan, block)
+        return cast(Work, get_worker().plugins[name]).answer(plan, block)
     except UserError as error:
         return error
 

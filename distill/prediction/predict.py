@@ -101,7 +101,8 @@ def predict(
     _check_arguments(draws, statistic, tile)
     ceiling = None if memory is None else as_bytes(memory)
     # Where others compute, this process needs no device that only they have.
-    job = Prediction(run, noisy, **chosen | {"device": "cpu" if dask else device})
+    chosen["device"] = "cpu" if dask else device
+    job = Prediction(run, noisy, **chosen)
     targets = [] if out is None else _targets(out, job, dtype, options)
     with _workers(dask, job, noisy, device, precision, ceiling) as workers:
         stack, room = job.stack, workers.room

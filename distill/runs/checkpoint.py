@@ -185,7 +185,7 @@ def load_weights(run: str | os.PathLike[str], sampler: PosteriorSampler, student
     Statistics of the images, and the noise model, are not taken over: they belong to the run's images.
     A student that the run does not have keeps the weights that it has.
     """
-    networks = {"sampler.safetensors": (sampler, "")}
+    networks: dict[str, tuple[nn.Module, str]] = {"sampler.safetensors": (sampler, "")}
     if has_student(run):
         networks["student.safetensors"] = (student, "backbone.")
     for name, (network, prefix) in networks.items():

@@ -70,7 +70,7 @@ def test_enlarged_signals_have_the_exact_posterior():
 @pytest.mark.parametrize("recipe", [unmixing_unet_l2, super_resolution_unet_l2])
 def test_other_shapes(recipe, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    recipe.main("run", steps=2, size=64)
+    recipe.main(out="run", steps=2, size=64)
     assert "100 draws" in capsys.readouterr().out and (tmp_path / "run/report.html").exists()
 
 
@@ -81,7 +81,7 @@ def test_samplers_that_are_trained_first(recipe, tmp_path, monkeypatch, capsys):
     cells = specimen(6, 64)
     tifffile.imwrite("noisy.tif", cells.noisy, metadata={"axes": "TYX"})
     tifffile.imwrite("clean.tif", cells.clean, metadata={"axes": "TYX"})
-    recipe.main("run", "noisy.tif", "clean.tif", steps=4)
+    recipe.main("noisy.tif", "clean.tif", out="run", steps=4)
     assert "10 draws" in capsys.readouterr().out
     assert tifffile.imread("run/denoised.tif").shape == (6, 64, 64)
 
@@ -97,5 +97,5 @@ def test_a_diffusion_with_physics(tmp_path, monkeypatch):
     torch.manual_seed(0)
     monkeypatch.chdir(tmp_path)
     tifffile.imwrite("noisy.tif", specimen(2, 64).noisy, metadata={"axes": "TYX"})
-    diffusion_super_resolution_l2.main("run", "noisy.tif", denoiser=Smooth(), steps=1)
+    diffusion_super_resolution_l2.main("noisy.tif", out="run", denoiser=Smooth(), steps=1)
     assert tifffile.imread("run/enlarged.tif").shape == (2, 128, 128)

@@ -9,8 +9,9 @@ from distill import UserError, load_denoiser, predict, train
 from distill.denoiser import DirectDenoiser
 from distill.images.sources import as_stack
 from distill.images.tiff import read
+from distill.prediction.predict import PARTS, predict_maps
 from distill.prediction.tiles import in_tiles
-from losses import L2
+from losses import L2, Quantiles
 from students import LightUNet, UNet
 
 
@@ -106,3 +107,24 @@ def test_a_result_with_nan_is_never_written(run, noisy, tmp_path):
     with pytest.raises(UserError, match="frame 0 of array has 1920 pixels that are NaN"):
         predict(denoiser, noisy, tmp_path / "clean.tif")
     assert not (tmp_path / "clean.tif").exists()
+
+
+def test_all_maps_in_memory_tell_how_far_they_are_and_can_be_stopped(tmp_path):
+    noisy = np.random.default_rng(0).poisson(50, (2 * PARTS, 1, 16, 24)).astype(np.uint16)
+    denoiser, shares = DirectDenoiser(UNet(1, 3, depth=1, filters=2), Quantiles()).eval(), []
+    maps = predict_maps(denoiser, noisy, shares.append)
+    assert np.allclose(shares, np.arange(1, PARTS + 1) / PARTS)
+    predict(denoiser, noisy, tmp_path / "a.tif")
+    files = dict(zip(denoiser.loss.outputs, ("a", "a_q05", "a_q95"), strict=True))
+    assert list(maps) == list(files)
+    for name, file in files.items():
+        assert np.allclose(maps[name], read(tmp_path / f"{file}.tif").pixels.reshape(noisy.shape), rtol=1e-5)
+
+    def stop(share):
+        shares.append(share)
+        raise KeyboardInterrupt
+
+    shares.clear()
+    with pytest.raises(KeyboardInterrupt):
+        predict_maps(denoiser, noisy, stop)
+    assert shares == [1 / PARTS]
