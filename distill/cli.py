@@ -50,7 +50,7 @@ ROLES = {
 
 DRAWS = "numbers of draws to average"
 ONE = "TIFF, OME-Zarr or .npy, or a folder or 'glob' of such"
-MAPS = "what the networks are told beside the images, such as a mask; one frame or as many"
+MAPS = "what the networks see beside the images, such as a mask: one frame or as many"
 NOISY = "noisy images in raw counts: TIFF, OME-Zarr, .npy"
 
 
@@ -88,7 +88,7 @@ def _parser(command: str, description: str) -> Parser:
 def _add_options(parser: Parser, function: Callable[..., Any], skip: tuple[str, ...] = ()) -> None:
     """A function's parameters that the parser does not have already, with the texts of its docstring."""
     if "conditions" in inspect.signature(function).parameters:
-        parser.add_argument("--conditions", type=str, metavar="FILE", help=f"{MAPS}: {ONE}")
+        parser.add_argument("--conditions", type=str, metavar="FILE", help=MAPS)
     there = {action.dest for action in parser._actions}
     parser.add_function_arguments(function, skip={*there, *skip}, as_group=False)
 
