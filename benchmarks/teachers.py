@@ -135,7 +135,12 @@ def super_resolution() -> Teacher:
 
 
 def deepinv_with_holes() -> Teacher:
-    """30 % of the pixels are missing, as a mask tells; the denoiser is exact for the prior."""
+    """30 % of the pixels are missing, as a mask tells; the denoiser is exact for the prior.
+
+    What the student needs, in dB to the mean of 100 draws: 24.3 without the mask and with missing pixels at 0
+    counts; 32.1 with them at the mean; 33.4 with the mask too; 37.0 with unshuffle=1 too, since holes are
+    single pixels. 1600 steps in place of 400 instead of all that: 32.3.
+    """
     from deepinv import physics, sampling  # pyright: ignore[reportMissingImports]
     from deepinv.models import Denoiser  # pyright: ignore[reportMissingImports]
     from deepinv.optim.data_fidelity import L2 as DataFidelity  # pyright: ignore[reportMissingImports]
@@ -182,9 +187,10 @@ def timed(work: Callable[[], Tensor]) -> tuple[Tensor, float]:
 def row(name: str, teacher: Teacher, folder: Path) -> list[str]:
     noisy, clean = (torch.from_numpy(each).float() for each in (teacher.noisy, teacher.clean))
     images = teacher.noisy[:-1, 0].astype(np.float32)
-    told = {} if teacher.conditions is None else {"conditions": teacher.conditions[:-1]}
+    told = None if teacher.conditions is None else teacher.conditions[:-1]
     run = train(images, teacher.sampler, teacher.student, L2(), folder / "run", steps=0, refine_steps=STEPS,
-                batch_size=4, patch_size=PATCH, val_fraction=0, device="cpu", **told)  # fmt: skip
+                batch_size=4, patch_size=PATCH, val_fraction=0, device="cpu",
+                conditions=told)  # fmt: skip
     test, truth = noisy[-1:], clean[-1:]
     if teacher.conditions is not None:
         test = torch.cat([test, torch.from_numpy(teacher.conditions[-1:]).float()], dim=1)

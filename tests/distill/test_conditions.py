@@ -33,7 +33,7 @@ SHORT: dict[str, Any] = dict(
     steps=0, refine_steps=3, batch_size=2, micro_batch=2, patch_size=16, validate_every=2
 )
 LONG: dict[str, Any] = SHORT | dict(
-    refine_steps=250, batch_size=8, micro_batch=8, student_lr=0.2, ema=0.9, val_fraction=0
+    refine_steps=160, batch_size=4, micro_batch=4, validate_every=400, student_lr=0.2, ema=0.9, val_fraction=0
 )
 
 
