@@ -38,7 +38,7 @@ from distill.runs import published, rebuild, tensors
 from distill.runs.checkpoint import has_student
 from distill.runs.describe import describe_run, is_finished
 from distill.training import cost, engine
-from distill.training.checks import check_context
+from distill.training.checks import check_seen
 from distill.training.processes import is_main, joined
 
 ROLES = {
@@ -50,6 +50,7 @@ ROLES = {
 
 DRAWS = "numbers of draws to average"
 ONE = "TIFF, OME-Zarr or .npy, or a folder or 'glob' of such"
+MAPS = "what the networks see beside the images, such as a mask: one frame or as many"
 NOISY = "noisy images in raw counts: TIFF, OME-Zarr, .npy"
 
 
@@ -86,6 +87,8 @@ def _parser(command: str, description: str) -> Parser:
 
 def _add_options(parser: Parser, function: Callable[..., Any], skip: tuple[str, ...] = ()) -> None:
     """A function's parameters that the parser does not have already, with the texts of its docstring."""
+    if "conditions" in inspect.signature(function).parameters:
+        parser.add_argument("--conditions", type=str, metavar="FILE", help=MAPS)
     there = {action.dest for action in parser._actions}
     parser.add_function_arguments(function, skip={*there, *skip}, as_group=False)
 
@@ -98,7 +101,7 @@ def _denoise(arguments: list[str]) -> None:
                         help="finished run, or a .zip that `distill export --format bioimageio` wrote, that "
                         "denoises the images without any training; or pretrained, the shipped weights "
                         "(default: train)")  # fmt: skip
-    _add_options(parser, denoising.denoise, skip=("draws", "statistic", "seed", "dask"))
+    _add_options(parser, denoising.denoise, skip=("draws", "statistic", "seed", "dask", "conditions"))
     chosen = _without_config(parser.parse_args(arguments))
     run, out = denoising.denoise(**chosen), chosen["out"]
     other = f"other_clean{Path(out).name.removeprefix(denoising.run_beside(out).stem)}"
@@ -134,7 +137,7 @@ def _train(arguments: list[str]) -> None:
     torch.manual_seed(config.seed)  # of the networks' initial weights
     with checks_of():  # the constructors' own
         chosen = parser.instantiate(config)
-        check_context(config.context, chosen.sampler, chosen.student)
+        check_seen(config.context, _maps(config), chosen.sampler, chosen.student)
         if _set_channels(config, chosen.sampler, len(chosen.loss.outputs)):
             chosen = parser.instantiate(config)
     options = _without_config(chosen)
@@ -142,7 +145,8 @@ def _train(arguments: list[str]) -> None:
     finished = engine.train(**options)
     if is_main():
         images = _words(config.images)
-        print(f"{finished.path}: done. Now: distill predict {finished.path} {images} --out clean.tif")
+        told = "" if config.conditions is None else f" --conditions {shlex.quote(config.conditions)}"
+        print(f"{finished.path}: done. Now: distill predict {finished.path} {images}{told} --out clean.tif")
 
 
 def _default(role: str, arguments: list[str]) -> dict[str, Any] | None:
@@ -186,7 +190,7 @@ def _set_channels(config: jsonargparse.Namespace, sampler: samplers.PosteriorSam
     """Networks made for 1 channel and scale 1, as they are unless told, take the image's channels and give
     those of the sampler's draws and the loss, as large as the draws. True where that changed anything."""
     channels, changed = as_stack(config.images, config.axes).frames.shape[1], False
-    seen = channels * plane_count(config.context)
+    seen = channels * plane_count(config.context) + _maps(config)
     drawn = (sampler.out_channels or channels) * outputs
     scale = 1 if sampler.scale in (1, (1, 1), [1, 1]) else sampler.scale
     for role, needed in {
@@ -198,6 +202,11 @@ def _set_channels(config: jsonargparse.Namespace, sampler: samplers.PosteriorSam
             if arguments.get(name, value) in (None, 1) and value != 1:
                 arguments[name], changed = value, True
     return changed
+
+
+def _maps(config: jsonargparse.Namespace) -> int:
+    """How many the networks are told beside the images."""
+    return 0 if config.conditions is None else as_stack(config.conditions).frames.shape[1]
 
 
 def _predict(arguments: list[str]) -> None:
@@ -240,7 +249,7 @@ def _evaluate(arguments: list[str]) -> None:
         print(f"{sentence}\n")
     print((folder / "evaluation.md").read_text(encoding="utf-8"), end="")
     if with_cost:
-        machine = {key: chosen[key] for key in ("device", "precision", "axes")}
+        machine = {key: chosen[key] for key in ("device", "precision", "axes", "conditions")}
         print(cost.training_cost(chosen["run"], chosen["noisy"], **machine))
 
 
@@ -299,7 +308,8 @@ def _cache(arguments: list[str]) -> None:
     _add_options(parser, cache.cache_draws)
     chosen = parser.parse_args(arguments)
     cache.cache_draws(**_without_config(chosen))
-    print(f"{chosen.out}: done. Now: distill train {_words(chosen.images)} --sampler CachedDraws "
+    told = "" if chosen.conditions is None else f"--conditions {shlex.quote(chosen.conditions)} "
+    print(f"{chosen.out}: done. Now: distill train {_words(chosen.images)} {told}--sampler CachedDraws "
           f"--sampler.path {chosen.out} --out runs/student")  # fmt: skip
 
 

@@ -19,7 +19,8 @@ class DirectDenoiser(nn.Module):
     needs sizes that are multiples of a number, it says so in an attribute `multiple`.
     channels: C. out_channels: C', by default C. scale: how many times larger S' is than S, along Y and X.
     out_names: of the C' channels. context: which neighbouring planes are among the C channels, as "T2", after
-    those of the plane itself; C' is by default as many as one plane has.
+    those of the plane itself; conditions: how many of the last C channels are no image but are told beside
+    it, such as a mask; they are not standardized. C' is by default as many as one plane has.
 
     Outputs of as many channels and the same size have the statistics of the images; others have their own.
     """
@@ -37,10 +38,12 @@ class DirectDenoiser(nn.Module):
         scale: Scale = 1,
         out_names: Sequence[str] = (),
         context: str | None = None,
+        conditions: int = 0,
     ) -> None:
         super().__init__()
         self.backbone, self.loss, self.channels, self.context = backbone, loss, channels, context
-        self.plane_channels = channels // plane_count(context)
+        self.conditions = conditions
+        self.plane_channels = (channels - conditions) // plane_count(context)
         self.out_channels, self.scale = out_channels or self.plane_channels, factors(scale)
         self.out_names = tuple(out_names)
         if self.out_names and len(self.out_names) != self.out_channels:
@@ -54,7 +57,7 @@ class DirectDenoiser(nn.Module):
             self.register_buffer("own_std", torch.ones(self.out_channels, 1, 1))
 
     def prepare(self, mean: Tensor, std: Tensor) -> None:
-        """The training data's mean and std in raw counts, each (C, 1, 1)."""
+        """The training data's mean and std in raw counts, each (C, 1, 1); of conditions 0 and 1."""
         self.mean.copy_(mean)
         self.std.copy_(std)
 
@@ -72,8 +75,8 @@ class DirectDenoiser(nn.Module):
         return self.get_buffer("own_std") if self.reshapes else self.plane(self.std, dim=0)
 
     def plane(self, noisy: Tensor, dim: int = 1) -> Tensor:
-        """Of the channels along `dim` those of the plane itself, without its neighbours."""
-        return noisy.narrow(dim, 0, self.plane_channels) if self.context else noisy
+        """Of the channels along `dim` those of the plane itself, without its neighbours and conditions."""
+        return noisy.narrow(dim, 0, self.plane_channels) if self.context or self.conditions else noisy
 
     def standardize(self, counts: Tensor) -> Tensor:
         """The images that it sees."""

@@ -13,6 +13,7 @@ from distill.errors import UserError
 from distill.evaluation.evaluate import evaluate
 from distill.files import Unfinished
 from distill.hardware import Precision
+from distill.images.conditions import check_conditions
 from distill.images.sources import Images, as_stack, check_channels
 from distill.images.stack import Stack
 from distill.images.statistics import some_frames
@@ -175,6 +176,7 @@ def _taken_over(trained: Any, stack: Stack, folder: Path, trust: str | Sequence[
                 f"{trained}: its networks see neighbouring planes ({copy.denoiser.context}), which denoise "
                 "does not give them; run distill predict and distill evaluate with it"
             )
+        check_conditions(stack, str(trained), copy.denoiser.conditions)
         check_channels(stack, str(trained), copy.denoiser.channels)
     folder.mkdir(parents=True, exist_ok=True)
     save_run(copy)

@@ -3,8 +3,7 @@
 pip install 'posterior-distill[diffusion]'
 python recipes/diffusion_super_resolution_l2.py [noisy.tif]
 
-For missing pixels in place of coarse ones: physics=lambda y: Inpainting(y.shape[1:], mask=(y > 0).float(),
-noise_model=...), without scale. Every draw is a whole diffusion, as in diffusion_unet_l2.py: use a GPU.
+Every draw is a whole diffusion, as in diffusion_unet_l2.py: use a GPU.
 """
 
 import sys

@@ -1,6 +1,7 @@
 """Frozen samplers around what others trained: ensembles, dropout networks, diffusion models.
 
 All take `out_channels`, `scale` and `out_names`, for draws of other channels or size than the noisy image.
+Conditions of the image reach their networks in their own units.
 """
 
 import inspect
@@ -48,7 +49,7 @@ class Ensemble(PosteriorSampler):
         with evaluating(self):
             for i in chosen.unique().tolist():
                 images = (chosen == i).any(dim=0).to(noisy.device)  # that some draw needs it for
-                output = self.networks[i]((noisy[images] - self.mean) / self.std)
+                output = self.networks[i](_standardized(self, noisy[images]))
                 outputs[i] = output.new_zeros(len(noisy), *output.shape[1:])
                 outputs[i][images] = output * self.std + self.mean
         for row in chosen.tolist():
@@ -92,7 +93,7 @@ class MonteCarloDropout(PosteriorSampler):
         with evaluating(self):
             for layer in self._dropouts():
                 layer.train()
-            standardized = (noisy - self.mean) / self.std
+            standardized = _standardized(self, noisy)
             draws = [self.network(standardized) for _ in range(n)]
         return torch.stack(draws) * self.std + self.mean
 
@@ -109,7 +110,9 @@ class DiffusionSampler(PosteriorSampler):
     black, white: the raw counts that are 0 and 1 to the model; noisy pixels may lie outside.
     physics: instead of noise_std, a deepinv physics in units of [0, 1]; or a function that makes one for
         images (B, C, H, W) in these units, where it depends on their size or content, as a mask of pixels
-        that are missing: lambda y: Inpainting(y.shape[1:], mask=(y > 0).float(), noise_model=...).
+        that are missing: lambda y: Inpainting(y.shape[1:], mask=(y > 0).float(), noise_model=...). Of images
+        with conditions it is a function of both, and the conditions (B, conditions, H, W) keep their units:
+        lambda y, mask: Inpainting(y.shape[1:], mask=mask, noise_model=...).
     scale: of super-resolution: 2 for Downsampling(factor=2).
     """
 
@@ -120,7 +123,7 @@ class DiffusionSampler(PosteriorSampler):
         black: float,
         white: float,
         noise_std: float | None = None,
-        physics: nn.Module | Callable[[Tensor], nn.Module] | None = None,
+        physics: nn.Module | Callable[..., nn.Module] | None = None,
         out_channels: int | None = None,
         scale: Scale = 1,
         out_names: Sequence[str] = (),
@@ -143,15 +146,16 @@ class DiffusionSampler(PosteriorSampler):
             torch.autocast(noisy.device.type, enabled=False),
         )
         with inference, precise, evaluating(self):
-            y = (noisy.clone().float() - self.black) / (self.white - self.black)
-            physics = self._physics_of(y)
+            images, conditions = self.split(noisy.clone().float())
+            y = (images - self.black) / (self.white - self.black)
+            physics = self._physics_of(y, conditions)
             draws = torch.stack([self._draw(y, physics) for _ in range(n)])
             return (draws * (self.white - self.black) + self.black).to(noisy.dtype)
 
-    def _physics_of(self, y: Tensor) -> nn.Module | None:
+    def _physics_of(self, y: Tensor, conditions: Tensor) -> nn.Module | None:
         if self.physics is None or isinstance(self.physics, nn.Module):
             return self._denoising if self.physics is None else self.physics
-        return self.physics(y).to(y.device)
+        return (self.physics(y, conditions) if self.conditions else self.physics(y)).to(y.device)
 
     def _draw(self, y: Tensor, physics: nn.Module | None) -> Tensor:
         seed = int(torch.randint(1, 2**31, ()))  # never 0, which DDRM and DiffPIR ignore
@@ -172,6 +176,12 @@ def _denoising(sigma: float) -> nn.Module:
             "pip install 'posterior-distill[diffusion]', or pass physics"
         ) from None
     return Denoising(GaussianNoise(sigma))
+
+
+def _standardized(sampler: Ensemble | MonteCarloDropout, noisy: Tensor) -> Tensor:
+    images, conditions = sampler.split(noisy)
+    standardized = (images - sampler.mean) / sampler.std
+    return torch.cat([standardized, conditions], dim=1) if sampler.conditions else standardized
 
 
 def _positive_std(sampler: PosteriorSampler, std: float) -> float:

@@ -17,12 +17,14 @@ LEARNING_RATE = 2e-3
 class PosteriorSampler(nn.Module, ABC):
     """Draws clean images from q(signal | noisy). Raw counts in, raw counts out.
 
-    out_channels: channels of a draw. None: as many as the noisy image has.
+    out_channels: channels of a draw. None: as many as the noisy image has, without conditions.
     scale: how many times larger than the noisy image a draw is: 2, or one number each for Y and X.
     out_names: of the draws' channels, for the files that are written. Default: those of the noisy image, if
         it has as many.
     context: which neighbouring planes it sees too, such as "T2": further channels of the noisy image, after
         those of the plane that it draws. `train` sets it, and runs keep it.
+    conditions: how many maps it sees beside the noisy image, such as a mask: the last channels of what it is
+        given, in their own units. 0 takes as many as `train` is given, and runs keep that.
     isotropic: whether the noise looks the same turned and mirrored, so that training may do both.
     mirrors: if not, the mirrorings that keep it the same, as `NoiseModel.mirrors` has them.
     free_draws: how many draws cost no more than one; a student then learns from so many at once.
@@ -36,6 +38,7 @@ class PosteriorSampler(nn.Module, ABC):
     scale: Scale = 1
     out_names: Sequence[str] = ()
     context: str | None = None
+    conditions: int = 0
     isotropic: bool = True
     mirrors: Sequence[str] = ()
     free_draws: int = 1
@@ -72,7 +75,12 @@ class PosteriorSampler(nn.Module, ABC):
         enlarged = [
             n * by for n, by in zip(size, (*[1] * (len(size) - 2), *factors(self.scale)), strict=True)
         ]
-        return (batch, self.out_channels or channels, *enlarged)
+        return (batch, self.out_channels or channels - self.conditions, *enlarged)
+
+    def split(self, noisy: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C + conditions, *S) -> the images (B, C, *S), and the conditions (B, conditions, *S)."""
+        channels = noisy.shape[1] - self.conditions
+        return noisy[:, :channels], noisy[:, channels:]
 
     def training_images(self, frames: Any) -> Any:
         """Called once before training, with the images (N, C, Y, X) in raw counts. Returns the array
@@ -82,7 +90,7 @@ class PosteriorSampler(nn.Module, ABC):
 
     def prepare(self, noisy: Tensor, mean: Tensor, std: Tensor) -> None:
         """Told once, before co-training: some training frames (N, C, *S), and the training data's
-        mean and std, each (C, 1, 1), in raw counts. Default: nothing."""
+        mean and std, each (C, 1, 1), in raw counts; of conditions 0 and 1. Default: nothing."""
 
     def training_step(self, noisy: Tensor) -> tuple[Tensor, Tensor]:
         """(scalar loss, one draw (B, C', *S) from the same forward pass).

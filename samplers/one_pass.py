@@ -24,6 +24,7 @@ class OnePassSampler(PosteriorSampler):
         super().__init__()
         self.denoiser = denoiser
         self.declare(*(getattr(denoiser, name, other) for name, other in _LIKE_THE_INPUT.items()))
+        self.conditions = getattr(denoiser, "conditions", 0)
 
     def draws(self, noisy: Tensor, n: int) -> Iterator[Tensor]:
         maps = cast(Callable[[Tensor], dict[str, Tensor]], self.denoiser.maps)

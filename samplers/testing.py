@@ -32,7 +32,8 @@ def check_sampler(
         sizes: further image sizes that the sampler must take; () to check the size of `noisy` alone.
     """
     if noisy is None:
-        noisy = _example(getattr(sampler, "in_channels", getattr(sampler, "channels", 1)))
+        channels = getattr(sampler, "in_channels", getattr(sampler, "channels", 1))
+        noisy = _example(channels + sampler.conditions)
     noisy, unprepared = noisy.to(device), copy.deepcopy(sampler).to(device)
     cuda = [noisy.device] if noisy.device.type == "cuda" else []
     with torch.random.fork_rng(cuda), torch.enable_grad():
@@ -136,9 +137,10 @@ def _check_side_effects(sampler: PosteriorSampler, noisy: Tensor) -> None:
 
 
 def _check_units(sampler: PosteriorSampler, noisy: Tensor) -> None:
-    if sampler.out_channels not in (None, noisy.shape[1]):
+    images, _ = sampler.split(noisy)
+    if sampler.out_channels not in (None, images.shape[1]):
         return  # the parts of an image may have any brightness
-    drawn, mean, std = (float(v) for v in (sampler.sample(noisy, 8).mean(), noisy.mean(), noisy.std()))
+    drawn, mean, std = (float(v) for v in (sampler.sample(noisy, 8).mean(), images.mean(), images.std()))
     rule = f"units: draws have mean {drawn:.4g}, the images {mean:.4g} +- {std:.4g}; both are raw counts"
     _require(abs(drawn - mean) < 3 * std, rule)
 

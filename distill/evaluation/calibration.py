@@ -17,6 +17,7 @@ from distill.errors import UserError
 from distill.evaluation.pairs import paired
 from distill.files import check_folder, write_json
 from distill.hardware import Hardware, Precision
+from distill.images.conditions import seen_by
 from distill.images.sources import Images, as_stack, check_channels
 from distill.limits import check_limits
 from distill.prediction.receptive_field import maps_in_tiles
@@ -59,6 +60,7 @@ def calibrate(
     precision: Precision = "auto",
     axes: str | None = None,
     trust: str | Sequence[str] = (),
+    conditions: Images | None = None,
 ) -> Calibration:
     """Scales a student's intervals so that they contain `level` of the true pixels, stored in the run.
 
@@ -80,6 +82,8 @@ def calibrate(
         precision: "auto" (bf16 if the hardware has it), "bf16" or "fp32".
         axes: letters of the images' dimensions, of STCZYX. Default: those of the file.
         trust: your modules whose classes the run may name; they are imported. Default: none.
+        conditions: maps that the run was trained with beside the images, such as a mask: one frame for all
+            images of `noisy` and of `test_noisy`, or one for each. Default: none.
     """
     check_limits(locals())
     if (test_noisy is None) != (test_clean is None):
@@ -97,10 +101,10 @@ def calibrate(
             f"{run}: its student gives {' and '.join(outputs)}, no interval; train one "
             "with --loss Quantiles or MeanVariance"
         )
-    pairs = _pairs(denoiser, run, noisy, clean, axes)
+    pairs = _pairs(denoiser, run, noisy, clean, axes, conditions)
     tests = pairs
     if test_noisy is not None and test_clean is not None:
-        tests = _pairs(denoiser, run, test_noisy, test_clean, axes)
+        tests = _pairs(denoiser, run, test_noisy, test_clean, axes, conditions)
     scores = earlier * _scores(denoiser, pairs, level, hardware)
     left_out = int(np.isnan(scores).sum())
     scores = scores[~np.isnan(scores)]
@@ -133,11 +137,17 @@ def calibrate(
 
 
 def _pairs(
-    denoiser: DirectDenoiser, run: str | os.PathLike[str], noisy: Images, clean: Images, axes: str | None
+    denoiser: DirectDenoiser,
+    run: str | os.PathLike[str],
+    noisy: Images,
+    clean: Images,
+    axes: str | None,
+    conditions: Images | None,
 ) -> Sequence[tuple[Tensor, Tensor]]:
     stack = as_stack(noisy, axes)
     check_channels(stack, checkpoint.name_of(run), denoiser.plane_channels)
-    return paired(stack, clean, axes, denoiser=denoiser)
+    seen = seen_by(denoiser, checkpoint.name_of(run), stack, conditions)
+    return paired(seen, clean, axes, denoiser=denoiser)
 
 
 def _z(level: float) -> float:

@@ -20,6 +20,7 @@ from distill.evaluation.tables import Row, distinct, format_table, table1, write
 from distill.evaluation.worth import worth
 from distill.files import check_folder, whole_file, write_text
 from distill.hardware import Hardware, Precision
+from distill.images.conditions import seen_by
 from distill.images.context import plane_count
 from distill.images.sources import Images, as_stack, check_channels
 from distill.images.statistics import check_finite
@@ -38,9 +39,9 @@ class NoStudent(DirectDenoiser):
     """Takes the place of the student in a run without one, and gives no image."""
 
     def __init__(self, sampler: PosteriorSampler) -> None:
-        channels = getattr(sampler, "channels", 1) * plane_count(sampler.context)
+        seen = getattr(sampler, "channels", 1) * plane_count(sampler.context) + sampler.conditions
         shape = sampler.out_channels, sampler.scale, sampler.out_names
-        super().__init__(nn.Identity(), L2(), channels, *shape, sampler.context)
+        super().__init__(nn.Identity(), L2(), seen, *shape, sampler.context, sampler.conditions)
 
     def maps(self, noisy: Tensor) -> dict[str, Tensor]:
         return {}
@@ -59,6 +60,7 @@ def evaluate(
     precision: Precision = "auto",
     axes: str | None = None,
     trust: str | Sequence[str] = (),
+    conditions: Images | None = None,
 ) -> list[Row]:
     """Measures PSNR, SSIM, seconds and memory of the input, of n draws and of the student.
 
@@ -82,6 +84,8 @@ def evaluate(
         frames: number of evenly spread noisy frames to use. Default: all.
         perceptual: whether to compute LPIPS too, whose network is downloaded if it is missing.
         trust: your modules whose classes the run may name; they are imported. Default: none.
+        conditions: maps that the run was trained with beside the images, such as a mask: one frame for all
+            images or one for each. Default: none.
     """
     draws = list(draws)
     check_limits(locals(), draws=COUNT)
@@ -96,7 +100,8 @@ def evaluate(
     if clean is not None:
         clean = as_stack(clean, axes)
         check_finite(clean)
-    pairs = paired(noisy, clean, axes, frames, denoiser)
+    seen = seen_by(denoiser, checkpoint.name_of(run), noisy, conditions)
+    pairs = paired(seen, clean, axes, frames, denoiser)
     hardware = Hardware(device, precision)
     check_folder(out, 1e6 + max([1, *draws]) * 4 * math.prod(denoiser.out_shape(pairs[0][0].shape)))
     metrics: Metrics = {"psnr": psnr, "ssim": ssim} | ({"lpips": lpips()} if perceptual else {})

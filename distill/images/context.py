@@ -28,8 +28,11 @@ class StackInContext(Stack):
 
 
 def in_context(stack: Stack, context: str | None) -> Stack:
-    """The stack as a StackInContext; unchanged without a context. UserError if it does not have that axis."""
-    if context is None or isinstance(stack, StackInContext):
+    """The stack as a StackInContext; unchanged without a context, or if it is a view already.
+
+    UserError if it does not have that axis.
+    """
+    if context is None or type(stack) is not Stack:
         return stack
     axis, _ = parsed(context)
     if dict(zip(stack.axes, stack.pixels.shape, strict=True)).get(axis, 1) < 2:

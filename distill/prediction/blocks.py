@@ -16,7 +16,7 @@ from torch import Tensor
 from distill.denoiser import DirectDenoiser
 from distill.errors import UserError, checks_of
 from distill.hardware import Hardware, Precision, seeded
-from distill.images.context import in_context
+from distill.images.conditions import seen_by
 from distill.images.sources import Images, as_stack, check_channels
 from distill.images.stack import Stack
 from distill.images.statistics import MAX_COUNT, check_finite
@@ -54,16 +54,18 @@ class Prediction:
         precision: Precision = "auto",
         axes: str | None = None,
         trust: str | Sequence[str] = (),
+        conditions: Images | None = None,
     ) -> None:
         self.draws, self.statistic, self.seed = draws, statistic, seed
         self.hardware = Hardware(device, precision)
         self.axes, self.stack, self.name = axes, as_stack(noisy, axes), checkpoint.name_of(run)
+        self.conditions = conditions
         if run == PRETRAINED and not Path(PRETRAINED).exists():
             run = pretrained_sampler(self.stack) if draws else pretrained_denoiser(self.stack)
-        self.network, trained_on, context = _network(run, draws, trust)
+        self.network, trained_on = _network(run, draws, trust)
         self.names = [statistic] if draws else list(self.network.loss.outputs)
         check_channels(self.stack, self.name, trained_on)
-        self.stack = in_context(self.stack, context)
+        self.stack = seen_by(self.network, self.name, self.stack, conditions)
         self.network.eval().to(self.hardware.device)
         *_, self.channels, height, width = _output(self.network, self.stack.frames.shape)
         self.scale = height // self.stack.frames.shape[2], width // self.stack.frames.shape[3]
@@ -154,16 +156,16 @@ class Prediction:
         return seen[..., rows, columns].float().cpu().numpy()
 
 
-def _network(run: AnyRun, draws: int, trust: str | Sequence[str]) -> tuple[Any, int | None, str | None]:
-    """It, and what it was trained on, if that is known: how many channels of a plane, and the context."""
+def _network(run: AnyRun, draws: int, trust: str | Sequence[str]) -> tuple[Any, int | None]:
+    """It, and on how many channels of a plane it was trained, if that is known."""
     if isinstance(run, PosteriorSampler) and draws:
-        return run, None, run.context
+        return run, None
     if draws and not checkpoint.has_student(run):
         sampler = checkpoint.load_sampler(run, trust=trust)
-        return sampler, getattr(sampler, "channels", None), sampler.context
+        return sampler, getattr(sampler, "channels", None)
     denoiser = checkpoint.load_denoiser(run, trust=trust)
     network = checkpoint.load_sampler(run, trust=trust) if draws else denoiser
-    return network, denoiser.plane_channels, denoiser.context
+    return network, denoiser.plane_channels
 
 
 def _output(network: DirectDenoiser | PosteriorSampler, frames: tuple[int, ...]) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from distill.errors import UserError, checks_of
 from distill.files import Unfinished, check_folder, reserve, write_json
 from distill.hardware import Hardware, Precision, seeded
-from distill.images.context import in_context
+from distill.images.conditions import seen_by
 from distill.images.sources import Images, as_stack, check_channels
 from distill.images.stack import Stack
 from distill.images.statistics import some_frames, statistics
@@ -44,6 +44,7 @@ def cache_draws(
     precision: Precision = "auto",
     axes: str | None = None,
     trust: str | Sequence[str] = (),
+    conditions: Images | None = None,
 ) -> CachedDraws:
     """Draws of every frame, written to the folder `out` -> the sampler to train students with.
 
@@ -64,6 +65,8 @@ def cache_draws(
         precision: "auto" (bf16 where the hardware has it), "bf16" or "fp32".
         axes: letters of the images' dimensions, of STCZYX. Default: what the file says.
         trust: your modules whose classes the run's files may name, and so have imported. Default: none.
+        conditions: what the run was trained with beside the images, such as a mask: one frame for all images
+            or one for each. Default: none.
     """
     check_limits(locals(), draws=COUNT)
     check_tile(tile)
@@ -73,7 +76,7 @@ def cache_draws(
     sampler = checkpoint.load_sampler(run, trust=trust).to(hardware.device)
     planes = as_stack(images, axes)
     check_channels(planes, checkpoint.name_of(run), getattr(sampler, "channels", None))
-    stack = in_context(planes, sampler.context)
+    stack = seen_by(sampler, checkpoint.name_of(run), planes, conditions)
     tile = fixed_tile(stack.frames.shape[-2:]) if tile is None else tile
     n, channels, *size = sampler.draw_shape(stack.frames.shape)
     reshapes = [channels, *size] != list(planes.frames.shape[1:])

@@ -196,7 +196,8 @@ class Work(WorkerPlugin):
     ) -> None:
         self.network, self.images, self.name, self.machine = job.network, images, job.name, machine
         self.options = {"draws": job.draws, "statistic": job.statistic, "seed": job.seed, "device": device,
-                        "precision": precision, "axes": job.axes}  # fmt: skip
+                        "precision": precision, "axes": job.axes,
+                        "conditions": None if job.conditions is None else _paths(job.conditions)}  # fmt: skip
         self.fingerprint, self.threads = fingerprint(job.stack), torch.get_num_threads()
 
     def setup(self, worker: Any) -> None:

@@ -55,6 +55,7 @@ def predict(
     axes: str | None = None,
     trust: str | Sequence[str] = (),
     dask: str | None = None,
+    conditions: Images | None = None,
 ) -> Any:
     """Denoises every frame, in raw counts, and keeps the images' axes -> the denoised image.
 
@@ -91,9 +92,11 @@ def predict(
         dask: cluster that computes: local:4 for four workers on this machine, which share `memory`; or the
             address, or the .json file, of the scheduler of a running one, each of whose workers may take
             `memory`. Its workers read `noisy` by its path. Default: this process.
+        conditions: what the run was trained with beside the images, such as a mask: one frame for all images
+            or one for each. Default: none.
     """
     chosen: dict[str, Any] = {"draws": draws, "statistic": statistic, "seed": seed, "device": device,
-              "precision": precision, "axes": axes, "trust": trust}  # fmt: skip
+              "precision": precision, "axes": axes, "trust": trust, "conditions": conditions}  # fmt: skip
     options = {"chunks": chunks, "shards": shards, "pyramid": pyramid}
     check_limits(chosen | options | {"out": out, "tile": tile, "halo": halo, "dask": dask})
     _check_arguments(draws, statistic, tile)

@@ -42,12 +42,11 @@ def save_run(run: Run) -> None:
 
 
 def save_sampler(path: Path, sampler: PosteriorSampler) -> None:
-    header: dict[str, Any] = {"sampler": describe(sampler)}
-    save(path, sampler.state_dict(), header | ({"context": sampler.context} if sampler.context else {}))
+    save(path, sampler.state_dict(), {"sampler": describe(sampler)} | _seen(sampler))
 
 
 def save_denoiser(path: Path, denoiser: DirectDenoiser) -> None:
-    header = {
+    header: dict[str, Any] = {
         "backbone": describe(denoiser.backbone),
         "loss": describe(denoiser.loss),
         "channels": len(denoiser.mean),
@@ -57,9 +56,13 @@ def save_denoiser(path: Path, denoiser: DirectDenoiser) -> None:
     }
     if denoiser.reshapes or denoiser.out_names:
         header |= {key: getattr(denoiser, key) for key in _OUTPUT}
-    if denoiser.context:
-        header["context"] = denoiser.context
-    save(path, denoiser.state_dict(), header)
+    save(path, denoiser.state_dict(), header | _seen(denoiser))
+
+
+def _seen(network: PosteriorSampler | DirectDenoiser) -> dict[str, Any]:
+    """What it sees beside the plane itself, if anything."""
+    seen = {key: getattr(network, key) for key in ("context", "conditions")}
+    return {key: value for key, value in seen.items() if value}
 
 
 _OUTPUT = ("out_channels", "scale", "out_names")  # in a header if outputs differ from the images
@@ -85,7 +88,7 @@ def load_sampler(
     tensors, header = load(path, SAMPLER_HEADER)
     sampler = sampler or _described(path, header, "sampler", PosteriorSampler, trust, tensors)
     load_state(path, sampler, tensors)
-    sampler.context = _context(path, header)
+    sampler.context, sampler.conditions = _context(path, header), _conditions(path, header)
     return sampler.eval().to(memory_format=torch.channels_last)
 
 
@@ -124,11 +127,14 @@ def _denoiser(path: Path, backbone: nn.Module, loss: Loss, header: dict[str, Any
     sound = isinstance(channels, int) and 0 < channels < LARGEST
     if not sound or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{path}: its header describes no images ({output}); pass another, or retrain it")
-    context, channels = _context(path, header), header["channels"]
-    if channels % plane_count(context):
-        raise UserError(f"{path}: its {channels} channels are not those of a context {context}; retrain it")
+    context, conditions, seen = _context(path, header), _conditions(path, header), header["channels"]
+    if not conditions < seen or (seen - conditions) % plane_count(context):
+        raise UserError(
+            f"{path}: its {seen} channels are not those of a context {context} and {conditions} conditions; "
+            "retrain it"
+        )
     with checks_of(str(path)):
-        return DirectDenoiser(backbone, loss, channels, **output, context=context)
+        return DirectDenoiser(backbone, loss, seen, **output, context=context, conditions=conditions)
 
 
 def _context(path: Path, header: dict[str, Any]) -> str | None:
@@ -138,6 +144,14 @@ def _context(path: Path, header: dict[str, Any]) -> str | None:
         raise UserError(f"{path}: its header has an invalid context ({context}); pass another, or retrain it")
     plane_count(context)
     return context
+
+
+def _conditions(path: Path, header: dict[str, Any]) -> int:
+    """How many maps a network sees beside the image. Errors: anything that is no such number."""
+    conditions = header.get("conditions", 0)
+    if type(conditions) is not int or not 0 <= conditions < LARGEST:
+        raise UserError(f"{path}: its header tells no conditions ({conditions}); pass another, or retrain it")
+    return conditions
 
 
 def has_student(run: AnyRun) -> bool:

@@ -37,6 +37,8 @@ def describe_run(path: Path) -> str:
         lines.append(f"output    channels {header['out_channels']} ({names}), scale {header['scale']} (Y, X)")
     if "context" in header:
         lines.append(f"context   {header['context']}: an axis, and how many planes on either side")
+    if "conditions" in header:
+        lines.append(f"beside    the image it sees {header['conditions']} maps of conditions, such as a mask")
     metrics = path / "metrics.jsonl"
     if metrics.exists() and (rows := read_json_lines(metrics)):
         lines.append(f"last      {json.dumps(rows[-1])}")

@@ -10,14 +10,18 @@ from distill.errors import UserError, checks_of
 from distill.images.context import plane_count
 from distill.training.budget import seconds
 from losses import Loss
-from samplers import PosteriorSampler, StabilizedSampler
+from samplers import FlowMatching, NextPhoton, PosteriorSampler, StabilizedSampler
 from samplers.base import evaluating
+from samplers.vae import VAESampler
 from students import StabilizedUNet
 
 # Of torch.optim, those that update convolutions by their gradients alone: LBFGS needs the loss several times
 # a step, SparseAdam sparse gradients, Muon matrices.
 OPTIMIZERS = ("AdamW", "Adamax", "Adam", "ASGD", "Adadelta", "Adafactor", "Adagrad", "NAdam", "RAdam",
               "RMSprop", "Rprop", "SGD")  # fmt: skip
+
+# Their likelihoods, units and pretrained weights are of images alone.
+WITHOUT_CONDITIONS = (StabilizedSampler, StabilizedUNet, VAESampler, FlowMatching, NextPhoton)
 
 
 def check_arguments(settings: dict[str, Any], loss: Loss) -> None:
@@ -39,8 +43,9 @@ def space(*networks: nn.Module) -> float:
     return 1e6 + 9 * sum(value.nbytes for network in networks for value in network.state_dict().values())
 
 
-def check_context(context: str | None, *networks: nn.Module) -> None:
-    """A UserError for a text that names no context, and for networks that see single planes."""
+def check_seen(context: str | None, conditions: int, *networks: nn.Module) -> None:
+    """A UserError for a text that names no context, and for networks that see single planes or no
+    conditions."""
     plane_count(context)
     for network in networks:
         if context and isinstance(network, StabilizedSampler | StabilizedUNet):
@@ -48,17 +53,28 @@ def check_context(context: str | None, *networks: nn.Module) -> None:
                 f"context: got {context}, but {type(network).__name__} sees single planes; pass --sampler "
                 "HDN (or DivNoising) and --student LightUNet (or UNet)"
             )
+        if conditions and isinstance(network, WITHOUT_CONDITIONS):
+            raise UserError(
+                f"conditions: got {conditions}, but {type(network).__name__} takes none; pass a sampler that "
+                "does, such as FunctionSampler or DiffusionSampler, and --student LightUNet (or UNet)"
+            )
 
 
 def student_of(
-    sampler: PosteriorSampler, student: nn.Module, loss: Loss, channels: int, context: str | None
+    sampler: PosteriorSampler,
+    student: nn.Module,
+    loss: Loss,
+    channels: int,
+    context: str | None,
+    conditions: int,
 ) -> DirectDenoiser:
-    """The student for images of so many channels, those of their context among them, and for the draws that
-    the sampler declares. Errors: networks that see no context, a student that gives only what it sees."""
-    check_context(context, sampler, student)
+    """The student for images of so many channels, those of their context and conditions among them, and for
+    the draws that the sampler declares. Errors: networks that see neither, a student that gives only what it
+    sees."""
+    check_seen(context, conditions, sampler, student)
     with checks_of(type(sampler).__name__):
         shape = sampler.out_channels, sampler.scale, sampler.out_names
-        denoiser = DirectDenoiser(student, loss, channels, *shape, context)
+        denoiser = DirectDenoiser(student, loss, channels, *shape, context, conditions)
     if denoiser.reshapes and isinstance(student, StabilizedUNet):
         raise UserError(
             f"student: got StabilizedUNet, which gives what it sees; {type(sampler).__name__} draws "

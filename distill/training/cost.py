@@ -14,7 +14,7 @@ import torch
 from distill.errors import UserError
 from distill.files import check_folder, write_text
 from distill.hardware import Hardware, Precision, synchronize, working_memory
-from distill.images.context import in_context
+from distill.images.conditions import seen_by
 from distill.images.sources import Images, as_stack
 from distill.limits import check_limits
 from distill.runs import checkpoint, tensors
@@ -60,6 +60,7 @@ def training_cost(
     precision: Precision = "auto",
     axes: str | None = None,
     trust: str | Sequence[str] = (),
+    conditions: Images | None = None,
 ) -> Cost:
     """Measures copies of a run's networks on its own settings, for its cost.txt, which `report` shows.
 
@@ -68,6 +69,7 @@ def training_cost(
         noisy: images like those that it was trained on.
         repeats: steps of each kind; the fastest counts, since other work only adds.
         trust: your modules whose classes the run's files may name, and so have imported. Default: none.
+        conditions: see `predict`.
     """
     check_limits(locals())
     check_folder(run)
@@ -81,7 +83,7 @@ def training_cost(
     hardware = Hardware(device, precision)
     place = hardware.device
     sampler, denoiser = sampler.to(place), denoiser.to(place)
-    frames = in_context(as_stack(noisy, axes), denoiser.context).frames
+    frames = seen_by(denoiser, str(run), as_stack(noisy, axes), conditions).frames
     micro = min(settings["micro_batch"], settings["batch_size"])
     passes = settings["batch_size"] / micro
     whole, _ = split(frames, 0.0, settings["patch_size"], 0)

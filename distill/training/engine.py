@@ -15,6 +15,7 @@ from distill.denoiser import DirectDenoiser
 from distill.errors import checks_of
 from distill.files import check_folder
 from distill.hardware import Hardware, Precision
+from distill.images.conditions import check_conditions, condition_count, conditioned, identity
 from distill.images.context import in_context, plane_count
 from distill.images.sources import Images, as_stack
 from distill.images.statistics import statistics
@@ -80,6 +81,7 @@ def train(
     init: str | os.PathLike[str] = "pretrained",
     self_supervised: float | None = None,
     context: str | None = None,
+    conditions: Images | None = None,
 ) -> Run:
     """Trains `student` to predict, in one pass, what averaging draws of `sampler` would give.
 
@@ -134,6 +136,9 @@ def train(
             before and two after in time, "Z1" for one above and one below. They are further channels, the
             nearest first (0, -1, +1, -2, +2), mirrored at both ends. The sampler's likelihood and its draws
             are of the plane alone: HDN and DivNoising do so with in_channels. Default: none.
+        conditions: what both networks are told beside the image: a mask of known pixels, a map of the noise
+            level. One frame for all images or one for each, of any channels, which become the last ones that
+            the networks see, in their own units: bring them to about 0 to 1. Default: none.
 
     Raises:
         UserError: for what cannot work, before anything is written; for a loss or gradient that is not
@@ -144,7 +149,10 @@ def train(
     loss, out = loss or L2(), check_folder(out, space(sampler, student))
     check_resumable(out)
     planes, began = as_stack(images, axes), time.monotonic()
-    stack = in_context(planes, context)
+    stack = conditioned(in_context(planes, context), conditions)
+    maps = condition_count(stack)
+    check_conditions(stack, type(sampler).__name__, sampler.conditions or maps)
+    sampler.conditions = maps
     context = context and context.strip().upper()
     draws = max(loss.min_draws, sampler.free_draws) if draws is None else draws
     lr, student_lr = default_rates(lr, student_lr, sampler, student, init, stack.pixels.size)
@@ -154,13 +162,14 @@ def train(
         micro_batch=micro_batch, patch_size=patch_size, draws=draws, optimizer=optimizer, lr=lr,
         student_lr=student_lr, schedule=schedule, clip=clip, ema=ema, val_fraction=val_fraction,
         validate_every=validate_every, patience=patience, seed=seed, axes=axes, processes=processes.count,
-        context=context,
+        context=context, conditions=identity(stack),
     )  # fmt: skip
     check_arguments(settings, loss)
     hardware = Hardware(processes.device(device), precision)
 
     # Data: random patches of raw counts, with their mean and standard deviation.
     mean, std = (torch.from_numpy(v).repeat(plane_count(context), 1, 1) for v in statistics(planes))
+    mean, std = torch.cat([mean, torch.zeros(maps, 1, 1)]), torch.cat([std, torch.ones(maps, 1, 1)])
     regions, held_out = split(stack.frames, val_fraction, patch_size, seed)
     with checks_of(stack.name):
         frames = sampler.training_images(stack.frames)
@@ -172,7 +181,7 @@ def train(
     torch.manual_seed(seed)
     generator = np.random.default_rng(seed)
     co_training = sampler.trainable and (steps > 0 or budget is not None)
-    denoiser = student_of(sampler, student, loss, len(mean), context)
+    denoiser = student_of(sampler, student, loss, len(mean), context, maps)
     sampler.context = context
     light, noise_model = prepare_networks(sampler, denoiser, stack, mean, std, init, co_training)
     co_training = co_training and sampler.trainable  # which may depend on the noise that it has found

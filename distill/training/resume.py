@@ -24,8 +24,8 @@ from distill.training.optimizer import Optimizer
 from distill.training.processes import Processes
 
 CHECKPOINT = "checkpoint.safetensors"
-MUST_MATCH = ("context", "data", "networks", "batch_size", "patch_size", "draws", "optimizer", "lr",
-              "student_lr", "schedule", "clip", "ema", "val_fraction", "seed", "self_supervised",
+MUST_MATCH = ("context", "conditions", "data", "networks", "batch_size", "patch_size", "draws", "optimizer",
+              "lr", "student_lr", "schedule", "clip", "ema", "val_fraction", "seed", "self_supervised",
               "processes")  # fmt: skip
 """The settings that a resumed run must share. Steps may grow; the others change no result's meaning."""
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from distill import specimen
 from recipes import (
+    diffusion_missing_pixels_l2,
     diffusion_super_resolution_l2,
     flow_unet_l2,
     next_photon_unet_quantiles,
@@ -99,3 +100,7 @@ def test_a_diffusion_with_physics(tmp_path, monkeypatch):
     tifffile.imwrite("noisy.tif", specimen(2, 64).noisy, metadata={"axes": "TYX"})
     diffusion_super_resolution_l2.main("noisy.tif", out="run", denoiser=Smooth(), steps=1)
     assert tifffile.imread("run/enlarged.tif").shape == (2, 128, 128)
+    mask = (np.random.default_rng(0).random((64, 64)) > 0.3).astype(np.uint8)
+    tifffile.imwrite("mask.tif", mask)
+    diffusion_missing_pixels_l2.main("noisy.tif", "mask.tif", out="holes", denoiser=Smooth(), steps=1)
+    assert tifffile.imread("holes/filled.tif").shape == (2, 64, 64)

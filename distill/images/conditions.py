@@ -1,0 +1,107 @@
+"""What networks are told beside the noisy image, as further channels: a mask, a map of the noise level."""
+
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from distill.errors import UserError
+from distill.images.context import in_context
+from distill.images.sources import Images, as_stack
+from distill.images.stack import Stack
+from distill.images.statistics import SCAN_BYTES, check_finite
+from samplers.cached import fingerprint
+
+
+@dataclass(eq=False)
+class ConditionedStack(Stack):
+    """A stack whose frames are (N, C + K, Y, X): those of `image`, then the K maps of `conditions`."""
+
+    image: Stack = field(kw_only=True)
+    conditions: Stack = field(kw_only=True)
+
+    @cached_property
+    def frames(self) -> "ConditionedFrames":
+        return ConditionedFrames(self.image.frames, self.conditions.frames)
+
+
+def conditioned(stack: Stack, conditions: Images | None) -> Stack:
+    """The stack as a ConditionedStack, or without conditions as it is.
+
+    conditions: one frame for all of the stack's, or one for each. Errors: maps of another size, NaN.
+    """
+    if conditions is None:
+        return stack
+    maps = as_stack(conditions)
+    (n, _, *size), (count, _, *own) = stack.frames.shape, maps.frames.shape
+    if own != size or count not in (1, n):
+        raise UserError(
+            f"conditions: got frames {tuple(maps.frames.shape)} (N, C, Y, X) for {n} noisy frames of "
+            f"{size[0]} x {size[1]} pixels; pass one frame, or as many, of the same size"
+        )
+    if maps.pixels.dtype.itemsize * maps.pixels.size <= SCAN_BYTES:  # of larger ones the answer tells
+        check_finite(maps)
+    own_fields = {each.name: getattr(stack, each.name) for each in fields(Stack)}
+    return ConditionedStack(**own_fields, image=stack, conditions=maps)
+
+
+def seen_by(network: Any, name: str, stack: Stack, conditions: Images | None) -> Stack:
+    """The images as the sampler or student called `name` sees them: in its context, with its conditions."""
+    stack = conditioned(in_context(stack, network.context), conditions)
+    check_conditions(stack, name, network.conditions)
+    return stack
+
+
+def identity(stack: Stack) -> str | None:
+    """A fingerprint of its conditions, if it has some."""
+    return fingerprint(stack.conditions.frames)[:16] if isinstance(stack, ConditionedStack) else None
+
+
+def condition_count(stack: Stack) -> int:
+    """How many of the last channels of its frames are conditions."""
+    return stack.conditions.frames.shape[1] if isinstance(stack, ConditionedStack) else 0
+
+
+def check_conditions(stack: Stack, name: str, expected: int) -> None:
+    """A UserError for a stack of other conditions than the networks of `name` see."""
+    count = condition_count(stack)
+    if count == expected:
+        return
+    if not expected:
+        raise UserError(
+            f"conditions: got {count}, but {name} sees the image alone; pass none, or "
+            f"a sampler whose attribute conditions is {count}"
+        )
+    raise UserError(
+        f"conditions: got {count or 'none'}, but {name} sees {expected} beside the image, such as a mask; "
+        f"pass --conditions with {expected} {'channels' if expected > 1 else 'channel'}"
+    )
+
+
+class ConditionedFrames:
+    """(N, C + K, Y, X) over frames (N, C, Y, X) and maps (1 or N, K, Y, X).
+
+    Index the first axis with a whole number, a slice or an index array, the others with slices; only what is
+    indexed is read.
+    """
+
+    ndim = 4
+
+    def __init__(self, images: Any, maps: Any) -> None:
+        self._images, self._maps = images, maps
+        self.dtype = np.result_type(images.dtype, maps.dtype)
+        n, channels, *size = images.shape
+        self.shape = (n, channels + maps.shape[1], *size)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        first, channels, *rest = (*(key if isinstance(key, tuple) else (key,)), *[slice(None)] * 3)[:4]
+        index = np.arange(len(self))[first]
+        index = index if index.ndim else int(index)
+        of_maps = np.minimum(index, len(self._maps) - 1)
+        pairs = ((self._images, index), (self._maps, of_maps))
+        both = [np.asarray(frames[(i, slice(None), *rest)]) for frames, i in pairs]
+        return np.concatenate(both, axis=-3)[..., channels, :, :]
