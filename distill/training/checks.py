@@ -83,7 +83,8 @@ def student_of(
     if denoiser.reshapes and isinstance(student, StabilizedUNet):
         raise UserError(
             "student: got StabilizedUNet, whose output is shaped like its input, but "
-            f"{type(sampler).__name__} draws {denoiser.out_channels} channels at scale {denoiser.scale}; pass --student LightUNet, or UNet"
+            f"{type(sampler).__name__} draws {denoiser.out_channels} channels at scale {denoiser.scale}; "
+            "pass --student LightUNet, or UNet"
         )
     return denoiser
 

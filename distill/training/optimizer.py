@@ -184,6 +184,6 @@ def warmup_cosine(step: int, total: int) -> float:
 
 
 def _plain(schedule: Any) -> dict[str, Any]:
-    """The state of a schedule without functions: JSON cannot hold them, load_state_dict does not need them."""
+    """The state of a schedule without functions: JSON cannot hold them, and loading needs none."""
     simple = (int, float, str, bool, list, type(None))
     return {k: v for k, v in schedule.state_dict().items() if isinstance(v, simple)}

@@ -38,7 +38,7 @@ class SplitRisk(nn.Module):
 
     @torch.no_grad()
     def held_out(self, denoiser: DirectDenoiser, noisy: Tensor, seed: int) -> Tensor:
-        """Squared error (B,) of each patch on light that the student does not see, in units of noise variance.
+        """Squared error (B,) of each patch on light that the student does not see, over the noise variance.
 
         The splits are the same on every call, so that two students differ only by their own errors.
         """

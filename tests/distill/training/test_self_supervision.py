@@ -294,10 +294,10 @@ def test_best_is_the_start_unless_it_is_clearly_beaten(made):
     from_random = Best(random, risk, noisy, seed=0)
     assert from_random.compare(random) > from_random.compare(good)
     from_random.compare(random)  # later and worse
-    assert weights(from_random.chosen()).equal(weights(good))
+    assert weights(from_random.final()).equal(weights(good))
     from_good = Best(good, risk, noisy, seed=0)
     from_good.compare(random)
-    assert weights(from_good.chosen()).equal(weights(good))
+    assert weights(from_good.final()).equal(weights(good))
 
 
 @pytest.mark.slow
