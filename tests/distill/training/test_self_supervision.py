@@ -213,7 +213,7 @@ def test_the_start_is_kept_if_training_makes_it_worse(made, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     run = train(made.noisy, Draws(), StabilizedUNet(), L2(), tmp_path, student_lr=0.005,
                 **(QUICK | dict(steps=4, val_fraction=0.3, validate_every=2)))  # fmt: skip
-    assert weights(run.denoiser).equal(weights(shipped())) and "stays what it was" in caplog.text
+    assert weights(run.denoiser).equal(weights(shipped())) and "stays as it was" in caplog.text
     assert weights(load_denoiser(tmp_path)).equal(weights(shipped()))
     noisy = torch.from_numpy(made.noisy).float()[:, None]
     with torch.no_grad():
