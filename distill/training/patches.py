@@ -1,4 +1,4 @@
-"""Random patches straight from a stack of frames, and the split that keeps validation apart."""
+"""Random patches of a stack of frames, and the split into training and validation regions."""
 
 from collections.abc import Iterable, Sequence
 
@@ -7,22 +7,25 @@ import torch
 
 from distill.errors import UserError, checks_of
 
-TRANSPOSED, MIRRORED_Y, MIRRORED_X = 1, 2, 4  # each or not: the 8 orientations of a square
+TRANSPOSED, MIRRORED_Y, MIRRORED_X = 1, 2, 4  # bits, whose sums are the 8 orientations of a square
 MIRRORS = {"y": MIRRORED_Y, "x": MIRRORED_X, "yx": MIRRORED_Y | MIRRORED_X}
 
 
 def orientations(isotropic: bool, mirrors: Iterable[str], scale: tuple[int, int] = (1, 1)) -> list[int]:
-    """In which a sampler's patches may come; see PosteriorSampler. Not transposed where draws are enlarged
-    along one axis more than along the other."""
+    """Orientations that patches may have for a sampler with these attributes, see PosteriorSampler.
+
+    If draws are enlarged by different factors along Y and X, patches are not transposed.
+    """
     allowed = list(range(8)) if isotropic else [0, *(MIRRORS[each] for each in mirrors)]
     return [each for each in allowed if scale[0] == scale[1] or not each & TRANSPOSED]
 
 
 def split(frames, val_fraction: float, patch_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Disjoint (train, val) regions of frames (N, C, Y, X), each (R, 5): frame, y0, y1, x0, x1.
+    """Disjoint (training, validation) regions of frames (N, C, Y, X), each (R, 5): frame, y0, y1, x0, x1.
 
-    Whole frames if N > 1, at least one on each side; of a single frame, a strip along one edge
-    whose area comes closest to `val_fraction`. Errors: patch does not fit, too small to split.
+    Regions are whole frames if N > 1, at least one for each purpose. A single frame is divided into two, with
+    a validation strip along one edge whose area is closest to `val_fraction`. Raises UserError if a patch
+    does not fit or the frame is too small to be divided.
     """
     n, _, height, width = frames.shape
     if not 0 <= val_fraction < 1:
@@ -44,7 +47,7 @@ def split(frames, val_fraction: float, patch_size: int, seed: int) -> tuple[np.n
 
 
 def _split_frame(height, width, val_fraction, patch_size, rng) -> tuple[np.ndarray, np.ndarray]:
-    candidates = []  # (distance from val_fraction, along which axis, thickness of the strip)
+    candidates = []  # (difference from val_fraction, axis, thickness of the strip)
     for axis, length in enumerate((height, width)):
         if length >= 2 * patch_size:
             strip = min(max(round(val_fraction * length), patch_size), length - patch_size)
@@ -68,14 +71,14 @@ def _split_frame(height, width, val_fraction, patch_size, rng) -> tuple[np.ndarr
 
 
 Places = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-"""Of patches, n each: the region, how far down and right in it, and the orientation."""
+"""Positions of n patches, each (n,): region, offset in y and in x within the region, orientation."""
 
 
 class Patches:
-    """Square patches of frames (N, C, Y, X) within regions (R, 5); reads only their pixels."""
+    """Square patches of frames (N, C, Y, X) within regions (R, 5). Only pixels of patches are read."""
 
     def __init__(self, frames, regions, patch_size: int):
-        # A plain view of a memory map: still unread, and without np.memmap's slow indexing.
+        # A plain view of a memory map reads nothing either, and avoids the slow indexing of np.memmap.
         self.frames = np.asarray(frames) if isinstance(frames, np.ndarray) else frames
         self.regions = np.asarray(regions, dtype=np.int64).reshape(-1, 5)
         self.patch_size = patch_size
@@ -95,10 +98,13 @@ class Patches:
         allowed: Sequence[int] = range(8),
         part: slice = slice(None),
     ) -> torch.Tensor:
-        """(n, C, P, P) float32 raw counts, every position equally likely, with replacement.
+        """n random patches (n, C, P, P) in raw counts, float32; every position is equally likely.
 
-        allowed: those of the 8 `orientations` that each patch comes in at random. part: which of the n
-        patches are read and returned.
+        Args:
+            n: number of patches, drawn with replacement.
+            generator: random numbers of the positions and orientations.
+            allowed: orientations that patches may have, see `orientations`. Default: all 8.
+            part: slice of the n patches that is read and returned. Default: all of them.
         """
         return self.cut(self.places(n, generator, allowed, part))
 
@@ -109,7 +115,7 @@ class Patches:
         allowed: Sequence[int] = range(8),
         part: slice = slice(None),
     ) -> Places:
-        """Where `sample` cuts its patches: all that is random, without reading a pixel."""
+        """The random positions at which `sample` cuts its patches. Reads no pixels."""
         flat = generator.integers(self._ends[-1], size=n)
         region = np.searchsorted(self._ends, flat, side="right")
         flat = flat - (self._ends - self._rows * self._columns)[region]
@@ -118,14 +124,16 @@ class Patches:
         return region[part], down[part], right[part], turns[part]
 
     def grid(self, limit: int = 64) -> torch.Tensor:
-        """(at most limit, C, P, P) float32: the same non-overlapping patches on each call, evenly
-        spread over all regions, not augmented."""
+        """The same non-overlapping patches on each call, up to `limit`: (n, C, P, P) in raw counts, float32.
+
+        They are evenly spread over all regions and not augmented.
+        """
         size = self.patch_size
         _, y0, y1, x0, x1 = self.regions.T
         rows, columns = (y1 - y0) // size, (x1 - x0) // size
         ends = np.cumsum(rows * columns)
         total = int(ends[-1])
-        # One of each stretch of tiles, jittered: a fixed stride would pick one column only.
+        # A random tile of each stretch of tiles: a fixed stride might select a single column of the image.
         edges = np.arange(min(limit, total) + 1) * total // min(limit, total)
         flat = np.random.default_rng(0).integers(edges[:-1], edges[1:])
         region = np.searchsorted(ends, flat, side="right")
@@ -135,14 +143,14 @@ class Patches:
         return self.cut((region, margin_y + down * size, margin_x + right * size, plain))
 
     def cut(self, places: Places) -> torch.Tensor:
-        """(n, C, P, P) float32 raw counts."""
+        """Reads the patches (n, C, P, P) at these positions, in raw counts, float32."""
         (region, down, right, turns), size = places, self.patch_size
         out = np.empty((len(region), self.frames.shape[1], size, size), dtype=np.float32)
         frame, y, x = self.regions[region, 0], self.regions[region, 1] + down, right
         x = x + self.regions[region, 3]
         each = zip(frame.tolist(), y.tolist(), x.tolist(), turns.tolist(), strict=True)
         for patch, (i, top, left, turn) in zip(out, each, strict=True):
-            with checks_of():  # a cache of draws verifies them as it reads
+            with checks_of():  # a cache of draws checks its data while reading
                 source = self.frames[i, :, top : top + size, left : left + size]
             if turn & TRANSPOSED:
                 source = source.swapaxes(1, 2)

@@ -148,7 +148,7 @@ def test_statistics_of_batch_normalisation_are_of_all_micro_batches_in_order(bot
 
 def test_a_run_of_two_is_not_resumed_by_one(both):
     before = (both[1] / "hdn" / "checkpoint.safetensors").read_bytes()
-    with pytest.raises(UserError, match="holds a run with processes=2, now 1; pass another --out"):
+    with pytest.raises(UserError, match="holds a run with processes=2, but got 1; pass another --out"):
         train(images(), hdn(dropout=0.0), UNet(depth=2, filters=4), out=both[1] / "hdn", steps=9,
               refine_steps=2, optimizer="SGD", **QUICK)  # fmt: skip
     assert (both[1] / "hdn" / "checkpoint.safetensors").read_bytes() == before
