@@ -91,7 +91,8 @@ def denoise(
         finished = _loaded(folder, trust)
     elif trained is None:
         networks, patch = networks_for(stack), min(PATCH, *stack.frames.shape[2:])
-        finished = train(stack, *networks, L2(), folder, budget=budget, patch_size=patch, **machine)
+        finished = train(stack, *networks, L2(), folder, budget=budget, patch_size=patch,
+                         memory=options.get("memory"), **machine)  # fmt: skip
     else:
         finished = _taken_over(trained, stack, folder, trust)
     if not whole:

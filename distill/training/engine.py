@@ -20,6 +20,7 @@ from distill.images.context import in_context, plane_count
 from distill.images.sources import Images, as_stack
 from distill.images.statistics import statistics
 from distill.limits import check_limits
+from distill.memory import as_bytes
 from distill.runs.checkpoint import save_run
 from distill.runs.rebuild import describe
 from distill.runs.run import Run
@@ -82,6 +83,7 @@ def train(
     self_supervised: float | None = None,
     context: str | None = None,
     conditions: Images | None = None,
+    memory: str | float | None = None,
 ) -> Run:
     """Trains `student` to predict in one pass what averaging draws of `sampler` would give.
 
@@ -146,6 +148,8 @@ def train(
         conditions: further images that both networks see, such as a mask of known pixels or a map of the
             noise level: one frame for all images, or one for each. They are the last input channels, in
             their own units; scale them to about 0 to 1. Default: none.
+        memory: most memory of each process for decoded chunks of images that are read from a disk, such as
+            2GB. Default: half of the free memory, at most 8.6 GB.
 
     Raises:
         UserError: before anything is written, for arguments, images or networks that cannot work; in
@@ -153,6 +157,7 @@ def train(
             skipped, and counted as `skipped` in metrics.jsonl.
     """
     check_limits(locals())
+    cached = None if memory is None else as_bytes(memory)
     processes = Processes(batch_size, micro_batch)
     loss, out = loss or L2(), check_folder(out, space(sampler, student))
     check_resumable(out)
@@ -243,7 +248,7 @@ def train(
     processes.seed(seed)
     with (
         resumed(out, state, settings, metrics),
-        loaded(patches, batch_size, generator, allowed, processes.part) as batches,
+        loaded(patches, batch_size, generator, allowed, processes.part, cached) as batches,
         tqdm(total=total, initial=state.step, unit="step", smoothing=0.1, disable=not processes.main) as bar,
         stop_signals() as stop,
     ):
