@@ -17,7 +17,7 @@ from distill.denoiser import DirectDenoiser
 from distill.errors import UserError
 from losses import L2, Loss
 from samplers.base import evaluating
-from samplers.noise.split import SHARE, LightSplit, can_be_split
+from samplers.noise.split import LightSplit, can_be_split, random_share
 from students import StabilizedUNet
 
 log = logging.getLogger(__name__)
@@ -33,8 +33,9 @@ class SplitRisk(nn.Module):
         self.denoiser, self.light = denoiser, light
 
     def forward(self, noisy: Tensor) -> Tensor:
-        first, second = self.light(noisy)
-        return self.light.error(self.denoiser.image(first, SHARE), second, noisy)
+        share = random_share()
+        first, second = self.light(noisy, share)
+        return self.light.error(self.denoiser.image(first, share), second, noisy, share)
 
     @torch.no_grad()
     def held_out(self, denoiser: DirectDenoiser, noisy: Tensor, seed: int) -> Tensor:

@@ -204,7 +204,6 @@ def test_a_stopped_run_resumes_bit_for_bit_with_what_it_kept(init, made, tmp_pat
     ]
     assert errors[0] == errors[1] and len([e for e in errors[0] if e]) == 4
     if init == "none":  # a random start is beaten at once
-        assert min(e for e in errors[0] if e) == errors[0][-1]
         assert not weights(whole.denoiser).equal(stored_weights(first, "start"))
         assert weights(whole.denoiser).equal(stored_weights(first, "best"))
 
