@@ -1,11 +1,11 @@
-"""Steps per second of training on a compressed OME-Zarr, against the same images in memory.
+"""Compares training on a compressed OME-Zarr with the same images in memory, in steps per second.
 
 python benchmarks/chunked_training.py [--gigabytes 2] [--chunks 256 512 1024] [--cached 0.05] [--steps 600]
 
-The store is made in TMPDIR and deleted afterwards. `--cached` is the share of it whose decoded chunks may
-stay in memory: 0.05 is what 1 GB is to 20 GB. The student is small and learns from a sampler that costs
-nothing, so that reading matters as much as it can; both kinds alternate, and the median counts.
-OMP_NUM_THREADS=1 leaves the second of two cores to the loader, as a GPU would leave it all of them.
+The store is written to TMPDIR and deleted afterwards. `--cached` is the share of its decoded chunks that may
+stay in memory: 0.05 corresponds to 1 GB of 20 GB. The student is small and the sampler costs nothing, so that
+reading matters as much as possible. Both kinds alternate, and the median counts. OMP_NUM_THREADS=1 leaves the
+second of two cores to the loader; with a GPU it has all of them.
 """
 
 import argparse
