@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from students.dimensions import per_channel
 from students.upscale import Scale, factors
 
 LEARNING_RATE = 2e-3
@@ -23,6 +24,7 @@ class PosteriorSampler(nn.Module, ABC):
         it has as many.
     context: which neighbouring planes it sees too, such as "T2": further channels of the noisy image, after
         those of the plane that it draws. `train` sets it, and runs keep it.
+    dims: 2 if it draws images (Y, X), 3 if it draws volumes (Z, Y, X), whose planes are seen together.
     conditions: how many maps it sees beside the noisy image, such as a mask: the last channels of what it is
         given, in their own units. 0 takes as many as `train` is given, and runs keep that.
     isotropic: whether the noise looks the same turned and mirrored, so that training may do both.
@@ -38,6 +40,7 @@ class PosteriorSampler(nn.Module, ABC):
     scale: Scale = 1
     out_names: Sequence[str] = ()
     context: str | None = None
+    dims: int = 2
     conditions: int = 0
     isotropic: bool = True
     mirrors: Sequence[str] = ()
@@ -90,7 +93,8 @@ class PosteriorSampler(nn.Module, ABC):
 
     def prepare(self, noisy: Tensor, mean: Tensor, std: Tensor) -> None:
         """Told once, before co-training: some training frames (N, C, *S), and the training data's
-        mean and std, each (C, 1, 1), in raw counts; of conditions 0 and 1. Default: nothing."""
+        mean and std in raw counts, each (C, 1, 1), of volumes (C, 1, 1, 1); of conditions 0 and 1.
+        Default: nothing."""
 
     def training_step(self, noisy: Tensor) -> tuple[Tensor, Tensor]:
         """(scalar loss, one draw (B, C', *S) from the same forward pass).
@@ -119,7 +123,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def draw_statistics(sampler: PosteriorSampler, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and std of each channel of one draw of every image, (C', 1, 1); batches of noisy (B, C, H, W).
+    """Mean and std of each channel of one draw of every image, (C', 1, ...); batches of noisy (B, C, *S).
 
     Batch by batch. Errors: ValueError for a channel that is the same everywhere.
     """
@@ -135,7 +139,7 @@ def draw_statistics(sampler: PosteriorSampler, batches: Iterable[Tensor]) -> tup
             f"{type(sampler).__name__}: channel {c} of its draws is {float(mean[c]):.4g} everywhere, which "
             "leaves nothing to learn; check the sampler, or leave that channel out"
         )
-    return mean.float()[:, None, None], std.float()[:, None, None]
+    return per_channel(mean.float(), sampler.dims), per_channel(std.float(), sampler.dims)
 
 
 def _moments(sampler: PosteriorSampler, noisy: Tensor, n: int) -> tuple[Tensor, Tensor]:
