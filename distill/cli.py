@@ -188,7 +188,8 @@ def _described(run: Path, role: str, trust: list[str]) -> dict[str, Any] | None:
 
 def _set_channels(config: jsonargparse.Namespace, sampler: samplers.PosteriorSampler, outputs: int) -> bool:
     """Networks made for 1 channel and scale 1, as they are unless told, take the image's channels and give
-    those of the sampler's draws and the loss, as large as the draws. True where that changed anything."""
+    those of the sampler's draws and the loss, as large as the draws; a student takes the sampler's dims. True
+    where that changed anything."""
     channels, changed = as_stack(config.images, config.axes).frames.shape[1], False
     seen = channels * plane_count(config.context) + _maps(config)
     drawn = (sampler.out_channels or channels) * outputs
@@ -201,6 +202,9 @@ def _set_channels(config: jsonargparse.Namespace, sampler: samplers.PosteriorSam
         for name, value in needed.items():
             if arguments.get(name, value) in (None, 1) and value != 1:
                 arguments[name], changed = value, True
+    student = config.student.get("init_args") or {}
+    if student.get("dims", sampler.dims) == 2 and sampler.dims != 2:
+        student["dims"], changed = sampler.dims, True
     return changed
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from distill.errors import UserError
 from distill.images.context import plane_count
 from losses import Loss
+from students.dimensions import as_channels_last, per_channel
 from students.padding import crop, in_a_graph, pad_to_multiple
 from students.upscale import Scale, factors
 
@@ -20,7 +21,9 @@ class DirectDenoiser(nn.Module):
     channels: C. out_channels: C', by default C. scale: how many times larger S' is than S, along Y and X.
     out_names: of the C' channels. context: which neighbouring planes are among the C channels, as "T2", after
     those of the plane itself; conditions: how many of the last C channels are no image but are told beside
-    it, such as a mask; they are not standardized. C' is by default as many as one plane has.
+    it, such as a mask; they are not standardized. C' is by default as many as one plane has. dims: 2 if S are
+    the sides of images, 3 if they are those of volumes; by default what the backbone's attribute `dims` says,
+    or 2.
 
     Outputs of as many channels and the same size have the statistics of the images; others have their own.
     """
@@ -39,8 +42,10 @@ class DirectDenoiser(nn.Module):
         out_names: Sequence[str] = (),
         context: str | None = None,
         conditions: int = 0,
+        dims: int | None = None,
     ) -> None:
         super().__init__()
+        self.dims = int(getattr(backbone, "dims", 2)) if dims is None else dims
         self.backbone, self.loss, self.channels, self.context = backbone, loss, channels, context
         self.conditions = conditions
         self.plane_channels = (channels - conditions) // plane_count(context)
@@ -48,21 +53,22 @@ class DirectDenoiser(nn.Module):
         self.out_names = tuple(out_names)
         if self.out_names and len(self.out_names) != self.out_channels:
             raise UserError(f"out_names: got {list(out_names)}, must be {self.out_channels} names, or none")
-        self.register_buffer("mean", torch.zeros(channels, 1, 1))
-        self.register_buffer("std", torch.ones(channels, 1, 1))
+        ones = [1] * self.dims
+        self.register_buffer("mean", torch.zeros(channels, *ones))
+        self.register_buffer("std", torch.ones(channels, *ones))
         self.register_buffer("spread", torch.ones(()))  # what `calibrate` found
         self.reshapes = self.out_channels != self.plane_channels or self.scale != (1, 1)
         if self.reshapes:
-            self.register_buffer("own_mean", torch.zeros(self.out_channels, 1, 1))
-            self.register_buffer("own_std", torch.ones(self.out_channels, 1, 1))
+            self.register_buffer("own_mean", torch.zeros(self.out_channels, *ones))
+            self.register_buffer("own_std", torch.ones(self.out_channels, *ones))
 
     def prepare(self, mean: Tensor, std: Tensor) -> None:
-        """The training data's mean and std in raw counts, each (C, 1, 1); of conditions 0 and 1."""
-        self.mean.copy_(mean)
-        self.std.copy_(std)
+        """The training data's mean and std in raw counts, each (C, 1, ...); of conditions 0 and 1."""
+        self.mean.copy_(per_channel(mean, self.dims))
+        self.std.copy_(per_channel(std, self.dims))
 
     def prepare_outputs(self, mean: Tensor, std: Tensor) -> None:
-        """Those of the outputs in raw counts, each (C', 1, 1), where they differ from the images in shape."""
+        """Those of the outputs in raw counts, each (C', 1, ...), where they differ in shape."""
         self.out_mean.copy_(mean)
         self.out_std.copy_(std)
 
@@ -87,9 +93,10 @@ class DirectDenoiser(nn.Module):
         return (counts - self.out_mean) / self.out_std
 
     def out_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """Of each output image of images (..., C, Y, X)."""
-        *lead, _, height, width = shape
-        return (*lead, self.out_channels, height * self.scale[0], width * self.scale[1])
+        """Of each output image of images (..., C, *S)."""
+        *lead, _ = shape[: -self.dims]
+        *depth, height, width = shape[-self.dims :]
+        return (*lead, self.out_channels, *depth, height * self.scale[0], width * self.scale[1])
 
     def predict(self, noisy: Tensor, share: float = 1.0) -> Tensor:
         """Raw counts (B, C, *S) -> the backbone's standardized output (B, K, *S'), what losses see.
@@ -98,8 +105,7 @@ class DirectDenoiser(nn.Module):
         """
         size: Sequence[int] = noisy.shape[2:]
         padded = pad_to_multiple(self.standardize(noisy), getattr(self.backbone, "multiple", 1))
-        if padded.ndim == 4:
-            padded = padded.contiguous(memory_format=torch.channels_last)
+        padded = as_channels_last(padded)
         answer = self.backbone(padded) if share == 1.0 else self.backbone(padded, share)
         if self.scale != (1, 1):
             if not in_a_graph(padded):

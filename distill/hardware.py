@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from distill.errors import UserError
+from students.dimensions import as_channels_last
 
 Precision = Literal["auto", "bf16", "fp32"]
 
@@ -35,8 +36,8 @@ class Hardware:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
 
     def put(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) on the device, in the layout that is fastest for its convolutions."""
-        return images.to(self.device, memory_format=torch.channels_last)
+        """Images (B, C, *S) on the device, in the layout that is fastest for its convolutions."""
+        return as_channels_last(images.to(self.device))
 
 
 def _device(name: str | None) -> torch.device:

@@ -1,11 +1,13 @@
 """Layers for images (B, C, Y, X) and for volumes (B, C, Z, Y, X), chosen by the number of spatial axes."""
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Network = TypeVar("Network", bound=nn.Module)
 CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 CONV_TRANSPOSE = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 BATCH_NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
@@ -20,7 +22,7 @@ def check_dims(name: str, dims: int) -> None:
         raise ValueError(f"{name}: got dims={dims}, allowed are 2 for images and 3 for volumes")
 
 
-def channels_last(module: nn.Module) -> nn.Module:
+def channels_last(module: Network) -> Network:
     """The module with its weights in the memory format that convolutions are fastest in."""
     return module._apply(as_channels_last)
 

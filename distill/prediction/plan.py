@@ -46,15 +46,15 @@ class Plan:
     halo: int | None = None  # None where whole frames fit, and nobody asked for one
 
     def blocks(self, shape: tuple[int, ...], length: int) -> list[Block]:
-        """Of frames of shape (N, C, Y, X). No block's frames go beyond a multiple of `length`, the number of
-        those that follow each other on one axis."""
+        """Of frames of shape (N, C, *S), of volumes with all planes. No block's frames go beyond a multiple
+        of `length`, the number of those that follow each other on one axis."""
         starts = [
             (first + start, min(self.frames, length - start))
             for first in range(0, shape[0], length)
             for start in range(0, length, self.frames)
         ]
-        rows = list(spans(shape[2], self.height, self.halo or 0))
-        columns = list(spans(shape[3], self.width, self.halo or 0))
+        rows = list(spans(shape[-2], self.height, self.halo or 0))
+        columns = list(spans(shape[-1], self.width, self.halo or 0))
         return [
             Block(*frames, kept_y, kept_x, seen_y, seen_x)
             for frames, (kept_y, seen_y), (kept_x, seen_x) in product(starts, rows, columns)
@@ -71,21 +71,23 @@ def spans(length: int, step: int, halo: int) -> Iterator[tuple[tuple[int, int], 
 
 @dataclass(frozen=True)
 class Cost:
-    """Bytes per pixel: while the network sees it, and while it is read, waits or is written."""
+    """Bytes per pixel: while the network sees it, and while it is read, waits or is written.
+
+    A pixel of volumes is that of all planes, since blocks are never cut along Z."""
 
     computed: float
     moved: float
 
     @classmethod
     def of(cls, answer: Callable[[Tensor], Tensor], channels: int, outputs: int, sample: Tensor) -> "Cost":
-        """Measured on a sample (1, C, h, w)."""
+        """Measured on a sample (1, C, *S). channels, outputs: of the input and the output, of all planes."""
         peak = _Peak()
         with peak:
             answer(sample)
         # Two blocks of the input wait or are seen; of the output one is computed, one waits, one is written
         # (in float64, where it is rounded; and compressed).
         moved = 4 * (3 * channels + 6 * outputs)
-        return cls(peak.bytes / sample[0, 0].numel(), moved)
+        return cls(peak.bytes / math.prod(sample.shape[-2:]), moved)
 
 
 def fitting(
@@ -97,18 +99,18 @@ def fitting(
 ) -> Plan:
     """The tiles that see the fewest pixels altogether, among those that fit.
 
-    shape: of the frames (N, C, Y, X). grain: frames, rows and columns that have to be written together.
+    shape: of the frames (N, C, *S). grain: frames, rows and columns that have to be written together.
     halo_of: is asked where whole frames do not fit.
     Errors: not even one grain fits.
     """
     depth, room = grain[0], SHARE * ceiling - FIXED
     most = int(room / (cost.computed + depth * cost.moved))  # pixels that may be seen at once
-    if (pixels := shape[2] * shape[3]) <= most:
+    if (pixels := shape[-2] * shape[-1]) <= most:
         batch = max(1, min(MOST_FRAMES, int(room / pixels / (cost.computed + cost.moved))))
         frames = max(depth, batch // depth * depth)
-        return Plan(shape[2], shape[3], frames, min(batch, frames))
+        return Plan(shape[-2], shape[-1], frames, min(batch, frames))
     halo = halo_of()
-    sides = [_sides(n, each, halo) for n, each in zip(shape[2:], grain[1:], strict=True)]
+    sides = [_sides(n, each, halo) for n, each in zip(shape[-2:], grain[1:], strict=True)]
     fit = [(h, w) for h, w in product(*sides) if h.seen * w.seen <= most]
     if not fit:
         least = min(h.seen * w.seen for h, w in product(*sides))

@@ -15,7 +15,8 @@ _known: "WeakKeyDictionary[nn.Module, int | None]" = WeakKeyDictionary()
 
 
 def receptive_field(denoiser: DirectDenoiser) -> int | None:
-    """Its radius in pixels, rounded up; None for a network that looks at all of an image, however large.
+    """Its radius in pixels along Y and X, rounded up; None for a network that looks at all of an
+    image, however large.
 
     One block of pixels is NaN, which no weight, activation or normalisation takes away: wherever it turns up
     in the output is what depends on those pixels. Unlike gradients this needs no luck with weights.
@@ -26,9 +27,9 @@ def receptive_field(denoiser: DirectDenoiser) -> int | None:
 
 
 def maps_in_tiles(denoiser: DirectDenoiser, noisy: Tensor) -> dict[str, Tensor]:
-    """Raw counts (B, C, H, W) -> `denoiser.maps` of them, large images in tiles with a halo of what it can
+    """Raw counts (B, C, *S) -> `denoiser.maps` of them, large images in tiles with a halo of what it can
     see."""
-    tile = fixed_tile(noisy.shape[-2:])
+    tile = fixed_tile(noisy.shape[2:])
     if tile is None:
         return denoiser.maps(noisy)
     radius = receptive_field(denoiser)
@@ -47,20 +48,20 @@ def _radius(denoiser: DirectDenoiser) -> int | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch tells of TF32, which nobody asked for
         with torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False):
-            radii = [_along(denoiser, dim, multiple) for dim in (2, 3)]
+            radii = [_along(denoiser, dim, multiple) for dim in (-2, -1)]
     return None if None in radii else max(radius for radius in radii if radius is not None)
 
 
 def _along(denoiser: DirectDenoiser, dim: int, multiple: int) -> int | None:
-    """The radius along one axis, in images that are narrow along the other."""
-    narrow = 4 * math.lcm(multiple, 4)
+    """The radius along one axis, in images or volumes that are narrow along the others."""
+    narrow = 4 * math.lcm(multiple, 4) if denoiser.dims == 2 else 2 * multiple
     length = 256
     while length <= LARGEST:
-        size = [1, denoiser.channels, narrow, narrow]
+        size = [1, denoiser.channels, *[narrow] * denoiser.dims]
         size[dim] = math.ceil(length / multiple) * multiple
         first = size[dim] // 2 // multiple * multiple
         reached = _reached(denoiser, size, dim, first, multiple)
-        lowest, highest = (int(each) // denoiser.scale[dim - 2] for each in (reached.min(), reached.max()))
+        lowest, highest = (int(each) // denoiser.scale[dim] for each in (reached.min(), reached.max()))
         if lowest > 0 and highest < size[dim] - 1:
             return max(first - lowest, highest - first - multiple + 1) + multiple - 1
         length *= 2
@@ -71,5 +72,5 @@ def _reached(denoiser: DirectDenoiser, size: list[int], dim: int, first: int, mu
     """The places along `dim` where the output depends on the `multiple` pixels from `first` on."""
     image = (denoiser.mean + torch.zeros(size, device=denoiser.mean.device)).contiguous()
     image.narrow(dim, first, multiple).fill_(torch.nan)
-    seen = denoiser(image).isnan().any(dim=1, keepdim=True).any(dim=5 - dim)
-    return seen.flatten().nonzero()
+    seen = denoiser(image).isnan().movedim(dim, 0)
+    return seen.flatten(1).any(dim=1).nonzero()

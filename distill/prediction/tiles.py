@@ -50,18 +50,20 @@ def tiles(size: Sequence[int], tile: int | None, halo: int) -> Iterator[Tile]:
 
 
 def fixed_tile(size: Sequence[int]) -> int | None:
-    """Side of the tiles for images (H, W), None for the whole: alike on every machine and however much memory
-    is free, so that what a stop interrupted resumes with the same tiles."""
-    return SIDE if math.prod(size) > LARGE else None
+    """Side of the tiles for images (H, W) or volumes (Z, H, W), None for the whole: alike on every machine
+    and however much memory is free, so that what a stop interrupted resumes with the same tiles."""
+    side = int(SIDE / math.sqrt(math.prod(size[:-2])))  # as many pixels, in all planes
+    return max(2 * ALIGNMENT, side // ALIGNMENT * ALIGNMENT) if math.prod(size) > LARGE else None
 
 
 def in_tiles(
     answer: Callable[[Tensor], Tensor], noisy: Tensor, tile: int | None = None, halo: int = HALO
 ) -> Tensor:
-    """(B, C, H, W) -> (B, K, H', W'): `answer` on tiles of `tile` pixels, with `halo` more on every side.
+    """(B, C, *S) -> (B, K, *S'): `answer` on tiles of `tile` pixels, with `halo` more on every side.
 
     A halo of the network's receptive field makes tiles exactly the whole image: 160 px for the
-    paper's U-Net. HDN's exceeds any halo. Where a tile meets the image's border there is none.
+    paper's U-Net. HDN's exceeds any halo. Where a tile meets the image's border there is none. Tiles of
+    volumes have all their planes.
     """
     size = noisy.shape[-2:]
     if tile is None or tile >= max(size):
@@ -72,7 +74,7 @@ def in_tiles(
         part = answer(seen)
         scale = [n // m for n, m in zip(part.shape[-2:], seen.shape[-2:], strict=True)]
         if not whole.numel():
-            whole = part.new_empty(*part.shape[:2], *(n * by for n, by in zip(size, scale, strict=True)))
+            whole = part.new_empty(*part.shape[:-2], *(n * by for n, by in zip(size, scale, strict=True)))
         larger = place.enlarged(scale)
         whole[(..., *larger.kept)] = part[(..., *larger.inside)]
     return whole
@@ -90,7 +92,7 @@ class FittingTiles:
         return self._halo_of()
 
     def __call__(self, noisy: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, K, H', W'). Errors: not even tiles of ALIGNMENT pixels fit."""
+        """(B, C, *S) -> (B, K, *S'). Errors: not even tiles of ALIGNMENT pixels fit."""
         while (answer := self._try(noisy)) is None:
             side = min(self.tile or max(noisy.shape[-2:]), max(noisy.shape[-2:]))
             if side <= ALIGNMENT:

@@ -1,5 +1,6 @@
 """Co-training of a posterior sampler and the student that learns from its draws (paper, section 4)."""
 
+import math
 import os
 import time
 from pathlib import Path
@@ -15,8 +16,8 @@ from distill.denoiser import DirectDenoiser
 from distill.errors import checks_of
 from distill.files import check_folder
 from distill.hardware import Hardware, Precision
-from distill.images.conditions import check_conditions, condition_count, conditioned, identity
-from distill.images.context import in_context, plane_count
+from distill.images.conditions import check_conditions, condition_count, identity, viewed
+from distill.images.context import plane_count
 from distill.images.sources import Images, as_stack
 from distill.images.statistics import statistics
 from distill.limits import check_limits
@@ -24,7 +25,14 @@ from distill.runs.checkpoint import save_run
 from distill.runs.rebuild import describe
 from distill.runs.run import Run
 from distill.training.budget import Trial, planned_steps
-from distill.training.checks import check_arguments, check_draws, check_networks, space, student_of
+from distill.training.checks import (
+    check_arguments,
+    check_draws,
+    check_networks,
+    common_dims,
+    space,
+    student_of,
+)
 from distill.training.defaults import default_length, default_rates
 from distill.training.loader import loaded
 from distill.training.logs import Log, Metrics, tensorboard_log
@@ -39,6 +47,7 @@ from distill.training.validation import Validation
 from distill.training.watch import Watch
 from losses import L2, Loss
 from samplers import PosteriorSampler
+from students.dimensions import channels_last, per_channel
 
 PUBLISHED: dict[str, Any] = dict(
     refine_steps=0, batch_size=64, micro_batch=8, optimizer="Adamax", lr=3e-4, student_lr=3e-4,
@@ -90,6 +99,8 @@ def train(
 
     Args:
         images: noisy TIFF, array, or Stack, in raw counts.
+        sampler: HDN or DivNoising with dims=3, or any other whose attribute dims is 3, sees volumes: it
+            takes the planes along Z together, and so has the student to do, such as LightUNet(dims=3).
         loss: functional of the posterior to learn. Default: L2, the mean.
         out: folder of the run. A run that was stopped there resumes from its last checkpoint, and one
             that is to have more `steps` or `refine_steps` continues.
@@ -100,7 +111,8 @@ def train(
             Default without those two: "5min" for a sampler that starts from trained weights, else "15min".
         batch_size: patches per update, of all processes together (docs/several-gpus.md).
         micro_batch: patches that a process computes at once; their gradients are added up.
-        patch_size: side of the square patches, in pixels.
+        patch_size: side of the square patches, in pixels. Volumes are cut into patches of a quarter as many
+            planes, or all that there are; held-out regions have all planes.
         draws: draws per patch for the student. Default: the larger of loss.min_draws and
             sampler.free_draws, usually 1.
         optimizer: name of a class in torch.optim; each network has its own.
@@ -149,7 +161,8 @@ def train(
     loss, out = loss or L2(), check_folder(out, space(sampler, student))
     check_resumable(out)
     planes, began = as_stack(images, axes), time.monotonic()
-    stack = conditioned(in_context(planes, context), conditions)
+    dims = common_dims(sampler, student)
+    stack = viewed(planes, dims, context, conditions)
     maps = condition_count(stack)
     check_conditions(stack, type(sampler).__name__, sampler.conditions or maps)
     sampler.conditions = maps
@@ -170,12 +183,14 @@ def train(
     # Data: random patches of raw counts, with their mean and standard deviation.
     mean, std = (torch.from_numpy(v).repeat(plane_count(context), 1, 1) for v in statistics(planes))
     mean, std = torch.cat([mean, torch.zeros(maps, 1, 1)]), torch.cat([std, torch.ones(maps, 1, 1)])
+    mean, std = per_channel(mean, dims), per_channel(std, dims)
     regions, held_out = split(stack.frames, val_fraction, patch_size, seed)
     with checks_of(stack.name):
         frames = sampler.training_images(stack.frames)
     patches, unseen = Patches(frames, regions, patch_size), None
     if len(held_out):
-        unseen = Patches(frames, held_out, patch_size).grid(64).to(hardware.device)
+        depth = math.prod(patches.sides[:-2])
+        unseen = Patches(frames, held_out, patch_size).grid(max(4, 64 // depth)).to(hardware.device)
 
     # Networks: the sampler, the student, and the running average of the student.
     torch.manual_seed(seed)
@@ -185,9 +200,9 @@ def train(
     sampler.context = context
     light, noise_model = prepare_networks(sampler, denoiser, stack, mean, std, init, co_training)
     co_training = co_training and sampler.trainable  # which may depend on the noise that it has found
-    allowed = orientations(sampler.isotropic, sampler.mirrors, denoiser.scale)  # so may these
+    allowed = orientations(sampler.isotropic, sampler.mirrors, denoiser.scale, dims)  # so may these
     for module in (sampler, denoiser):
-        module.to(hardware.device).to(memory_format=torch.channels_last)
+        channels_last(module.to(hardware.device))
     two = patches.sample(2, np.random.default_rng(0)).to(hardware.device)
     drawn = check_draws(sampler, denoiser, two, draws)
     prepare_outputs(sampler, denoiser, patches, hardware)

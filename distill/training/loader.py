@@ -1,5 +1,6 @@
 """Patches for the next updates, read while the present one is computed."""
 
+import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,7 +36,7 @@ def loaded(
     Meanwhile decoded chunks may take half of the memory that is free, for a patch costs less than its chunk.
     """
     threads = ThreadPoolExecutor(max(1, min(4, cores() - 1)), "patches")
-    size = 4 * batch_size * patches.frames.shape[1] * patches.patch_size**2
+    size = 4 * batch_size * patches.frames.shape[1] * math.prod(patches.sides)
     ahead = max(2, min(AHEAD, AHEAD_BYTES // size))
     coming = np.random.default_rng()
     coming.bit_generator.state = generator.bit_generator.state
