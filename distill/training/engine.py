@@ -178,7 +178,7 @@ def train(
         context=context, conditions=identity(stack),
     )  # fmt: skip
     check_arguments(settings, loss)
-    hardware = Hardware(processes.device(device), precision)
+    hardware = Hardware(processes.device(device), precision).for_training(dims)
 
     # Data: random patches of raw counts, with their mean and standard deviation.
     mean, std = (torch.from_numpy(v).repeat(plane_count(context), 1, 1) for v in statistics(planes))
