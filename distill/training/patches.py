@@ -1,4 +1,4 @@
-"""Random patches straight from a stack of frames, and the split that keeps validation apart."""
+"""Random patches of a stack of frames, and the split into training and validation regions."""
 
 from collections.abc import Iterable, Sequence
 
@@ -7,19 +7,19 @@ import torch
 
 from distill.errors import UserError, checks_of
 
-TRANSPOSED, MIRRORED_Y, MIRRORED_X = 1, 2, 4  # each or not: the 8 orientations of a square
-MIRRORED_Z = 8  # of volumes as well
+TRANSPOSED, MIRRORED_Y, MIRRORED_X = 1, 2, 4  # bits, whose sums are the 8 orientations of a square
+MIRRORED_Z = 8  # a further bit for volumes
 MIRRORS = {"y": MIRRORED_Y, "x": MIRRORED_X, "yx": MIRRORED_Y | MIRRORED_X}
 
 
 def orientations(
     isotropic: bool, mirrors: Iterable[str], scale: tuple[int, int] = (1, 1), dims: int = 2
 ) -> list[int]:
-    """In which a sampler's patches may come; see PosteriorSampler. Not transposed where draws are enlarged
-    along one axis more than along the other.
+    """Orientations that patches may have for a sampler with these attributes, see PosteriorSampler.
 
-    Volumes may be mirrored along Z too, but Z is never exchanged with Y or X: the PSF of any microscope is
-    longer along Z, also where the voxels are cubes.
+    If draws are enlarged by different factors along Y and X, patches are not transposed.
+    Volumes may be mirrored along Z as well. Z is never exchanged with Y or X, even if the voxels are cubes,
+    because the PSF of a microscope is longer along Z.
     """
     allowed = list(range(8)) if isotropic else [0, *(MIRRORS[each] for each in mirrors)]
     allowed = [each for each in allowed if scale[0] == scale[1] or not each & TRANSPOSED]
@@ -33,11 +33,12 @@ def patch_shape(frames: Sequence[int], patch_size: int) -> tuple[int, ...]:
 
 
 def split(frames, val_fraction: float, patch_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Disjoint (train, val) regions of frames (N, C, *S), each (R, 5): frame, y0, y1, x0, x1.
+    """Disjoint (training, validation) regions of frames (N, C, *S), each (R, 5): frame, y0, y1, x0, x1.
 
-    A region of volumes has all their planes, since one structure is seen in many of them. Whole frames if
-    N > 1, at least one on each side; of a single frame, a strip along one edge whose area comes closest to
-    `val_fraction`. Errors: patch does not fit, too small to split.
+    Regions are whole frames if N > 1, at least one for each purpose. A single frame is divided into two, with
+    a validation strip along one edge whose area is closest to `val_fraction`. Regions of volumes have all
+    planes, because neighbouring planes show the same structures. Raises UserError if a patch does not fit or
+    the frame is too small to be divided.
     """
     n, *_, height, width = frames.shape
     if not 0 <= val_fraction < 1:
@@ -59,7 +60,7 @@ def split(frames, val_fraction: float, patch_size: int, seed: int) -> tuple[np.n
 
 
 def _split_frame(height, width, val_fraction, patch_size, rng) -> tuple[np.ndarray, np.ndarray]:
-    candidates = []  # (distance from val_fraction, along which axis, thickness of the strip)
+    candidates = []  # (difference from val_fraction, axis, thickness of the strip)
     for axis, length in enumerate((height, width)):
         if length >= 2 * patch_size:
             strip = min(max(round(val_fraction * length), patch_size), length - patch_size)
@@ -83,14 +84,14 @@ def _split_frame(height, width, val_fraction, patch_size, rng) -> tuple[np.ndarr
 
 
 Places = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-"""Of patches, n each: the region, the first plane, how far down and right in the region, the orientation."""
+"""Positions of n patches, each (n,): region, first plane, offset in y and in x, orientation."""
 
 
 class Patches:
-    """Patches of frames (N, C, *S) within regions (R, 5), see `patch_shape`; reads only their pixels."""
+    """Patches of frames (N, C, *S) within regions (R, 5), see `patch_shape`. Only their pixels are read."""
 
     def __init__(self, frames, regions, patch_size: int):
-        # A plain view of a memory map: still unread, and without np.memmap's slow indexing.
+        # A plain view of a memory map reads nothing either, and avoids the slow indexing of np.memmap.
         self.frames = np.asarray(frames) if isinstance(frames, np.ndarray) else frames
         self.regions = np.asarray(regions, dtype=np.int64).reshape(-1, 5)
         self.patch_size, self.sides = patch_size, patch_shape(frames.shape, patch_size)
@@ -112,10 +113,13 @@ class Patches:
         allowed: Sequence[int] = range(8),
         part: slice = slice(None),
     ) -> torch.Tensor:
-        """(n, C, *sides) float32 raw counts, every position equally likely, with replacement.
+        """n random patches (n, C, *sides) in raw counts, float32; every position is equally likely.
 
-        allowed: those of the `orientations` that each patch comes in at random. part: which of the n
-        patches are read and returned.
+        Args:
+            n: number of patches, drawn with replacement.
+            generator: random numbers of the positions and orientations.
+            allowed: orientations that patches may have, see `orientations`. Default: the 8 of squares.
+            part: slice of the n patches that is read and returned. Default: all of them.
         """
         return self.cut(self.places(n, generator, allowed, part))
 
@@ -126,7 +130,7 @@ class Patches:
         allowed: Sequence[int] = range(8),
         part: slice = slice(None),
     ) -> Places:
-        """Where `sample` cuts its patches: all that is random, without reading a pixel."""
+        """The random positions at which `sample` cuts its patches. Reads no pixels."""
         flat = generator.integers(self._ends[-1], size=n)
         region = np.searchsorted(self._ends, flat, side="right")
         flat = flat - (self._ends - self._rows * self._columns * self._layers)[region]
@@ -136,15 +140,17 @@ class Patches:
         return region[part], plane[part], down[part], right[part], turns[part]
 
     def grid(self, limit: int = 64) -> torch.Tensor:
-        """(at most limit, C, *sides) float32: the same non-overlapping patches on each call, evenly
-        spread over all regions, not augmented."""
+        """The same disjoint patches on each call, up to `limit`: (n, C, *sides) in raw counts, float32.
+
+        They are evenly spread over all regions and not augmented.
+        """
         size = self.patch_size
         _, y0, y1, x0, x1 = self.regions.T
         rows, columns = (y1 - y0) // size, (x1 - x0) // size
         layers = self.frames.shape[2] // self.sides[0] if self.frames.ndim == 5 else 1
         ends = np.cumsum(rows * columns * layers)
         total = int(ends[-1])
-        # One of each stretch of tiles, jittered: a fixed stride would pick one column only.
+        # A random tile of each stretch of tiles: a fixed stride might select a single column of the image.
         edges = np.arange(min(limit, total) + 1) * total // min(limit, total)
         flat = np.random.default_rng(0).integers(edges[:-1], edges[1:])
         region = np.searchsorted(ends, flat, side="right")
@@ -156,7 +162,7 @@ class Patches:
         return self.cut((region, plane, margin_y + down * size, margin_x + right * size, plain))
 
     def cut(self, places: Places) -> torch.Tensor:
-        """(n, C, *sides) float32 raw counts."""
+        """Reads the patches (n, C, *sides) at these positions, in raw counts, float32."""
         (region, plane, down, right, turns), size = places, self.patch_size
         out = np.empty((len(region), self.frames.shape[1], *self.sides), dtype=np.float32)
         frame, y, x = self.regions[region, 0], self.regions[region, 1] + down, right
@@ -164,9 +170,9 @@ class Patches:
         each = zip(frame.tolist(), plane.tolist(), y.tolist(), x.tolist(), turns.tolist(), strict=True)
         for patch, (i, first, top, left, turn) in zip(out, each, strict=True):
             planes = [slice(first, first + n) for n in self.sides[:-2]]  # none of an image
-            where = (i, slice(None), *planes, slice(top, top + size), slice(left, left + size))
-            with checks_of():  # a cache of draws verifies them as it reads
-                source = self.frames[where]
+            position = (i, slice(None), *planes, slice(top, top + size), slice(left, left + size))
+            with checks_of():  # a cache of draws checks its data while reading
+                source = self.frames[position]
             patch[...] = turned(source, turn)  # converts from any dtype and byte order
         return torch.from_numpy(out)
 

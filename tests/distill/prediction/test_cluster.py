@@ -160,5 +160,5 @@ def test_clusters_that_cannot_work_are_one_line(tmp_path, image, monkeypatch):
         predict(student, image, dask=str(tmp_path / "absent.json"))
     with pytest.raises(UserError, match="at least one worker"):
         predict(student, image, dask="local:0")
-    with pytest.raises(UserError, match="read the images themselves, got ndarray; pass the path"):
+    with pytest.raises(UserError, match="open the images themselves, but got ndarray; pass the path"):
         predict(student, np.zeros((64, 64), np.float32), dask="local:2")
