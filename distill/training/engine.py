@@ -1,5 +1,6 @@
 """Co-training of a posterior sampler and the student that learns from its draws (paper, section 4)."""
 
+import math
 import os
 import time
 from pathlib import Path
@@ -15,8 +16,8 @@ from distill.denoiser import DirectDenoiser
 from distill.errors import checks_of
 from distill.files import check_folder
 from distill.hardware import Hardware, Precision
-from distill.images.conditions import check_conditions, condition_count, conditioned, identity
-from distill.images.context import in_context, plane_count
+from distill.images.conditions import check_conditions, condition_count, identity, viewed
+from distill.images.context import plane_count
 from distill.images.sources import Images, as_stack
 from distill.images.statistics import statistics
 from distill.limits import check_limits
@@ -25,7 +26,14 @@ from distill.runs.checkpoint import save_run
 from distill.runs.rebuild import describe
 from distill.runs.run import Run
 from distill.training.budget import Trial, planned_steps
-from distill.training.checks import check_arguments, check_draws, check_networks, space, student_of
+from distill.training.checks import (
+    check_arguments,
+    check_draws,
+    check_networks,
+    common_dims,
+    space,
+    student_of,
+)
 from distill.training.defaults import default_length, default_rates
 from distill.training.loader import loaded
 from distill.training.logs import Log, Metrics, tensorboard_log
@@ -40,6 +48,7 @@ from distill.training.validation import Validation
 from distill.training.watch import Watch
 from losses import L2, Loss
 from samplers import PosteriorSampler
+from students.dimensions import channels_last, per_channel
 
 PUBLISHED: dict[str, Any] = dict(
     refine_steps=0, batch_size=64, micro_batch=8, optimizer="Adamax", lr=3e-4, student_lr=3e-4,
@@ -92,8 +101,9 @@ def train(
 
     Args:
         images: noisy images in raw counts: a path, an array or a Stack.
-        sampler: posterior sampler that draws the student's targets.
-        student: network that predicts in one pass.
+        sampler: posterior sampler that draws the student's targets. With dims=3 (HDN, DivNoising, or the
+            attribute of your own) it draws volumes, from all planes along Z together.
+        student: network that predicts in one pass, with the same dims.
         loss: functional of the posterior that the student learns. Default: L2, the mean.
         out: folder of the run. A stopped run in it resumes from its last checkpoint, also with more `steps`
             or `refine_steps` than before.
@@ -105,7 +115,8 @@ def train(
             without these: "5min" for a sampler with trained initial weights, otherwise "15min".
         batch_size: patches per update, summed over all processes (docs/several-gpus.md).
         micro_batch: patches that a process computes at once; gradients are summed.
-        patch_size: side of the square patches, in pixels.
+        patch_size: side of the square patches, in pixels. Patches of volumes have a quarter as many planes,
+            or all that there are.
         draws: draws per patch for the student. Default: the larger of loss.min_draws and
             sampler.free_draws, usually 1.
         optimizer: name of a class in torch.optim. Each network has its own optimizer.
@@ -160,7 +171,8 @@ def train(
     loss, out = loss or L2(), check_folder(out, space(sampler, student))
     check_resumable(out)
     planes, began = as_stack(images, axes), time.monotonic()
-    stack = conditioned(in_context(planes, context), conditions)
+    dims = common_dims(sampler, student)
+    stack = viewed(planes, dims, context, conditions)
     maps = condition_count(stack)
     check_conditions(stack, type(sampler).__name__, sampler.conditions or maps)
     sampler.conditions = maps
@@ -176,17 +188,19 @@ def train(
         context=context, conditions=identity(stack),
     )  # fmt: skip
     check_arguments(settings, loss)
-    hardware = Hardware(processes.device(device), precision)
+    hardware = Hardware(processes.device(device), precision).for_training(dims)
 
     # Data: random patches of raw counts, and the mean and standard deviation that standardize them.
     mean, std = (torch.from_numpy(v).repeat(plane_count(context), 1, 1) for v in statistics(planes))
     mean, std = torch.cat([mean, torch.zeros(maps, 1, 1)]), torch.cat([std, torch.ones(maps, 1, 1)])
+    mean, std = per_channel(mean, dims), per_channel(std, dims)
     regions, held_out = split(stack.frames, val_fraction, patch_size, seed)
     with checks_of(stack.name):
         frames = sampler.training_images(stack.frames)
     patches, unseen = Patches(frames, regions, patch_size), None
     if len(held_out):
-        unseen = Patches(frames, held_out, patch_size).grid(64).to(hardware.device)
+        depth = math.prod(patches.sides[:-2])
+        unseen = Patches(frames, held_out, patch_size).grid(max(4, 64 // depth)).to(hardware.device)
 
     # Networks: the sampler, the student, and the running average of the student.
     torch.manual_seed(seed)
@@ -196,9 +210,9 @@ def train(
     sampler.context = context
     light, noise_model = prepare_networks(sampler, denoiser, stack, mean, std, init, co_training)
     co_training = co_training and sampler.trainable  # may depend on the estimated noise
-    allowed = orientations(sampler.isotropic, sampler.mirrors, denoiser.scale)  # these may, too
+    allowed = orientations(sampler.isotropic, sampler.mirrors, denoiser.scale, dims)  # these may, too
     for module in (sampler, denoiser):
-        module.to(hardware.device).to(memory_format=torch.channels_last)
+        channels_last(module.to(hardware.device))
     two = patches.sample(2, np.random.default_rng(0)).to(hardware.device)
     samples = check_draws(sampler, denoiser, two, draws)
     prepare_outputs(sampler, denoiser, patches, hardware)

@@ -1,5 +1,6 @@
 """Reads the patches of the next updates while the current one is computed."""
 
+import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -44,7 +45,7 @@ def loaded(
         cached: most bytes of decoded chunks. Default: half of the free memory, at most MOST_CACHED.
     """
     threads = ThreadPoolExecutor(max(1, min(4, cores() - 1)), "patches")
-    size = 4 * batch_size * patches.frames.shape[1] * patches.patch_size**2
+    size = 4 * batch_size * patches.frames.shape[1] * math.prod(patches.sides)
     ahead = max(2, min(AHEAD, AHEAD_BYTES // size))
     lookahead = np.random.default_rng()
     lookahead.bit_generator.state = generator.bit_generator.state
