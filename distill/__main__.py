@@ -1,4 +1,4 @@
-"""The command `distill`: dispatches to distill.cli, without importing torch before it must."""
+"""The command `distill`, which calls distill.cli. `--help` and `--version` do not import torch."""
 
 import logging
 import os
@@ -8,26 +8,26 @@ import traceback
 from distill.errors import UserError, of_the_machine
 
 COMMANDS = {
-    "denoise": "from noisy images to a denoised file and a report: train, predict, evaluate",
+    "denoise": "train on noisy images, denoise them and write a report",
     "train": "co-train a sampler and a student on noisy images",
     "predict": "denoise images with a trained run",
     "evaluate": "compare draws and student, with or without ground truth",
-    "table1": "several runs on several data sets, as the paper's Table 1",
-    "report": "one HTML page of runs: tables, pictures, curves",
-    "calibrate": "make a student's intervals hold the truth as often as they say",
-    "export": "a student as ONNX, torch.export program or bioimage.io package",
+    "table1": "evaluate several runs on several data sets, as in Table 1 of the paper",
+    "report": "write an HTML page about runs: tables, pictures, curves",
+    "calibrate": "scale a student's intervals so that they contain the truth as often as they state",
+    "export": "export a student as ONNX, torch.export program or bioimage.io package",
     "push": "share a run as a Hugging Face repository",
-    "pull": "fetch a run that was shared so",
-    "cache": "a sampler's draws on disk, for training many students without running it again",
-    "import": "a published HDN or Direct Denoiser checkpoint as a run",
-    "info": "what is in a run or an image",
-    "noise-model": "`noise-model fit`: a noise model from calibration frames, repeats or the data",
+    "pull": "fetch a run that was shared with push",
+    "cache": "write a sampler's draws to disk, to train several students from them",
+    "import": "import a published HDN or Direct Denoiser checkpoint as a run",
+    "info": "describe a run or an image",
+    "noise-model": "`noise-model fit`: fit a noise model to calibration frames, repeats or the data",
 }
 RESUMED = ("denoise", "train", "predict", "evaluate", "table1", "cache")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code 0, or 2 with one line for input that cannot work, or 130 when interrupted."""
+    """Runs a command -> exit code: 0, 2 after an error that is printed in one line, or 130 after Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
     command = arguments[0] if arguments else "--help"
     if command in ("-h", "--help"):
@@ -50,8 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
     except SystemExit as done:  # --help and --print_config
         return int(done.code or 0)
     except KeyboardInterrupt:
-        further = "; to resume, run the same command again" * (command in RESUMED)
-        print(f"distill: stopped{further}", file=sys.stderr)
+        advice = "; to resume, run the same command again" * (command in RESUMED)
+        print(f"distill: stopped{advice}", file=sys.stderr)
         return 130
     except Exception as error:
         text = str(error) if isinstance(error, UserError) else of_the_machine(error)
@@ -66,17 +66,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _flush_output() -> None:
-    """A closed pipe or a full disk is one line here; at exit Python would show a traceback."""
+    """Flushes stdout here, because at exit Python would show a traceback for a closed pipe or a full disk."""
     try:
         sys.stdout.flush()
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise UserError(f"what it prints cannot be written ({error.strerror})") from error
+        raise UserError(f"the output cannot be written ({error.strerror})") from error
 
 
 def _log_to_stderr() -> None:
     logger = logging.getLogger("distill")
-    logger.handlers = [logging.StreamHandler()]  # one, on the stderr of now, however often main is called
+    logger.handlers = [logging.StreamHandler()]  # replaced, so that repeated calls of main log once
     logger.setLevel(logging.INFO)
 
 
@@ -86,8 +86,8 @@ def _usage() -> str:
 
 {commands}
 
-`distill COMMAND --help` lists a command's options; with DISTILL_TRACEBACK=1 in the environment, errors
-come with where they were raised. To begin:
+`distill COMMAND --help` lists the options of a command. With DISTILL_TRACEBACK=1 in the environment, errors
+are printed with their traceback. To begin:
   distill denoise noisy.tif --out clean.tif"""
 
 

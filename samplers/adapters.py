@@ -1,7 +1,7 @@
-"""Frozen samplers around what others trained: ensembles, dropout networks, diffusion models.
+"""Frozen samplers made of trained networks: ensembles, dropout networks, diffusion models.
 
-All take `out_channels`, `scale` and `out_names`, for draws of other channels or size than the noisy image.
-Conditions of the image reach their networks in their own units.
+All have the arguments `out_channels`, `scale` and `out_names` of PosteriorSampler, for draws with other
+channels or another size than the noisy image. Conditions are passed to the networks in their own units.
 """
 
 import inspect
@@ -17,13 +17,19 @@ from students.upscale import Scale
 
 
 class Ensemble(PosteriorSampler):
-    """Each draw of an image is the output of one network, chosen at random with replacement.
+    """Each draw of an image is the output of a random network of an ensemble (Lakshminarayanan et al., 2017).
 
-    With replacement because draws are independent by contract; choosing without it would bias
-    the spread between draws. However many draws, no network sees an image twice in one call.
+    Networks are drawn with replacement, because draws have to be independent; without replacement the spread
+    between draws would be biased. For any number of draws, each network computes an image only once per call.
 
-    networks: (B, C, *S) -> (B, C', *S), deterministic in eval mode, in raw counts; or, with `mean`
-    and `std`, in units of (counts - mean) / std at both ends (Lakshminarayanan et al., 2017).
+    Args:
+        networks: modules (B, C, *S) -> (B, C', *S'), deterministic in eval mode, in raw counts, or in units
+            of (counts - mean) / std.
+        mean: mean for the networks' units, in raw counts.
+        std: standard deviation for the networks' units, in raw counts.
+
+    Raises:
+        ValueError: without networks, or if std is not positive.
     """
 
     def __init__(
@@ -44,15 +50,17 @@ class Ensemble(PosteriorSampler):
             raise ValueError("Ensemble: got no networks; pass at least one")
 
     def draws(self, noisy: Tensor, n: int) -> Iterator[Tensor]:
-        chosen = torch.randint(len(self.networks), (n, len(noisy)))
+        indices = torch.randint(
+            len(self.networks), (n, len(noisy))
+        )  # of the network, for each draw and image
         outputs = {}
         with evaluating(self):
-            for i in chosen.unique().tolist():
-                images = (chosen == i).any(dim=0).to(noisy.device)  # that some draw needs it for
+            for i in indices.unique().tolist():
+                images = (indices == i).any(dim=0).to(noisy.device)  # images that need network i in some draw
                 output = self.networks[i](_standardized(self, noisy[images]))
                 outputs[i] = output.new_zeros(len(noisy), *output.shape[1:])
                 outputs[i][images] = output * self.std + self.mean
-        for row in chosen.tolist():
+        for row in indices.tolist():
             yield torch.stack([outputs[i][image] for image, i in enumerate(row)])
 
     def sample(self, noisy: Tensor, n: int = 1) -> Tensor:
@@ -60,10 +68,16 @@ class Ensemble(PosteriorSampler):
 
 
 class MonteCarloDropout(PosteriorSampler):
-    """Each draw is a pass with fresh dropout; all else is in eval mode (Gal & Ghahramani, 2016).
+    """Each draw is a pass with new random dropout; other layers are in eval mode (Gal & Ghahramani, 2016).
 
-    network: (B, C, *S) -> (B, C', *S) with dropout modules, in raw counts; or, with `mean` and
-    `std`, in units of (counts - mean) / std at both ends.
+    Args:
+        network: module (B, C, *S) -> (B, C', *S') with dropout modules, in raw counts, or in units of
+            (counts - mean) / std.
+        mean: mean for the network's units, in raw counts.
+        std: standard deviation for the network's units, in raw counts.
+
+    Raises:
+        ValueError: if the network has no dropout modules, or if std is not positive.
     """
 
     def __init__(
@@ -99,21 +113,26 @@ class MonteCarloDropout(PosteriorSampler):
 
 
 class DiffusionSampler(PosteriorSampler):
-    """A posterior-sampling reconstructor of deepinv (DPS, DiffPIR, DDRM, PosteriorDiffusion, ...).
+    """Draws with a posterior-sampling reconstructor of deepinv (DPS, DiffPIR, DDRM, PosteriorDiffusion, ...).
 
-    Each draw is a whole diffusion with a seed of its own. deepinv's class of the same name is not
-    used: its running mean counts the noisy image as the first draw.
+    Each draw is a complete diffusion with its own seed. deepinv has a class of the same name, which is not
+    used here because its running mean includes the noisy image as the first draw.
 
-    model: called as model(y, physics), or with seed=... if it has that argument, on images
-        scaled to [0, 1]. Build it on the device that the images will be on.
-    noise_std: standard deviation of the noise, in raw counts. It becomes deepinv's Denoising physics.
-    black, white: the raw counts that are 0 and 1 to the model; noisy pixels may lie outside.
-    physics: instead of noise_std, a deepinv physics in units of [0, 1]; or a function that makes one for
-        images (B, C, H, W) in these units, where it depends on their size or content, as a mask of pixels
-        that are missing: lambda y: Inpainting(y.shape[1:], mask=(y > 0).float(), noise_model=...). Of images
-        with conditions it is a function of both, and the conditions (B, conditions, H, W) keep their units:
-        lambda y, mask: Inpainting(y.shape[1:], mask=mask, noise_model=...).
-    scale: of super-resolution: 2 for Downsampling(factor=2).
+    Args:
+        model: reconstructor on images scaled to [0, 1], called as model(y, physics), or with seed=... if it
+            has that argument. Build it on the device of the images.
+        black: raw counts that are 0 in the model's units. Noisy pixels may be below.
+        white: raw counts that are 1 in the model's units. Noisy pixels may be above.
+        noise_std: standard deviation of the noise, in raw counts, for the Denoising physics of deepinv.
+        physics: a deepinv physics in units of [0, 1], instead of noise_std; or a function that returns one
+            for images (B, C, H, W) in these units, if it depends on their size or content, such as
+            lambda y: Inpainting(y.shape[1:], mask=(y > 0).float(), noise_model=...). For images with
+            conditions the function has two arguments, with the conditions (B, conditions, H, W) in their own
+            units: lambda y, mask: Inpainting(y.shape[1:], mask=mask, noise_model=...).
+        scale: factor of super-resolution: 2 for Downsampling(factor=2).
+
+    Raises:
+        ValueError: if black is not less than white, or not exactly one of noise_std and physics is passed.
     """
 
     def __init__(
@@ -140,7 +159,7 @@ class DiffusionSampler(PosteriorSampler):
         self._takes_seed = "seed" in inspect.signature(model.forward).parameters
 
     def sample(self, noisy: Tensor, n: int = 1) -> Tensor:
-        # DPS differentiates inside: outside autocast, and not on inference tensors.
+        # DPS needs gradients, which inference tensors do not have, and full precision, so no autocast.
         inference, precise = (
             torch.inference_mode(False),
             torch.autocast(noisy.device.type, enabled=False),
@@ -158,17 +177,19 @@ class DiffusionSampler(PosteriorSampler):
         return (self.physics(y, conditions) if self.conditions else self.physics(y)).to(y.device)
 
     def _draw(self, y: Tensor, physics: nn.Module | None) -> Tensor:
-        seed = int(torch.randint(1, 2**31, ()))  # never 0, which DDRM and DiffPIR ignore
+        seed = int(torch.randint(1, 2**31, ()))  # not 0, which DDRM and DiffPIR ignore
         devices = [y.device] if y.device.type == "cuda" else []
         with torch.random.fork_rng(devices), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Cannot set seed")  # a solver that uses torch's own
+            warnings.filterwarnings(
+                "ignore", message="Cannot set seed"
+            )  # of solvers that use torch's global generator
             torch.manual_seed(seed)
             return self.model(y, physics, **({"seed": seed} if self._takes_seed else {})).float()
 
 
 def _denoising(sigma: float) -> nn.Module:
     try:
-        # An optional package that the tests do not install.
+        # An optional package, which is not installed for the tests.
         from deepinv.physics import Denoising, GaussianNoise  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ValueError(

@@ -24,6 +24,7 @@ class LinearGaussianField(PosteriorSampler):
         correlation_length: correlation length of the field in pixels.
         noise_std: standard deviation of the noise in raw counts.
         exponent: exponent of the power spectrum; larger values give smoother fields.
+        dims: number of spatial axes that `train` gives it, 2 for images and 3 for volumes.
     """
 
     def __init__(
@@ -33,10 +34,11 @@ class LinearGaussianField(PosteriorSampler):
         correlation_length: float = 3.0,
         noise_std: float = 20.0,
         exponent: float = 2.5,
+        dims: int = 2,
     ):
         super().__init__()
         self.mean, self.std, self.noise_std = mean, std, noise_std
-        self.correlation_length, self.exponent = correlation_length, exponent
+        self.correlation_length, self.exponent, self.dims = correlation_length, exponent, dims
         _positive(self, "std", "correlation_length", "noise_std", "exponent")
 
     def prior(

@@ -1,4 +1,4 @@
-"""A posterior sampler, and the consensus images that averaging its draws gives."""
+"""The interface of posterior samplers, and consensus images from their draws."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,35 +9,46 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from students.dimensions import per_channel
 from students.upscale import Scale, factors
 
 LEARNING_RATE = 2e-3
 
 
 class PosteriorSampler(nn.Module, ABC):
-    """Draws clean images from q(signal | noisy). Raw counts in, raw counts out.
+    """Draws clean images from q(signal | noisy). Input and output are in raw counts.
 
-    out_channels: channels of a draw. None: as many as the noisy image has, without conditions.
-    scale: how many times larger than the noisy image a draw is: 2, or one number each for Y and X.
-    out_names: of the draws' channels, for the files that are written. Default: those of the noisy image, if
-        it has as many.
-    context: which neighbouring planes it sees too, such as "T2": further channels of the noisy image, after
-        those of the plane that it draws. `train` sets it, and runs keep it.
-    conditions: how many maps it sees beside the noisy image, such as a mask: the last channels of what it is
-        given, in their own units. 0 takes as many as `train` is given, and runs keep that.
-    isotropic: whether the noise looks the same turned and mirrored, so that training may do both.
-    mirrors: if not, the mirrorings that keep it the same, as `NoiseModel.mirrors` has them.
-    free_draws: how many draws cost no more than one; a student then learns from so many at once.
-    logged: further numbers of the last training step, 0-dimensional tensors, for metrics.jsonl. Those that
-        start with "kl" are nats per image: training warns where their sum falls to nothing.
-    learning_rate: that it is trained with unless `train` is told another, under AdamW.
-    files: constructor arguments that may name files, or URLs; they are never taken from a model file.
+    Subclasses implement `sample`, and `training_step` if they can be trained. They may set these attributes.
+
+    Attributes:
+        out_channels: number of channels of a draw. Default: None, the channels of the noisy image without
+            conditions.
+        scale: factor from the size of the noisy image to that of a draw, one number or one each for Y and X.
+            Default: 1.
+        out_names: names of the draws' channels in written files. Default: those of the noisy image, if it has
+            as many channels.
+        context: neighbouring planes that are further channels of the noisy image, such as "T2", after those
+            of the plane that is drawn. `train` sets it and runs store it. Default: none.
+        dims: 2 for a sampler of images (Y, X), 3 for one of volumes (Z, Y, X). Default: 2.
+        conditions: number of conditions, such as a mask, which are the last channels of the input in their
+            own units. `train` sets it and runs store it. Default: 0, which accepts as many as `train` gets.
+        isotropic: whether the noise stays the same if it is rotated and mirrored, so that training may
+            augment patches by both. Default: True.
+        mirrors: if not isotropic, the mirrorings that keep the noise the same, see `NoiseModel.mirrors`.
+        free_draws: number of draws that cost no more than one draw. The student learns from as many. Default:
+            1.
+        logged: further numbers of the last training step for metrics.jsonl, 0-dimensional tensors. Names that
+            start with "kl" are in nats per image, and training warns if their sum collapses to zero.
+        learning_rate: default learning rate of `train`, for AdamW. Default: 2e-3.
+        files: names of constructor arguments that may be files or URLs. They are never read from a model
+            file.
     """
 
     out_channels: int | None = None
     scale: Scale = 1
     out_names: Sequence[str] = ()
     context: str | None = None
+    dims: int = 2
     conditions: int = 0
     isotropic: bool = True
     mirrors: Sequence[str] = ()
@@ -48,20 +59,20 @@ class PosteriorSampler(nn.Module, ABC):
 
     @abstractmethod
     def sample(self, noisy: Tensor, n: int = 1) -> Tensor:
-        """(B, C, *S) -> (n, B, C', *S'): n independent draws per image, in eval mode, no gradient.
+        """n independent draws of each image: (B, C, *S) -> (n, B, C', *S'), in eval mode, without gradients.
 
         C' is `out_channels`, and each side of S' is `scale` times that of S.
         """
 
     def draws(self, noisy: Tensor, n: int) -> Iterator[Tensor]:
-        """The same n draws one at a time, each (B, C', *S). Override to share work between them."""
+        """Yields n draws one at a time, each (B, C', *S'). Override it to share work between the draws."""
         for _ in range(n):
             yield self.sample(noisy)[0]
 
     def declare(
         self, out_channels: int | None = None, scale: Scale = 1, out_names: Sequence[str] = ()
     ) -> None:
-        """For constructors that take them: sets the attributes of these names. Errors: ValueError."""
+        """Sets the attributes of these names, for constructors. ValueError if they do not match."""
         factors(scale)
         if out_channels is not None and out_channels < 1:
             raise ValueError(f"out_channels: got {out_channels}, must be at least 1")
@@ -70,7 +81,7 @@ class PosteriorSampler(nn.Module, ABC):
         self.out_channels, self.scale, self.out_names = out_channels, scale, tuple(out_names)
 
     def draw_shape(self, noisy: Sequence[int]) -> tuple[int, ...]:
-        """Of a draw of noisy images of shape (B, C, *S)."""
+        """Shape of a draw for noisy images of shape (B, C, *S)."""
         batch, channels, *size = noisy
         enlarged = [
             n * by for n, by in zip(size, (*[1] * (len(size) - 2), *factors(self.scale)), strict=True)
@@ -78,37 +89,42 @@ class PosteriorSampler(nn.Module, ABC):
         return (batch, self.out_channels or channels - self.conditions, *enlarged)
 
     def split(self, noisy: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C + conditions, *S) -> the images (B, C, *S), and the conditions (B, conditions, *S)."""
+        """Input (B, C + conditions, *S) -> the images (B, C, *S), the conditions (B, conditions, *S)."""
         channels = noisy.shape[1] - self.conditions
         return noisy[:, :channels], noisy[:, channels:]
 
     def training_images(self, frames: Any) -> Any:
-        """Called once before training, with the images (N, C, Y, X) in raw counts. Returns the array
-        (N, C', Y, X) that patches are cut from; the images themselves by default. Append channels
-        here if `sample` needs more than the noisy image, as CachedDraws does."""
+        """Called once before training with the images (N, C, Y, X) in raw counts.
+
+        Returns the array (N, C', Y, X) that patches are cut from; the images themselves by default. Append
+        channels here if `sample` needs more than the noisy image, as CachedDraws does.
+        """
         return frames
 
     def prepare(self, noisy: Tensor, mean: Tensor, std: Tensor) -> None:
-        """Told once, before co-training: some training frames (N, C, *S), and the training data's
-        mean and std, each (C, 1, 1), in raw counts; of conditions 0 and 1. Default: nothing."""
+        """Called once before co-training, with some frames and the statistics of the images, in raw counts.
+
+        noisy: some training frames (N, C, *S). mean, std: of all training frames, each (C, 1, 1), of
+        volumes (C, 1, 1, 1); 0 and 1 for conditions. By default nothing is done.
+        """
 
     def training_step(self, noisy: Tensor) -> tuple[Tensor, Tensor]:
-        """(scalar loss, one draw (B, C', *S) from the same forward pass).
+        """The sampler's own loss, a scalar, and one draw (B, C', *S') from the same forward pass.
 
-        Not overridden: the sampler is frozen and only the student is trained.
+        A sampler that does not override this is frozen, and only the student is trained.
         """
         raise NotImplementedError(f"{type(self).__name__} is a frozen sampler")
 
     @property
     def trainable(self) -> bool:
-        """Whether co-training can improve it: it has a training step, and weights that are not frozen."""
+        """Whether it can be trained: it has a training step, and weights that are not frozen."""
         has_step = type(self).training_step is not PosteriorSampler.training_step
         return has_step and any(p.requires_grad for p in self.parameters())
 
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradient inside, the former mode afterwards."""
+    """Sets the module to eval mode without gradients, and restores its former mode afterwards."""
     was_training = module.training
     module.eval()
     try:
@@ -119,9 +135,10 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def draw_statistics(sampler: PosteriorSampler, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and std of each channel of one draw of every image, (C', 1, 1); batches of noisy (B, C, H, W).
+    """Mean and std of each channel of draws, each (C', 1, ...), from one draw of every image.
 
-    Batch by batch. Errors: ValueError for a channel that is the same everywhere.
+    batches: noisy images (B, C, H, W) in raw counts, one batch at a time, so that memory does not grow.
+    Raises ValueError if a channel of the draws is constant.
     """
     count, total, squares = 0, torch.zeros(1), torch.zeros(1)
     for noisy in batches:
@@ -132,16 +149,16 @@ def draw_statistics(sampler: PosteriorSampler, batches: Iterable[Tensor]) -> tup
     std = (squares / count - mean.square()).clamp(min=0).sqrt()
     for c in (~(std > 1e-6 * mean.abs())).nonzero().flatten().tolist():
         raise ValueError(
-            f"{type(sampler).__name__}: channel {c} of its draws is {float(mean[c]):.4g} everywhere, which "
-            "leaves nothing to learn; check the sampler, or leave that channel out"
+            f"{type(sampler).__name__}: channel {c} of its draws is {float(mean[c]):.4g} everywhere, so "
+            "there is nothing to learn; check the sampler, or leave that channel out"
         )
-    return mean.float()[:, None, None], std.float()[:, None, None]
+    return per_channel(mean.float(), sampler.dims), per_channel(std.float(), sampler.dims)
 
 
 def _moments(sampler: PosteriorSampler, noisy: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Mean and sum of squared deviations (Welford): memory does not grow with n."""
-    accurate = torch.float32 if noisy.device.type == "mps" else torch.float64  # mps has no float64
-    draws = (draw.to(accurate) for draw in sampler.draws(noisy, n))
+    """Mean and sum of squared deviations of n draws; Welford's update keeps memory constant in n."""
+    dtype = torch.float32 if noisy.device.type == "mps" else torch.float64  # mps has no float64
+    draws = (draw.to(dtype) for draw in sampler.draws(noisy, n))
     mean = next(draws).clone()
     m2 = torch.zeros_like(mean)
     for i, draw in enumerate(draws, start=2):
@@ -152,21 +169,21 @@ def _moments(sampler: PosteriorSampler, noisy: Tensor, n: int) -> tuple[Tensor, 
 
 
 def posterior_mean(sampler: PosteriorSampler, noisy: Tensor, n: int = 100) -> Tensor:
-    """Mean of n draws (the MMSE estimate, paper Eq. 6), shaped like one draw."""
+    """Mean of n draws (the MMSE estimate, paper, Eq. 6), shaped like one draw."""
     return _moments(sampler, noisy, n)[0].to(noisy.dtype)
 
 
 def posterior_std(sampler: PosteriorSampler, noisy: Tensor, n: int = 100) -> Tensor:
-    """Per-pixel standard deviation of n >= 2 draws (unbiased variance), shaped like one draw."""
+    """Standard deviation of n >= 2 draws in each pixel (unbiased variance), shaped like one draw."""
     return (_moments(sampler, noisy, n)[1] / (n - 1)).sqrt().to(noisy.dtype)
 
 
 def posterior_median(sampler: PosteriorSampler, noisy: Tensor, n: int = 100) -> Tensor:
-    """Per-pixel median of n draws (the MMAE estimate, paper Eq. 5). Holds all n draws in memory."""
+    """Median of n draws in each pixel (the MMAE estimate, paper, Eq. 5). All n draws are in memory."""
     return median(torch.stack(list(sampler.draws(noisy, n))))
 
 
 def median(draws: Tensor) -> Tensor:
-    """Over the first dimension; of an even number the mean of the middle two, unlike torch.median."""
-    ordered, n = draws.sort(dim=0).values, len(draws)  # torch.quantile refuses 16 million values
+    """Median over the first dimension; for an even number the mean of the middle two, unlike torch.median."""
+    ordered, n = draws.sort(dim=0).values, len(draws)  # torch.quantile does not accept 16 million values
     return (ordered[(n - 1) // 2] + ordered[n // 2]) / 2

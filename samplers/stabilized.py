@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from losses import EnergyScore
 from samplers.base import PosteriorSampler, evaluating
 from samplers.noise import NoiseModel, load_noise_model
-from samplers.noise.split import SHARE, LightSplit, can_be_split
+from samplers.noise.split import LightSplit, can_be_split, random_share
 from samplers.vae import DRAW_PIXELS
 from students import LightUNet, StabilizedUNet
 from students.noise_conditioned import smooth_noise
@@ -160,14 +160,15 @@ class StabilizedSampler(PosteriorSampler):
         """
         if self.light is None:
             raise ValueError("StabilizedSampler: has no noise model yet; call prepare")
-        first, second = self.light(noisy)
-        centre, inputs = self.answer(first, SHARE)
-        loss = self.light.error(self._counts(centre, noisy, SHARE), second, noisy)
+        share = random_share()
+        first, second = self.light(noisy, share)
+        centre, inputs = self.answer(first, share)
+        loss = self.light.error(self._counts(centre, noisy, share), second, noisy, share)
         if not self.shipped:
-            n, rest = self.score.samples, 1 - SHARE
-            signal = self._counts(self._draw(centre.detach(), self.spread.look(inputs), n), noisy, SHARE)
+            n, rest = self.score.samples, 1 - share
+            signal = self._counts(self._draw(centre.detach(), self.spread.look(inputs), n), noisy, share)
             fixed = signal.detach()
-            noise = self.light(self.light.observe(fixed))[1] - fixed
+            noise = self.light(self.light.observe(fixed), share)[1] - fixed
             draws, target = (self.mean.stabilize(v, rest)[0] for v in (signal + noise, second))
             draws = draws.unflatten(0, (n, -1)).transpose(0, 1).flatten(1, 2)
             loss = loss + self.score(draws, target[None])

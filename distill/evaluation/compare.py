@@ -25,9 +25,11 @@ from distill.evaluation.stored_draws import StoredDraws
 from distill.evaluation.tables import Row
 from distill.files import Unfinished, whole_file
 from distill.hardware import Hardware, synchronize, working_memory
+from distill.plots.pictures import middle_plane
 from distill.prediction.receptive_field import maps_in_tiles
 from distill.prediction.tiles import fixed_tile
-from samplers import NoiseModel, PosteriorSampler
+from samplers import ChannelNoise, GaussianNoise, NoiseModel, PosteriorSampler
+from students import StabilizedUNet
 
 Metrics = dict[str, Callable[[Tensor, Tensor], float]]
 
@@ -37,7 +39,7 @@ CENTRAL = ("mean", "median", "huber")  # outputs that should have no bias; a mod
 
 
 class Answer(NamedTuple):
-    """Answers to an image, each (C, H, W), with the variance of the draws."""
+    """Answers to an image, each (C, *S), with the variance of the draws."""
 
     name: str
     mean: Tensor
@@ -57,7 +59,8 @@ def compare(
 ) -> tuple[list[Row], dict[str, np.ndarray], list[Row]]:
     """(table rows, images (H, W) of the first pair, rows of `by_brightness`).
 
-    The rows are averages over the pairs of noisy and clean frames (C, H, W). unfinished: folder for
+    The rows are averages over the pairs of noisy and clean frames (C, *S); the image of a volume is its
+    middle plane. unfinished: folder for
     intermediate results, from which an interrupted comparison resumes. Default: a temporary folder.
     """
     counts, metrics = sorted(set(draws)), metrics or {"psnr": psnr, "ssim": ssim}
@@ -89,9 +92,9 @@ def compare(
                 answers.insert(0, Answer(INPUT, noisy, noisy, None, 0.0))
             if i == 0:
                 with whole_file(folder / "images.npz") as part, open(part, "wb") as file:
-                    first: dict[str, Any] = {answer.name: answer.mean[0] for answer in answers}
+                    first: dict[str, Any] = {answer.name: middle_plane(answer.mean)[0] for answer in answers}
                     np.savez(file, **first)
-            judged = _judged(answers, noisy, clean, metrics, noise_model_of(sampler))
+            judged = _judged(answers, noisy, clean, metrics, noise_model_of(sampler, denoiser.backbone))
             frames.append((judged, _parts(answers, noisy, clean, total, denoiser.loss.outputs[0])))
             state.save(frames)
             drawn.delete()
@@ -107,7 +110,7 @@ def compare(
         with np.load(folder / "images.npz") as stored:
             images = dict(stored)
     if pairs[0][1] is not None:
-        images[TRUTH] = pairs[0][1][0].numpy()
+        images[TRUTH] = middle_plane(pairs[0][1])[0].numpy()
     return rows, images, parts
 
 
@@ -118,7 +121,7 @@ def _answers(
     for n in counts:
         yield Answer(f"{n} draw{'s' * (n > 1)}", *drawn.take(n))
     noisy = noisy.to(device)[None]
-    denoiser.maps(_part(noisy))  # the first pass allocates
+    denoiser.maps(_part(noisy[0])[None])  # the first pass allocates
     synchronize(device)
     started = time.perf_counter()
     maps = maps_in_tiles(denoiser, noisy)
@@ -130,13 +133,13 @@ def _answers(
 
 
 def _plane(denoiser: nn.Module, noisy: Tensor) -> Tensor:
-    """The plane (C, H, W) itself, without neighbouring planes."""
+    """The plane (C, *S) itself, without neighbouring planes."""
     return denoiser.plane(noisy, dim=0) if isinstance(denoiser, DirectDenoiser) else noisy
 
 
 def _part(noisy: Tensor) -> Tensor:
-    """The part of an image (..., H, W) that is computed at once."""
-    side = fixed_tile(noisy.shape[-2:])
+    """The part of an image (C, *S) that is computed at once."""
+    side = fixed_tile(noisy.shape[1:])
     return noisy[..., :side, :side]
 
 
@@ -197,10 +200,21 @@ def _memory(
     return memory
 
 
-def noise_model_of(sampler: PosteriorSampler) -> NoiseModel | None:
-    """The sampler's noise model on the CPU, if it has one in raw counts."""
+def noise_model_of(sampler: PosteriorSampler, student: nn.Module) -> NoiseModel | None:
+    """The sampler's noise model in raw counts, on the CPU; without one, the line that `train` estimated."""
     noise_model = getattr(sampler, "noise_model", None)
-    return copy.deepcopy(noise_model).cpu() if isinstance(noise_model, NoiseModel) else None
+    if isinstance(noise_model, NoiseModel):
+        return copy.deepcopy(noise_model).cpu()
+    networks = (getattr(sampler, "mean", None), student)
+    lines = [_noise_line(each) for each in networks if isinstance(each, StabilizedUNet)]
+    return lines[0] if lines else None
+
+
+def _noise_line(network: StabilizedUNet) -> NoiseModel:
+    """The estimated noise. For correlated noise only its variance is right."""
+    lines = zip(network.gain.flatten().tolist(), network.offset.flatten().tolist(), strict=True)
+    models = [GaussianNoise(gain=gain, offset=offset) for gain, offset in lines]
+    return models[0] if len(models) == 1 else ChannelNoise(models)
 
 
 def _fingerprint(

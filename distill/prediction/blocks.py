@@ -1,4 +1,4 @@
-"""What is computed of each block of an image: one pass of a student, or many draws of a sampler."""
+"""Computes blocks of an image: one pass of a student, or the statistics of draws of a sampler."""
 
 import hashlib
 import math
@@ -32,15 +32,15 @@ from samplers import PosteriorSampler, posterior_mean, posterior_median, posteri
 Statistic = Literal["mean", "median", "std"]
 STATISTICS = {"mean": posterior_mean, "median": posterior_median, "std": posterior_std}
 AnyRun = str | os.PathLike[str] | DirectDenoiser | PosteriorSampler
-SAMPLE = 128  # side in pixels of the image on which memory is measured
+SAMPLE = 128  # px; side of the image for measurements of memory
 
 
 class NotFinite(UserError):
-    """The networks' answer has NaN or infinity: to go on would only give more."""
+    """The result of the networks has NaN or infinity. Prediction stops, because other blocks would too."""
 
 
 class Prediction:
-    """The networks, the image, and how one becomes the other. The arguments are those of `predict`."""
+    """A network, an image, and the computation of the result in blocks. For the arguments, see `predict`."""
 
     def __init__(
         self,
@@ -67,53 +67,59 @@ class Prediction:
         check_channels(self.stack, self.name, trained_on)
         self.stack = seen_by(self.network, self.name, self.stack, conditions)
         self.network.eval().to(self.hardware.device)
-        *_, self.channels, height, width = _output(self.network, self.stack.frames.shape)
-        self.scale = height // self.stack.frames.shape[2], width // self.stack.frames.shape[3]
+        size = self.stack.frames.shape
+        _, self.channels, *_, height, width = _output(self.network, size)
+        self.scale = height // size[-2], width // size[-1]
+        self.depth = size[2:-2]  # the number of planes of volumes; none of images
 
     @cached_property
     def halo(self) -> int:
-        """The student's receptive field. That of samplers such as HDN is larger than any halo."""
-        found = None if self.draws else receptive_field(self.network)
-        return HALO if found is None else found
+        """Default halo in pixels: the student's receptive field; HALO for unlimited ones and samplers."""
+        radius = None if self.draws else receptive_field(self.network)
+        return HALO if radius is None else radius
 
     @cached_property
     def has_limited_field(self) -> bool:
+        """Whether a halo exists with which tiles give exactly the result of the whole image."""
         return not self.draws and receptive_field(self.network) is not None
 
     def answer(self, noisy: Tensor, draws: int | None = None) -> Tensor:
-        """(B, C, H, W) -> (B, len(names) * C', H', W')."""
+        """Noisy (B, C, *S) -> all output images (B, len(names) * C', *S')."""
         if self.draws:
             return STATISTICS[self.statistic](self.network, noisy, n=draws or self.draws)
         return torch.cat(list(self.network.maps(noisy).values()), dim=1)
 
     def cost(self) -> Cost:
+        """Memory per pixel, measured on a small part of the image."""
         frames, few = self.stack.frames, self.draws if self.statistic == "median" else min(self.draws, 2)
-        sample = torch.from_numpy(np.array(frames[0, :, :SAMPLE, :SAMPLE], np.float32))[None]
+        side = slice(SAMPLE // 2 if self.depth else SAMPLE)
+        sample = torch.from_numpy(np.array(frames[self._at(0, side, side)], np.float32))[None]
         channels, outputs = frames.shape[1], self.channels * len(self.names) * math.prod(self.scale)
+        channels, outputs = (n * math.prod(self.depth) for n in (channels, outputs))
         sample = sample.to(self.hardware.device)
         with checks_of(self.name), torch.inference_mode(), self.hardware.autocast():
             answer = FittingTiles(partial(self.answer, draws=few), None, lambda: self.halo)
             return Cost.of(answer, channels, outputs, sample)
 
     def identity(self, device: str) -> dict[str, Any]:
-        """What tells this work from other work, in the terms of JSON. device: type of what computes it."""
+        """JSON data that identifies this computation, so that only the same one resumes. device: its type."""
         weights = {key: value.detach().cpu().contiguous() for key, value in self.network.state_dict().items()}
-        made = describe(self.network) or type(self.network).__name__
+        description = describe(self.network) or type(self.network).__name__
         return {
-            "network": digest(weights, {"made": repr(made)}),
+            "network": digest(weights, {"made": repr(description)}),
             "images": fingerprint(self.stack),
             "computed": [self.draws, self.statistic, self.seed, device, self.hardware.precision],
         }  # fmt: skip
 
     def in_tiles(self, halo: int | None) -> FittingTiles:
-        """For `compute`: smaller tiles where memory runs out after all. halo: of the plan."""
+        """The network for `compute`, which uses smaller tiles if memory runs out. halo: that of the plan."""
         return FittingTiles(self.answer, None, lambda: self.halo if halo is None else halo)
 
     def read(self, block: Block) -> Tensor:
-        """What is seen of it: (F, C, h, w) float32. Errors: NaN, infinity."""
+        """The pixels that a block's network sees: (F, C, *s) float32. UserError for NaN and infinity."""
         rows, columns = slice(*block.seen_rows), slice(*block.seen_columns)
-        chosen = slice(block.first, block.first + block.count)
-        counts = self.stack.frames[chosen, :, rows, columns]
+        frames = slice(block.first, block.first + block.count)
+        counts = self.stack.frames[self._at(frames, rows, columns)]
         with np.errstate(over="ignore"):
             noisy = np.array(counts, np.float32)
         if not (abs(noisy) <= MAX_COUNT).all():
@@ -121,43 +127,48 @@ class Prediction:
         _give_back(self.stack.pixels)
         return torch.from_numpy(noisy)
 
-    def compute(self, in_tiles: FittingTiles, batch: int, block: Block, noisy: Tensor) -> list[np.ndarray]:
-        """Each of the output images of it (F, C', h', w')."""
-        parts = [self._batch(in_tiles, block, i, noisy[i : i + batch]) for i in range(0, len(noisy), batch)]
-        answer = np.concatenate(parts) if len(parts) > 1 else parts[0]
-        finite = np.isfinite(answer).all(axis=(1, 2, 3))
-        if not finite.all():
-            raise self._not_finite(answer[first := int(finite.argmin())], block.first + first)
-        return np.split(answer, len(self.names), axis=1)
+    def _at(self, frames: Any, rows: slice, columns: slice) -> tuple[Any, ...]:
+        """The index of a block of all channels, and of all planes of volumes."""
+        return frames, *[slice(None)] * (1 + len(self.depth)), rows, columns
 
-    def _not_finite(self, answer: np.ndarray, frame: int) -> "NotFinite":
-        bad = int((~np.isfinite(answer)).sum())
+    def compute(self, in_tiles: FittingTiles, batch: int, block: Block, noisy: Tensor) -> list[np.ndarray]:
+        """All output images of a block, each (F, C', *s')."""
+        parts = [self._batch(in_tiles, block, i, noisy[i : i + batch]) for i in range(0, len(noisy), batch)]
+        images = np.concatenate(parts) if len(parts) > 1 else parts[0]
+        finite = np.isfinite(images).all(axis=tuple(range(1, images.ndim)))
+        if not finite.all():
+            raise self._not_finite(images[first := int(finite.argmin())], block.first + first)
+        return np.split(images, len(self.names), axis=1)
+
+    def _not_finite(self, image: np.ndarray, frame: int) -> "NotFinite":
+        bad = int((~np.isfinite(image)).sum())
         return NotFinite(
-            f"{self.name}: its answer to frame {frame} of {self.stack.name} has {bad} pixels that are NaN or "
-            "infinite; nothing was written; train it again, or pass --precision fp32"
+            f"{self.name}: its result for frame {frame} of {self.stack.name} has {bad} pixels that are NaN "
+            "or infinite; nothing was written; train it again, or pass --precision fp32"
         )
 
     def _batch(self, in_tiles: FittingTiles, block: Block, i: int, noisy: Tensor) -> np.ndarray:
         device, seeds = self.hardware.device, (self.seed, block.first + i, block.rows[0], block.columns[0])
         with checks_of(self.name), torch.inference_mode(), self.hardware.autocast(), seeded(device, *seeds):
-            seen = in_tiles(noisy.to(device))
+            images = in_tiles(noisy.to(device))
         down, across = self.scale
-        wanted = (len(noisy), self.channels * len(self.names), noisy.shape[2] * down, noisy.shape[3] * across)
-        if seen.shape != wanted:
+        height, width = noisy.shape[-2] * down, noisy.shape[-1] * across
+        expected = (len(noisy), self.channels * len(self.names), *self.depth, height, width)
+        if images.shape != expected:
             raise UserError(
-                f"{self.name}: gives {tuple(seen.shape)} for noisy images {tuple(noisy.shape)}, but declares "
-                f"{wanted}; set its out_channels and scale, and train again"
+                f"{self.name}: gives {tuple(images.shape)} for noisy images {tuple(noisy.shape)}, but "
+                f"declares {expected}; set its out_channels and scale, and train again"
             )
         top, left = block.rows[0] - block.seen_rows[0], block.columns[0] - block.seen_columns[0]
         height, width = block.rows[1] - block.rows[0], block.columns[1] - block.columns[0]
         rows, columns = (
             slice(a * by, (a + n) * by) for a, n, by in ((top, height, down), (left, width, across))
         )
-        return seen[..., rows, columns].float().cpu().numpy()
+        return images[..., rows, columns].float().cpu().numpy()
 
 
 def _network(run: AnyRun, draws: int, trust: str | Sequence[str]) -> tuple[Any, int | None]:
-    """It, and on how many channels of a plane it was trained, if that is known."""
+    """The network of a run, and the number of channels of its training images, or None if unknown."""
     if isinstance(run, PosteriorSampler) and draws:
         return run, None
     if draws and not checkpoint.has_student(run):
@@ -169,23 +180,24 @@ def _network(run: AnyRun, draws: int, trust: str | Sequence[str]) -> tuple[Any, 
 
 
 def _output(network: DirectDenoiser | PosteriorSampler, frames: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of the answer to all frames."""
+    """Shape of an output image for all frames."""
     is_sampler = isinstance(network, PosteriorSampler)
     return network.draw_shape(frames) if is_sampler else network.out_shape(frames)
 
 
 def fingerprint(stack: Stack) -> str:
-    """Of its shape, type and the middle of its first, middle and last frame: however large it is."""
-    n, _, height, width = stack.frames.shape
+    """A hash of the shape, the type and the centre of the first, middle and last frame, fast for any size."""
+    n, _, *depth, height, width = stack.frames.shape
     sha256 = hashlib.sha256(repr((stack.axes, stack.pixels.shape, str(stack.pixels.dtype))).encode())
     y, x = max(0, height // 2 - SAMPLE), max(0, width // 2 - SAMPLE)
     for i in sorted({0, n // 2, n - 1}):
-        sha256.update(np.ascontiguousarray(stack.frames[i, :, y : y + 2 * SAMPLE, x : x + 2 * SAMPLE]).data)
+        space = [*map(slice, depth), slice(y, y + 2 * SAMPLE), slice(x, x + 2 * SAMPLE)]
+        sha256.update(np.ascontiguousarray(stack.frames[(i, slice(None), *space)]).data)
     return sha256.hexdigest()
 
 
 def _give_back(pixels: Any) -> None:
-    """Pages of a memory map that were read: they would count as memory of the process."""
+    """Releases the pages of a memory map that were read, which would count as memory of the process."""
     mapped = getattr(pixels, "_mmap", None)
     if isinstance(mapped, mmap.mmap) and pixels.mode == "r" and hasattr(mmap, "MADV_DONTNEED"):
         mapped.madvise(mmap.MADV_DONTNEED)

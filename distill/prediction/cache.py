@@ -1,4 +1,4 @@
-"""A finished sampler's draws on disk, so that many students can be trained without running it."""
+"""Writes the draws of a finished sampler to disk, to train several students without running it again."""
 
 import math
 import os
@@ -46,27 +46,33 @@ def cache_draws(
     trust: str | Sequence[str] = (),
     conditions: Images | None = None,
 ) -> CachedDraws:
-    """Draws of every frame, written to the folder `out` -> the sampler to train students with.
+    """Writes draws of every frame to the folder `out` -> a sampler that replays them to train students.
 
-    float16 in units of the images' standard deviation: 2 bytes * draws per pixel. A stopped run
-    resumes with the first frame that is not finished, and ends with the same draws as an undisturbed one.
+    The draws are stored as float16 in units of the images' standard deviation: 2 bytes * draws per pixel. A
+    stopped command resumes with its first unfinished frame and writes the same draws as without the stop.
 
     Args:
         run: a run or its folder, or a sampler.
+        images: noisy images in raw counts: a path, an array or a Stack.
+        out: folder to write.
         draws: number of draws of each frame.
-        keep: number of values kept per pixel: means of equal shares of the sorted draws, spread to
-            the draws' own mean and std. Enough for losses that look at one pixel at a time, and for
-            them alone: neighbouring pixels no longer belong to one draw. Default: all draws.
-        tile: side in pixels of square tiles, for images too large to pass whole; each is drawn on its
-            own. Default: 1024 beyond 4 million pixels, else no tiles.
-        halo: pixels around each tile that the sampler sees.
-        seed: seed of the draws; each frame has its own from it.
+        keep: number of stored values per pixel, which divides draws: means of equal shares of the sorted
+            draws, scaled to the mean and std of the draws. They suit only losses that use each pixel on its
+            own, because neighbouring pixels no longer come from the same draw. Default: all draws.
+        tile: side in pixels of square tiles, each of which is drawn separately. Default: 1024 for frames of
+            more than 4 million pixels, otherwise no tiles.
+        halo: width in pixels of the surroundings of each tile that the sampler sees.
+        seed: seed of the draws, from which each frame gets its own.
         device: "cpu", "cuda", "cuda:1", "mps". Default: the best one of this machine.
-        precision: "auto" (bf16 where the hardware has it), "bf16" or "fp32".
-        axes: letters of the images' dimensions, of STCZYX. Default: what the file says.
-        trust: your modules whose classes the run's files may name, and so have imported. Default: none.
-        conditions: what the run was trained with beside the images, such as a mask: one frame for all images
-            or one for each. Default: none.
+        precision: "auto" (bf16 if the hardware has it), "bf16" or "fp32".
+        axes: letters of the images' dimensions, of STCZYX. Default: the axes in the file.
+        trust: your own modules that the run's files may import classes from. Default: none.
+        conditions: conditions of the images, such as a mask, as in the training of the run: one frame for
+            all images, or one for each. Default: none.
+
+    Raises:
+        UserError: if keep does not divide draws, the images do not fit the run, `out` holds other draws, or
+            draws are not finite.
     """
     check_limits(locals(), draws=COUNT)
     check_tile(tile)
@@ -76,6 +82,11 @@ def cache_draws(
     sampler = checkpoint.load_sampler(run, trust=trust).to(hardware.device)
     planes = as_stack(images, axes)
     check_channels(planes, checkpoint.name_of(run), getattr(sampler, "channels", None))
+    if sampler.dims != 2:
+        raise UserError(
+            f"{checkpoint.name_of(run)}: draws volumes, and a cache holds draws of planes; train students "
+            "with the sampler itself"
+        )
     stack = seen_by(sampler, checkpoint.name_of(run), planes, conditions)
     tile = fixed_tile(stack.frames.shape[-2:]) if tile is None else tile
     n, channels, *size = sampler.draw_shape(stack.frames.shape)
@@ -92,8 +103,8 @@ def cache_draws(
         header |= {"out_names": list(sampler.out_names)}
 
     def answer(noisy: Tensor) -> Tensor:  # (1, C, h, w) -> (1, K * C', h', w')
-        drawn = torch.stack(list(sampler.draws(noisy, draws)))
-        return (drawn if keep is None else _shares(drawn, keep)).transpose(0, 1).flatten(1, 2)
+        samples = torch.stack(list(sampler.draws(noisy, draws)))
+        return (samples if keep is None else _shares(samples, keep)).transpose(0, 1).flatten(1, 2)
 
     scale = factors(sampler.scale)
     with locked(out, "cache"):
@@ -104,10 +115,10 @@ def cache_draws(
             noisy = torch.from_numpy(np.array(stack.frames[i], dtype=np.float32))[None].to(hardware.device)
             with torch.inference_mode(), hardware.autocast(), seeded(hardware.device, seed, i):
                 for place in tiles(noisy.shape[-2:], tile, halo):
-                    drawn = answer(noisy[(..., *place.seen)]).float().cpu().numpy()
-                    drawn = drawn.reshape(-1, channels, *drawn.shape[-2:])
+                    samples = answer(noisy[(..., *place.seen)]).float().cpu().numpy()
+                    samples = samples.reshape(-1, channels, *samples.shape[-2:])
                     larger = place.enlarged(scale)
-                    cache[(i, ..., *larger.kept)] = (drawn[(..., *larger.inside)] - mean) / std
+                    cache[(i, ..., *larger.kept)] = (samples[(..., *larger.inside)] - mean) / std
             cache.flush()
             checksums.append(_checksum(cache[i], i, stack.name))
             state.save(checksums)
@@ -122,33 +133,35 @@ def cache_draws(
 def _draw_statistics(
     sampler: PosteriorSampler, stack: Stack, hardware: Hardware
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and std of draws of the middles of some frames, units in which all are kept as float16: to three
-    digits, since a stopped run has to find the same again."""
+    """Mean and std of draws of the centres of some frames, which are the units of the stored float16 numbers.
+
+    They are rounded to three digits, because a resumed command has to compute the same values.
+    """
     frames = torch.from_numpy(some_frames(stack, 8, 128))
     with torch.inference_mode(), hardware.autocast(), seeded(hardware.device, 0), checks_of():
-        found = draw_statistics(sampler, (each[None].to(hardware.device) for each in frames))
-    mean, std = (np.array([float(f"{v:.3g}") for v in each.flatten()], np.float32) for each in found)
+        moments = draw_statistics(sampler, (each[None].to(hardware.device) for each in frames))
+    mean, std = (np.array([float(f"{v:.3g}") for v in each.flatten()], np.float32) for each in moments)
     return mean[:, None, None], std[:, None, None]
 
 
 def _identity(sampler: PosteriorSampler) -> dict[str, Any]:
-    """What tells a sampler from another: how it was made, as far as that is plain data, and its weights."""
+    """Identity of a sampler: its constructor arguments, as far as they are plain data, and its weights."""
     weights = {name: value.detach().cpu().contiguous() for name, value in sampler.state_dict().items()}
     return {"made": describe(sampler) or type(sampler).__name__, "weights": digest(weights, {})}
 
 
 def _open(out: Path, state: Unfinished, shape: tuple[int, ...]) -> tuple[np.memmap, list[int]]:
-    """The array on disk, and the checksums of the frames that a stopped run has finished."""
+    """The array on disk, and the checksums of the frames that are already finished."""
     path, checksums = out / "draws.npy", state.load()
     if (out / "draws.json").exists() and checksums is None:
         raise UserError(f"{out}: holds a finished cache; pass another folder, or delete it first")
     if other := state.other():
         differ = ", ".join(key for key in state.work if other.get(key) != state.work[key])
         raise UserError(
-            f"{out}: holds a part of another cache (it differs in {differ}); pass another, or delete it"
+            f"{out}: holds a part of another cache (different {differ}); pass another folder, or delete it"
         )
     if path.exists() and not state.path.exists():
-        raise UserError(f"{path}: is of no cache that was stopped here; pass another folder, or delete it")
+        raise UserError(f"{path}: does not belong to an unfinished cache; pass another folder, or delete it")
     if checksums and path.exists():
         return _reopened(path, shape), checksums
     check_folder(out, 2 * math.prod(shape))
@@ -165,7 +178,7 @@ def _open(out: Path, state: Unfinished, shape: tuple[int, ...]) -> tuple[np.memm
 def _reopened(path: Path, shape: tuple[int, ...]) -> np.memmap:
     try:
         cache = np.lib.format.open_memmap(path, mode="r+")
-    except Exception as error:  # of a damaged header anything, from numpy's parser
+    except Exception as error:  # numpy's parser raises any exception for a damaged header
         raise UserError(f"{path}: damaged ({error}); delete it and start again") from error
     if cache.shape != shape:
         raise UserError(f"{path}: holds an array of {cache.shape}, not {shape}; delete it and start again")
@@ -175,15 +188,17 @@ def _reopened(path: Path, shape: tuple[int, ...]) -> np.memmap:
 def _checksum(draws: np.ndarray, frame: int, name: str) -> int:
     if not all(np.isfinite(draw).all() for draw in draws):
         raise UserError(
-            f"{name}: draws of frame {frame} are NaN, or beyond float16 in units of the images' std; check "
-            "the sampler, or pass --precision fp32"
+            f"{name}: draws of frame {frame} are NaN, or too large for float16 in units of the images' std; "
+            "check the sampler, or pass --precision fp32"
         )
     return checksum(draws)
 
 
 def _shares(draws: Tensor, keep: int) -> Tensor:
-    """(K, ...) -> (keep, ...) with the same mean and std per pixel."""
+    """Draws (K, ...) -> (keep, ...): means of shares of the sorted draws, with their mean and std."""
     shares = draws.sort(dim=0).values.unflatten(0, (keep, -1)).mean(1)
     mean = shares.mean(0)
-    lost = draws.std(0, correction=0) / shares.std(0, correction=0).clamp(min=1e-12)
-    return mean + (shares - mean) * lost
+    factor = draws.std(0, correction=0) / shares.std(0, correction=0).clamp(
+        min=1e-12
+    )  # of spread, by averaging
+    return mean + (shares - mean) * factor

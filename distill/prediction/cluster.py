@@ -1,8 +1,8 @@
-"""A Dask cluster reads and computes the blocks of an image; this process writes them.
+"""Computes the blocks of an image on a Dask cluster, whose workers read them; this process writes them.
 
-Lost workers, retries and the order of the blocks are the scheduler's. Whoever computes a block gives the same
-bytes: its tiles come from the one plan, its random numbers from its own seed, and the arithmetic of every
-worker has as many threads as that of this process, because some sums depend on their number.
+The scheduler of Dask handles lost workers, retries and the order of the blocks. Every worker computes the
+same bytes for a block: tiles follow from one plan, random numbers from the block's seed, and all workers use
+as many threads for arithmetic as this process, because some sums depend on the number of threads.
 """
 
 import asyncio
@@ -39,53 +39,53 @@ from distill.prediction.plan import CACHED, Block, Plan
 from distill.prediction.stream import Workers, Write
 
 log = logging.getLogger(__name__)
-SECONDS = 5.0  # in which a scheduler has to answer
-AHEAD = 3  # blocks that each thread of a worker has in hand: computed, to be fetched, and to come
-RETRIES = 3  # of a block, after errors that may pass, such as those of a network's file system
+SECONDS = 5.0  # time limit for the answer of a scheduler
+AHEAD = 3  # blocks per thread of a worker: one is computed, one is fetched and one waits
+RETRIES = 3  # attempts for a block after temporary errors, such as those of a network file system
 
 
 @contextmanager
 def cluster(
     dask: str, job: Prediction, images: Any, device: str | None, precision: Precision, ceiling: float | None
 ) -> Iterator[Workers]:
-    """Those of a running cluster, or of one that lives as long as the block: see `predict`.
+    """The workers of a running cluster, or of a new one that is stopped afterwards: see `predict`.
 
-    ceiling: most memory of all workers that are started here, or of each worker elsewhere. Default: half of
-    what is free for them.
-    Errors: no scheduler answers, or its workers differ.
+    ceiling: most memory, in bytes: of all workers together that are started here, or of each worker of a
+    running cluster. Default: half of their free memory.
+    Raises UserError if no scheduler answers, or if the versions or devices of the workers differ.
     """
     paths = _paths(images)
     with ExitStack() as stack:
         client = stack.enter_context(_started(count) if (count := _count(dask)) else _connected(dask))
         log.info("dask: progress at %s", client.dashboard_link)
-        found = _machines(client, dask, device, precision)
-        expected = next(iter(found.values()))[0] | _software()
-        for address, (machine, _) in found.items():
+        machines = _machines(client, dask, device, precision)
+        expected = next(iter(machines.values()))[0] | _software()
+        for address, (machine, _) in machines.items():
             _check_alike(address, machine, expected)
-        room = _room({address: free for address, (_, free) in found.items()}, ceiling, count)
+        room = _room({address: free for address, (_, free) in machines.items()}, ceiling, count)
         name = stack.enter_context(_sent(client, Work(job, paths, device, precision, expected)))
         yield Workers(room, expected["device"], partial(_computed, client, name))
 
 
 def _paths(images: Any) -> str | list[str]:
-    """As every worker finds them, wherever it was started."""
+    """Absolute paths, because workers may have another working folder."""
     if isinstance(images, str | os.PathLike):
         path = os.fspath(images)
         return path if "://" in path else os.path.abspath(path)
     if isinstance(images, list | tuple) and all(isinstance(each, str | os.PathLike) for each in images):
         return [str(_paths(each)) for each in images]
     raise UserError(
-        f"dask: its workers read the images themselves, got {type(images).__name__}; pass the path of a file "
-        "that all of them can open"
+        f"dask: its workers open the images themselves, but got {type(images).__name__}; pass the path of a "
+        "file that all of them can open"
     )
 
 
 def _count(dask: str) -> int | None:
-    """Of the workers to start here; None for a cluster that runs."""
-    found = re.fullmatch(r"local(?::(\d+))?", dask)
-    if found is None:
+    """Number of workers to start here; None for a running cluster."""
+    match = re.fullmatch(r"local(?::(\d+))?", dask)
+    if match is None:
         return None
-    count = int(found[1]) if found[1] else cores()
+    count = int(match[1]) if match[1] else cores()
     if count < 1:
         raise UserError(f"dask: got '{dask}', must be at least one worker, such as local:2")
     return count
@@ -93,8 +93,8 @@ def _count(dask: str) -> int | None:
 
 @contextmanager
 def _started(count: int) -> Iterator[Client]:
-    """Memory is as the plan has it: Dask's own limits, of equal parts of the machine, would stop workers."""
-    idle = {"OMP_WAIT_POLICY": "PASSIVE"}  # threads that wait leave the cores to other workers
+    """Starts workers. The plan limits their memory; the limits of Dask itself would stop them too early."""
+    idle = {"OMP_WAIT_POLICY": "PASSIVE"}  # waiting threads leave the cores to other workers
     with (
         LocalCluster(
             n_workers=count, threads_per_worker=1, processes=True, host="127.0.0.1", memory_limit=0,
@@ -107,16 +107,16 @@ def _started(count: int) -> Iterator[Client]:
 
 
 def _ignore_interrupts() -> None:
-    """Ctrl-C goes to every process of a terminal; this one is ended by the one that started it."""
+    """Ctrl-C reaches every process of a terminal; a worker is stopped by the process that started it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextmanager
 def _connected(dask: str) -> Iterator[Client]:
-    """A Client that finds no scheduler, or something else, waits long when it is closed: hence `connect`."""
+    """Connects to a scheduler. `connect` comes first, because closing a Client without one takes long."""
     try:
         address = _address(dask)
-        with ThreadPoolExecutor(1) as other:  # this thread may have an event loop of its own, as in Jupyter
+        with ThreadPoolExecutor(1) as other:  # this thread may have an event loop, as in Jupyter
             other.submit(asyncio.run, _try_to_connect(address)).result()
         client = Client(address, timeout=4 * SECONDS, set_as_default=False)
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -140,7 +140,7 @@ async def _try_to_connect(address: str) -> None:
 
 
 def _machines(client: Client, dask: str, device: str | None, precision: Precision) -> dict[str, Any]:
-    """By the address of each worker: what must be alike, and its free memory. The first worker is awaited."""
+    """By worker address: the properties that must be equal, and the free memory. Waits for a first worker."""
     if not client.nthreads():
         log.info("dask: no workers at %s yet, waiting for the first", dask)
         client.wait_for_workers(1)
@@ -148,16 +148,16 @@ def _machines(client: Client, dask: str, device: str | None, precision: Precisio
         return cast(dict[str, Any], client.run(_machine, device, precision))  # not from a coroutine
     except UserError:
         raise
-    except Exception as error:  # from the unpickling of what is not installed there, anything
+    except Exception as error:  # unpickling raises any exception if a package is missing there
         raise _not_sent(error) from error
 
 
 def _machine(device: str | None, precision: Precision, dask_worker: Any) -> tuple[dict[str, str], float]:
-    """dask_worker: given by `Client.run`."""
+    """(properties that must be equal, free memory in bytes). dask_worker: argument of `Client.run`."""
     hardware, limit = Hardware(device, precision), dask_worker.memory_manager.memory_limit
     bf16 = has_fast_bf16(hardware.device) if precision == "auto" else precision == "bf16"
-    alike = _software() | {"device": hardware.device.type, "precision": "bf16" if bf16 else "fp32"}
-    return alike, min(free_on(hardware.device), limit or float("inf"))
+    properties = _software() | {"device": hardware.device.type, "precision": "bf16" if bf16 else "fp32"}
+    return properties, min(free_on(hardware.device), limit or float("inf"))
 
 
 def _software() -> dict[str, str]:
@@ -167,15 +167,15 @@ def _software() -> dict[str, str]:
 
 def _check_alike(worker: str, machine: dict[str, str], expected: dict[str, str]) -> None:
     if differ := [key for key in expected if machine[key] != expected[key]]:
-        there, here = (", ".join(f"{key} {each[key]}" for key in differ) for each in (machine, expected))
+        got, wanted = (", ".join(f"{key} {each[key]}" for key in differ) for each in (machine, expected))
         raise UserError(
-            f"dask: worker {worker} has {there}, expected is {here}; all need the same versions and kind of "
-            "machine, else pass --device cpu --precision fp32"
+            f"dask: worker {worker} has {got}, expected is {wanted}; all workers need the same versions and "
+            "kind of machine; for different machines pass --device cpu --precision fp32"
         )
 
 
 def _room(free: dict[str, float], ceiling: float | None, count: int | None) -> float:
-    """Bytes of each worker. free: by their addresses; those of one host share what is free there."""
+    """Memory of each worker in bytes. free: free memory by address; workers of one host share it."""
     if ceiling is not None:
         return ceiling / (count or 1)
     hosts = {address: address.rpartition(":")[0] for address in free}
@@ -184,7 +184,7 @@ def _room(free: dict[str, float], ceiling: float | None, count: int | None) -> f
 
 
 class Work(WorkerPlugin):
-    """What every worker needs to know, sent once to each that there is, and to each that comes."""
+    """The network and the image, sent once to each worker, also to workers that join later."""
 
     def __init__(
         self,
@@ -208,12 +208,12 @@ class Work(WorkerPlugin):
         self._limits.close()
 
     def answer(self, plan: Plan, block: Block) -> list[np.ndarray]:
-        """See `Prediction.compute`; one block at a time, while other threads of the worker read theirs."""
+        """The result of `Prediction.compute`. One block at a time is computed, while other threads read."""
         with self._lock:
             job = self._job
         noisy = job.read(block)
         with self._lock:
-            torch.set_num_threads(self.threads)  # in this thread; Dask asks for 1
+            torch.set_num_threads(self.threads)  # for this thread; Dask sets 1
             self._tiles = self._tiles or job.in_tiles(plan.halo)
             return job.compute(self._tiles, plan.batch, block, noisy)
 
@@ -225,56 +225,56 @@ class Work(WorkerPlugin):
         job.name = self.name
         if fingerprint(job.stack) != self.fingerprint:
             raise UserError(
-                f"dask: worker {worker.address} finds another image at {self.images}; pass a path that is "
-                "the same file for all"
+                f"dask: worker {worker.address} finds another image at {self.images}; pass a path to the "
+                "same file on all machines"
             )
         return job
 
 
 @contextmanager
 def _sent(client: Client, work: Work) -> Iterator[str]:
-    """The name by which workers know it."""
+    """Sends the work to the workers and yields its name."""
     name = f"predict-{uuid4().hex}"
     try:
         client.register_plugin(work, name)
-    except Exception as error:  # pickle and the imports of others raise anything
+    except Exception as error:  # pickle and imports raise any exception
         raise _not_sent(error) from error
     try:
         yield name
     finally:
-        with suppress(Exception):  # the cluster may be gone
+        with suppress(Exception):  # the cluster may have stopped
             client.unregister_worker_plugin(name)
 
 
 def _not_sent(error: Exception) -> UserError:
     return UserError(
         f"dask: the networks cannot be sent to its workers ({_reason(error)}); install the same packages "
-        "everywhere, your own modules too"
+        "everywhere, including your own modules"
     )
 
 
 def _computed(
     client: Client, name: str, plan: Plan, blocks: Sequence[Block], write: Write
 ) -> Iterator[Block]:
-    """As they come. Only so many are asked for that their answers never pile up."""
-    waiting, sent, coming = iter(enumerate(blocks)), {}, as_completed(loop=client.loop)
+    """Yields blocks after they are written, in any order. Few are submitted at once, to limit memory."""
+    waiting, sent, futures = iter(enumerate(blocks)), {}, as_completed(loop=client.loop)
     while True:
         room = AHEAD * sum(cast(dict[str, int], client.nthreads()).values()) - len(sent)
         for i, block in islice(waiting, max(room, 0 if sent else 1)):
             future = client.submit(_answer, name, plan, block, key=f"{name}-{i}", retries=RETRIES, pure=False)
             sent[future.key] = block
-            coming.add(future)
+            futures.add(future)
         if not sent:
             return
-        future = next(coming)
+        future = next(futures)
         block = sent.pop(future.key)
         write(block, _result(future))
-        del future  # the worker may forget it
+        del future  # lets the worker free the result
         yield block
 
 
 def _answer(name: str, plan: Plan, block: Block) -> "list[np.ndarray] | UserError":
-    """An error that would only come again is an answer too."""
+    """The result of a block, or a UserError, which is returned because a retry would raise it again."""
     try:
         return cast(Work, get_worker().plugins[name]).answer(plan, block)
     except UserError as error:
@@ -286,11 +286,11 @@ def _result(future: Any) -> list[np.ndarray]:
         answer = future.result()
     except KilledWorker as error:
         raise UserError(
-            "dask: one block has ended several workers, as too little memory does; pass a smaller --memory, "
+            "dask: one block stopped several workers, as too little memory does; pass a smaller --memory, "
             "and look into the log of the workers"
         ) from error
     except CancelledError as error:
-        raise UserError("dask: the scheduler is gone; the same command goes on from here") from error
+        raise UserError("dask: the scheduler has stopped; to resume, run the same command again") from error
     if isinstance(answer, UserError):
         raise answer
     return answer

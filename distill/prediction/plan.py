@@ -1,4 +1,4 @@
-"""Which blocks of an image are read, computed and written at once, so that all fits a ceiling of memory."""
+"""Plans the blocks in which an image is read, computed and written, so that they fit into the memory."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -12,16 +12,16 @@ from torch.utils._pytree import tree_leaves
 
 from distill.errors import UserError
 
-ALIGNMENT = 64  # what is seen starts at multiples of this, so that every tile is downsampled on one grid
-CACHED = 2.0**26  # bytes of decoded chunks that are kept, for the tiles that share them
-FIXED = 48e6 + CACHED  # that threads, libraries and their caches take, whatever the tiles
-SHARE = 0.5  # of the ceiling, for what is planned: freed memory lies in pieces (see `keep_freed_memory`)
+ALIGNMENT = 64  # px; input tiles start at its multiples, so that networks downsample all on the same grid
+CACHED = 2.0**26  # bytes of decoded chunks in memory, for neighbouring tiles in the same chunks
+FIXED = 48e6 + CACHED  # bytes for threads, libraries and their caches, whatever the tiles
+SHARE = 0.5  # share of the memory for tiles, since freed memory is fragmented (see `keep_freed_memory`)
 MOST_FRAMES = 64  # in a batch
 
 
 @dataclass(frozen=True)
 class Block:
-    """Frames from `first` on; rows and columns of them: those that are written, and those that are seen."""
+    """`count` frames from `first` on, and ranges of their rows and columns: written ones, and seen ones."""
 
     first: int
     count: int
@@ -37,24 +37,30 @@ class Block:
 
 @dataclass(frozen=True)
 class Plan:
-    """height, width: of tiles. frames: in a block. batch: of those that are computed at once."""
+    """Division of an image into blocks.
+
+    height, width: size of the tiles, in pixels. frames: number of frames in a block. batch: number of frames
+    that are computed at once. halo: in pixels; None if whole frames fit and no halo was passed.
+    """
 
     height: int
     width: int
     frames: int
     batch: int
-    halo: int | None = None  # None where whole frames fit, and nobody asked for one
+    halo: int | None = None
 
     def blocks(self, shape: tuple[int, ...], length: int) -> list[Block]:
-        """Of frames of shape (N, C, Y, X). No block's frames go beyond a multiple of `length`, the number of
-        those that follow each other on one axis."""
+        """All blocks of frames of shape (N, C, *S); a block of volumes has all their planes.
+
+        length: number of frames along the last axis of frames; no block contains frames of two such rows.
+        """
         starts = [
             (first + start, min(self.frames, length - start))
             for first in range(0, shape[0], length)
             for start in range(0, length, self.frames)
         ]
-        rows = list(spans(shape[2], self.height, self.halo or 0))
-        columns = list(spans(shape[3], self.width, self.halo or 0))
+        rows = list(spans(shape[-2], self.height, self.halo or 0))
+        columns = list(spans(shape[-1], self.width, self.halo or 0))
         return [
             Block(*frames, kept_y, kept_x, seen_y, seen_x)
             for frames, (kept_y, seen_y), (kept_x, seen_x) in product(starts, rows, columns)
@@ -62,7 +68,7 @@ class Plan:
 
 
 def spans(length: int, step: int, halo: int) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
-    """Along one axis: start and end of what is kept, start and end of what is seen."""
+    """(start, stop) of the written pixels and of the seen pixels of each tile along one axis."""
     for start in range(0, length, step):
         stop = min(start + step, length)
         top = max(0, start - halo) // ALIGNMENT * ALIGNMENT
@@ -71,21 +77,27 @@ def spans(length: int, step: int, halo: int) -> Iterator[tuple[tuple[int, int], 
 
 @dataclass(frozen=True)
 class Cost:
-    """Bytes per pixel: while the network sees it, and while it is read, waits or is written."""
+    """Bytes of memory per pixel: in the network, and while it is read, waits or is written.
+
+    A pixel of volumes counts with all its planes.
+    """
 
     computed: float
     moved: float
 
     @classmethod
     def of(cls, answer: Callable[[Tensor], Tensor], channels: int, outputs: int, sample: Tensor) -> "Cost":
-        """Measured on a sample (1, C, h, w)."""
+        """Measures the memory of `answer` for so many input and output channels, of volumes times planes.
+
+        sample: image (1, C, *s) for the measurement.
+        """
         peak = _Peak()
         with peak:
             answer(sample)
-        # Two blocks of the input wait or are seen; of the output one is computed, one waits, one is written
-        # (in float64, where it is rounded; and compressed).
+        # Of the input, two blocks wait or are computed. Of the output, one is computed, one waits and one is
+        # written: in float64 if it is rounded, and in a compressed copy.
         moved = 4 * (3 * channels + 6 * outputs)
-        return cls(peak.bytes / sample[0, 0].numel(), moved)
+        return cls(peak.bytes / math.prod(sample.shape[-2:]), moved)
 
 
 def fitting(
@@ -95,26 +107,29 @@ def fitting(
     cost: Cost,
     ceiling: float,
 ) -> Plan:
-    """The tiles that see the fewest pixels altogether, among those that fit.
+    """The plan with the least total number of computed pixels, among those that fit into the memory.
 
-    shape: of the frames (N, C, Y, X). grain: frames, rows and columns that have to be written together.
-    halo_of: is asked where whole frames do not fit.
-    Errors: not even one grain fits.
+    shape: shape of the frames (N, C, *S).
+    grain: numbers of frames, rows and columns that have to be written together.
+    halo_of: returns the halo in pixels. Called only if whole frames do not fit, because that takes time.
+    cost: memory per pixel.
+    ceiling: most memory, in bytes.
+    Raises UserError if not even one grain fits.
     """
     depth, room = grain[0], SHARE * ceiling - FIXED
-    most = int(room / (cost.computed + depth * cost.moved))  # pixels that may be seen at once
-    if (pixels := shape[2] * shape[3]) <= most:
+    most = int(room / (cost.computed + depth * cost.moved))  # pixels of an input tile
+    if (pixels := shape[-2] * shape[-1]) <= most:
         batch = max(1, min(MOST_FRAMES, int(room / pixels / (cost.computed + cost.moved))))
         frames = max(depth, batch // depth * depth)
-        return Plan(shape[2], shape[3], frames, min(batch, frames))
+        return Plan(shape[-2], shape[-1], frames, min(batch, frames))
     halo = halo_of()
-    sides = [_sides(n, each, halo) for n, each in zip(shape[2:], grain[1:], strict=True)]
+    sides = [_sides(n, each, halo) for n, each in zip(shape[-2:], grain[1:], strict=True)]
     fit = [(h, w) for h, w in product(*sides) if h.seen * w.seen <= most]
     if not fit:
         least = min(h.seen * w.seen for h, w in product(*sides))
         need = (least * (cost.computed + depth * cost.moved) + FIXED) / SHARE
         raise UserError(
-            f"memory: got {ceiling / 1e9:.3g} GB, the smallest tile needs {need / 1e9:.3g} GB (blocks of "
+            f"memory: got {ceiling / 1e9:.3g} GB, but the smallest tile needs {need / 1e9:.3g} GB (blocks of "
             f"{' x '.join(map(str, grain))}, a halo of {halo} px); pass more, or smaller --chunks or --halo"
         )
     height, width = min(fit, key=lambda hw: (hw[0].total * hw[1].total, -hw[0].kept * hw[1].kept))
@@ -123,24 +138,24 @@ def fitting(
 
 @dataclass(frozen=True)
 class _Side:
-    kept: int
-    seen: int  # at most, of one tile
-    total: int  # of all tiles
+    kept: int  # written pixels of one tile
+    seen: int  # seen pixels of the largest tile
+    total: int  # seen pixels of all tiles
 
 
 def _sides(length: int, grain: int, halo: int) -> list[_Side]:
-    """One for every number of tiles along an axis, as even as the grain allows."""
+    """One for each possible number of tiles along an axis, which are as equal as the grain allows."""
     grain = min(length, grain if grain >= ALIGNMENT else math.lcm(grain, ALIGNMENT))
     kept = {-(-length // n // grain) * grain for n in range(1, -(-length // grain) + 1)}
-    found = []
+    sides = []
     for step in sorted(kept | {grain}):
-        seen = [b - a for _, (a, b) in spans(length, step, halo)]
-        found.append(_Side(min(step, length), max(seen), sum(seen)))
-    return found
+        widths = [b - a for _, (a, b) in spans(length, step, halo)]
+        sides.append(_Side(min(step, length), max(widths), sum(widths)))
+    return sides
 
 
 class _Peak(TorchDispatchMode):
-    """Bytes that tensors made inside take at most; alike on every machine, unlike what a system counts."""
+    """Measures the peak memory of new tensors, in bytes: the same on every machine, unlike process memory."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -154,7 +169,7 @@ class _Peak(TorchDispatchMode):
         for tensor in tensors:
             storage = tensor.untyped_storage()
             self._alive[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
-        # Convolutions may copy what they take and give into a layout of their own.
+        # Convolutions may copy their inputs and outputs to another memory layout.
         copies = sum(t.nbytes for t in tree_leaves((args, answer)) if isinstance(t, Tensor))
         copies = copies if "convolution" in func.__name__ else 0
         self.bytes = max(self.bytes, sum(size for _, size in self._alive.values()) + copies)

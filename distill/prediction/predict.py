@@ -1,4 +1,4 @@
-"""A trained run on new images: one pass of the student, or many draws of the sampler."""
+"""Denoises new images with a trained run: by one pass of the student, or many draws of the sampler."""
 
 import logging
 import math
@@ -21,6 +21,7 @@ from distill.images.sources import Images
 from distill.images.stack import Stack
 from distill.images.statistics import SCAN_BYTES, check_finite
 from distill.images.targets import Target, Writing, open_target, writing
+from distill.images.volumes import in_planes
 from distill.limits import check_limits
 from distill.memory import as_bytes, check_memory
 from distill.prediction.blocks import STATISTICS, NotFinite, Prediction, Statistic
@@ -30,8 +31,8 @@ from distill.prediction.tiles import check_tile
 from samplers import PosteriorSampler
 
 log = logging.getLogger(__name__)
-SMALL = 0.25  # of the memory: results up to this are returned as an array
-PARTS = 20  # in which `predict_maps` tells how far it is
+SMALL = 0.25  # share of the memory; smaller results are returned as an array
+PARTS = 20  # approximate number of progress reports of `predict_maps`
 
 
 def predict(
@@ -57,72 +58,81 @@ def predict(
     dask: str | None = None,
     conditions: Images | None = None,
 ) -> Any:
-    """Denoises every frame, in raw counts, and keeps the images' axes -> the denoised image.
+    """Denoises every frame in raw counts and keeps the axes of the images -> the denoised image.
 
-    Images of any size are read, denoised and written block by block; a run that was stopped goes on where it
-    was when it is called again with the same arguments, and ends with the same bytes. A student with several
-    output images, such as an uncertainty, writes the others beside `out`: denoised_std.tif.
-
-    What is returned is the central one: without `out` an array; with `out` what was written, as an array
-    where it is small, else as it is opened from there, unread.
+    Images of any size are read, denoised and written block by block. A call that was stopped resumes if it is
+    repeated with the same arguments, and ends with the same bytes. If the student has several output images,
+    such as an uncertainty, the others are written beside `out`, for example as denoised_std.tif.
 
     Args:
-        run: a run or its folder, or a DirectDenoiser; with draws, a sampler; or a package that `export` wrote
-            for bioimage.io; or "pretrained", the networks that ship with this package, for a first answer
-            before any training.
+        run: a run or its folder, a DirectDenoiser, a bioimage.io package of `export`, or "pretrained", the
+            networks in this package, for a first result before any training; with draws, also a sampler.
+        noisy: noisy images in raw counts: a path, an array or a Stack.
         out: image to write, with the pixel size, axes, channel names and time step of the input: .tif,
-            .ome.tif, or .ome.zarr (v0.5; v0.4 where the input is).
-        draws: number of draws of the sampler; 0 for the student's one pass.
-        statistic: what the draws become: their mean, median or std, pixel by pixel.
-        seed: seed of the draws; each tile of each frame has its own from it.
-        memory: most that this may add to the memory of the process, such as 2GB; tiles follow from it.
-            Default: half of what is free, on the device too.
-        tile: side in pixels of square tiles, for images too large to pass whole. Default: as large as fits.
-        halo: pixels around each tile that the networks see and that are cut off. Default: what the student
-            can see, so that tiles make no difference. Draws take 64: most samplers see all of an image.
-        dtype: type of the pixels written: "float32", or "input", rounded and clipped to the input's type.
-        chunks: side in pixels of the chunks of a .zarr. Default: the input's, or 512.
-        shards: side in pixels of the shards of a .zarr, each one file of many chunks. Default: no shards.
-        pyramid: smaller versions of the image in a .zarr, for viewers.
+            .ome.tif, or .ome.zarr (v0.5; v0.4 for an input of that version). Default: none.
+        draws: number of draws of the sampler; 0 for one pass of the student.
+        statistic: statistic of the draws in each pixel: "mean", "median" or "std".
+        seed: seed of the draws, from which each tile of each frame gets its own.
+        memory: most additional memory of the process, such as 2GB, which limits the tiles. Default: half of
+            the free memory of the machine and the device.
+        tile: side in pixels of square tiles, for images too large to compute whole. Default: the largest that
+            fits.
+        halo: width in pixels of the surroundings of each tile that the networks see. Default: the student's
+            receptive field, so that tiles do not change the result; 64 for draws, since most samplers use all
+            of an image.
+        dtype: pixel type of the result: "float32", or "input", rounded and clipped to the input's type.
+        chunks: side in pixels of the chunks of a .zarr. Default: that of the input, or 512.
+        shards: side in pixels of the shards of a .zarr, which are files of many chunks. Default: no shards.
+        pyramid: add smaller versions of the image to a .zarr, for viewers.
         overwrite: replace `out` if it exists.
         device: "cpu", "cuda", "cuda:1", "mps". Default: the best one of this machine.
-        precision: "auto" (bf16 where the hardware has it), "bf16" or "fp32".
-        axes: letters of the images' dimensions, of STCZYX. Default: what the file says.
-        trust: your modules whose classes the run's files may name, and so have imported. Default: none.
-        dask: cluster that computes: local:4 for four workers on this machine, which share `memory`; or the
-            address, or the .json file, of the scheduler of a running one, each of whose workers may take
-            `memory`. Its workers read `noisy` by its path. Default: this process.
-        conditions: what the run was trained with beside the images, such as a mask: one frame for all images
-            or one for each. Default: none.
+        precision: "auto" (bf16 if the hardware has it), "bf16" or "fp32".
+        axes: letters of the images' dimensions, of STCZYX. Default: the axes in the file.
+        trust: your own modules that the run's files may import classes from. Default: none.
+        dask: cluster for the computation: local:4 for four workers on this machine, which share `memory`, or
+            the address or the .json file of a running scheduler, each of whose workers may use `memory`. The
+            workers open `noisy` by its path. Default: this process.
+        conditions: conditions of the images, such as a mask, as in the training of the run: one frame for
+            all images, or one for each. Default: none.
+
+    Returns:
+        The central output image as an array. With `out`, a large image is returned unread, as opened from
+        the written file.
+
+    Raises:
+        UserError: if the images do not fit the run, `out` exists or cannot be written, memory is too small,
+            or the result is not finite.
     """
-    chosen: dict[str, Any] = {"draws": draws, "statistic": statistic, "seed": seed, "device": device,
+    settings: dict[str, Any] = {"draws": draws, "statistic": statistic, "seed": seed, "device": device,
               "precision": precision, "axes": axes, "trust": trust, "conditions": conditions}  # fmt: skip
     options = {"chunks": chunks, "shards": shards, "pyramid": pyramid}
-    check_limits(chosen | options | {"out": out, "tile": tile, "halo": halo, "dask": dask})
+    check_limits(settings | options | {"out": out, "tile": tile, "halo": halo, "dask": dask})
     _check_arguments(draws, statistic, tile)
     ceiling = None if memory is None else as_bytes(memory)
-    # Where others compute, this process needs no device that only they have.
-    chosen["device"] = "cpu" if dask else device
-    job = Prediction(run, noisy, **chosen)
+    # With a cluster, this process may lack the device of the workers.
+    settings["device"] = "cpu" if dask else device
+    job = Prediction(run, noisy, **settings)
     targets = [] if out is None else _targets(out, job, dtype, options)
-    with _workers(dask, job, noisy, device, precision, ceiling) as workers:
+    with workers_of(dask, job, noisy, device, precision, ceiling) as workers:
         stack, room = job.stack, workers.room
         if math.prod(stack.frames.shape) * stack.pixels.dtype.itemsize <= min(SCAN_BYTES, room):
-            check_finite(stack)  # larger ones as they are read
+            check_finite(stack)  # larger ones are checked block by block
         if out is None:
             return _in_memory(job, lambda: _plan(job, (1, 1, 1), room, tile, halo), workers)
         grain = _grain(targets[0].grain, job.scale)
-        settings = {"tile": tile, "halo": halo, "memory": ceiling, "dtype": dtype} | options
-        with writing(targets, job.identity(workers.device) | settings, overwrite) as written:
-            plan = Plan(**written.plan) if written.plan else _plan(job, grain, room, tile, halo)
-            _write(job, plan, _blocks(plan, stack, grain[0]), workers, written)
-    return _written(targets[0], room)
+        grain = (1, *grain[1:]) if job.depth else grain  # a volume has all planes of its chunks
+        options |= {"tile": tile, "halo": halo, "memory": ceiling, "dtype": dtype}
+        with writing(targets, job.identity(workers.device) | options, overwrite) as target:
+            plan = Plan(**target.plan) if target.plan else _plan(job, grain, room, tile, halo)
+            _write(job, plan, _blocks(plan, stack, grain[0]), workers, target)
+    return _result(targets[0], room)
 
 
-def _workers(
+def workers_of(
     dask: str | None, job: Prediction, noisy: Images, device: str | None, precision: Precision,
     ceiling: float | None,
 ) -> AbstractContextManager[Workers]:  # fmt: skip
+    """This process, or the cluster `dask`; see `predict`. ceiling: most memory, in bytes."""
     if dask is None:
         return nullcontext(this_process(job, ceiling))
     extra("distributed", "dask", f"dask {dask}")
@@ -131,33 +141,35 @@ def _workers(
     return cluster(dask, job, noisy, device, precision, ceiling)
 
 
-def _write(job: Prediction, plan: Plan, blocks: list[Block], workers: Workers, written: Writing) -> None:
-    """What is left of the blocks."""
-    numbers = {blocks[i]: i for i in written.begin(asdict(plan), len(blocks))}
+def _write(job: Prediction, plan: Plan, blocks: list[Block], workers: Workers, target: Writing) -> None:
+    """Computes and writes the blocks that are not written yet."""
+    numbers = {blocks[i]: i for i in target.begin(asdict(plan), len(blocks))}
 
     def write(block: Block, images: list[np.ndarray]) -> None:
-        written.write(block.first, block.rows[0] * job.scale[0], block.columns[0] * job.scale[1], images)
+        top, left = block.rows[0] * job.scale[0], block.columns[0] * job.scale[1]
+        for first, planes in in_planes(job.stack, block.first, images):
+            target.write(first, top, left, planes)
 
     try:
         for block in _shown(workers.compute(plan, list(numbers), write), blocks, list(numbers)):
-            written.mark(numbers[block])
+            target.mark(numbers[block])
     except NotFinite:
-        written.discard()
+        target.discard()
         raise
 
 
-def _shown(done: Iterator[Block], blocks: list[Block], left: list[Block]) -> Iterator[Block]:
-    """The blocks as they come, with a bar in megapixels of all blocks."""
-    total, ahead = (sum(each.pixels for each in some) for some in (blocks, left))
-    with tqdm(desc="predict", total=total, initial=total - ahead, unit="px", unit_scale=True) as bar:
-        for block in done:
+def _shown(finished: Iterator[Block], blocks: list[Block], remaining: list[Block]) -> Iterator[Block]:
+    """Yields the finished blocks and shows a progress bar in pixels of all blocks."""
+    total, rest = (sum(each.pixels for each in group) for group in (blocks, remaining))
+    with tqdm(desc="predict", total=total, initial=total - rest, unit="px", unit_scale=True) as bar:
+        for block in finished:
             yield block
             bar.update(block.pixels)
 
 
 def _targets(out: str | Path, job: Prediction, dtype: str, options: dict[str, Any]) -> list[Target]:
     like = like_output(job.stack, job.scale, job.network.out_names)
-    kinds = ["float32" if name == "std" else dtype for name in job.names]  # whole counts would be too coarse
+    kinds = ["float32" if name == "std" else dtype for name in job.names]  # integers would be too coarse
     return [
         open_target(file, like, job.channels, kind, **options)
         for file, kind in zip(map_files(out, job.names), kinds, strict=True)
@@ -165,7 +177,7 @@ def _targets(out: str | Path, job: Prediction, dtype: str, options: dict[str, An
 
 
 def _grain(grain: tuple[int, int, int], scale: tuple[int, int]) -> tuple[int, int, int]:
-    """Frames, rows and columns of the image whose answers have to be written together."""
+    """Numbers of frames, rows and columns of the input whose results have to be written together."""
     rows, columns = (math.lcm(n, by) // by for n, by in zip(grain[1:], scale, strict=True))
     return grain[0], rows, columns
 
@@ -181,16 +193,16 @@ def _plan(
         sides = [max(ALIGNMENT, tile // ALIGNMENT * ALIGNMENT)] * 2
         sides = [-(-side // each) * each for side, each in zip(sides, grain[1:], strict=True)]
         plan = Plan(*sides, frames=grain[0], batch=1, halo=halo_of())
-    if (plan.height < shape[2] or plan.width < shape[3]) and not job.has_limited_field:
+    if (plan.height < shape[-2] or plan.width < shape[-1]) and not job.has_limited_field:
         log.warning(
-            "in tiles of %d x %d px with a halo of %d px: this network looks farther than that, so the "
-            "answer differs a little from that to the whole image", plan.height, plan.width, plan.halo
+            "in tiles of %d x %d px with a halo of %d px: the receptive field of this network is larger, so "
+            "the result differs slightly from that of the whole image", plan.height, plan.width, plan.halo
         )  # fmt: skip
     return plan
 
 
 def _blocks(plan: Plan, stack: Stack, depth: int) -> list[Block]:
-    """depth: of chunks along the last axis of frames, beyond which no block may then go."""
+    """All blocks. depth: of the target's chunks; if more than 1, blocks end with the last axis of frames."""
     sizes = zip(stack.axes[::-1], stack.pixels.shape[::-1], strict=True)
     last = next((n for a, n in sizes if a in "STZ"), 1)
     return plan.blocks(stack.frames.shape, last if depth > 1 else len(stack.frames))
@@ -203,47 +215,50 @@ def _in_memory(job: Prediction, plan_of: Callable[[], Plan], workers: Workers) -
 def predict_maps(
     run: str | os.PathLike[str] | DirectDenoiser, noisy: Images, on_block: Callable[[float], object]
 ) -> dict[str, np.ndarray]:
-    """Every output image of a student by its name, the central one first, each as `predict` returns it.
+    """All output images of a student by name, the central one first, each like the result of `predict`.
 
-    on_block: is called with the share of the work that is done, about PARTS times; what it raises ends it.
+    on_block: function that is called about PARTS times with the finished share of the work. An exception that
+    it raises stops the prediction.
     """
     job = Prediction(run, noisy)
-    workers, often = this_process(job, None), max(1, len(job.stack.frames) // PARTS)
+    workers, most = this_process(job, None), max(1, len(job.stack.frames) // PARTS)
 
-    def plan() -> Plan:
-        fits = _plan(job, (1, 1, 1), workers.room, None, None)
-        return replace(fits, frames=min(often, fits.frames), batch=min(often, fits.batch))
+    def plan_of() -> Plan:
+        plan = _plan(job, (1, 1, 1), workers.room, None, None)
+        return replace(plan, frames=min(most, plan.frames), batch=min(most, plan.batch))
 
-    return dict(zip(job.names, _maps(job, plan, workers, len(job.names), on_block), strict=True))
+    return dict(zip(job.names, _maps(job, plan_of, workers, len(job.names), on_block), strict=True))
 
 
 def _maps(
     job: Prediction, plan_of: Callable[[], Plan], workers: Workers, count: int,
     on_block: Callable[[float], object],
 ) -> list[np.ndarray]:  # fmt: skip
-    """The first `count` output images."""
+    """The first `count` output images, in memory."""
     stack = job.stack
     down, across = job.scale
-    shape = (len(stack.frames), job.channels, stack.frames.shape[2] * down, stack.frames.shape[3] * across)
+    *_, height, width = stack.frames.shape
+    shape = (len(stack.frames), job.channels, *job.depth, height * down, width * across)
     check_memory(4.0 * count * math.prod(shape), "result", "pass out, or fewer frames")
     maps = [np.empty(shape, np.float32) for _ in range(count)]
     plan = plan_of()
     blocks = _blocks(plan, stack, 1)
 
     def write(block: Block, images: list[np.ndarray]) -> None:
-        chosen = slice(block.first, block.first + block.count)
+        frames = slice(block.first, block.first + block.count)
         rows, columns = (
             slice(a * by, b * by) for (a, b), by in ((block.rows, down), (block.columns, across))
         )
         for whole, part in zip(maps, images, strict=False):
-            whole[chosen, :, rows, columns] = part
+            whole[frames, ..., rows, columns] = part
 
     for i, _ in enumerate(_shown(workers.compute(plan, blocks, write), blocks, blocks)):
         on_block((i + 1) / len(blocks))
     return [like_output(stack, job.scale, ()).restore(each) for each in maps]
 
 
-def _written(target: Target, ceiling: float) -> Any:
+def _result(target: Target, ceiling: float) -> Any:
+    """The written image, as an array if it is small."""
     pixels = target.opened()
     small = math.prod(pixels.shape) * pixels.dtype.itemsize <= SMALL * ceiling
     return np.array(pixels[...]) if small else pixels
@@ -252,7 +267,7 @@ def _written(target: Target, ceiling: float) -> Any:
 def map_files(out: str | Path, names: Sequence[str]) -> list[Path]:
     """The file of each output image: `out` for the first, out_NAME for the others.
 
-    Of Zarr, too, each has a store of its own: viewers show one image of a store, and each has its own type.
+    In Zarr, each image has its own store, because viewers show one image per store, and pixel types differ.
     """
     out = Path(out)
     stem, suffixes = out.stem, out.suffix
@@ -265,5 +280,5 @@ def _check_arguments(draws: int, statistic: str, tile: int | None) -> None:
     if statistic not in STATISTICS:
         raise UserError(f"statistic: got '{statistic}', allowed are {', '.join(STATISTICS)}")
     if statistic == "std" and draws == 1:
-        raise UserError(f"draws: got {draws}; must be at least 2 for the std")
+        raise UserError(f"draws: got {draws}, must be at least 2 for the std")
     check_tile(tile)

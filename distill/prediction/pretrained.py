@@ -1,6 +1,6 @@
-"""A first answer before any training, by the weights that ship with the package.
+"""Networks with the weights in the package, for a first result before any training.
 
-Its noise is estimated: a variance that is linear in the signal, and whether pixels are correlated.
+The noise of the images is estimated: a variance that is linear in the signal, and the correlation of pixels.
 """
 
 import torch
@@ -15,10 +15,11 @@ from samplers import StabilizedSampler
 from samplers.noise.split import LightSplit
 from students import StabilizedUNet
 
-PRETRAINED = "pretrained"  # in place of a run
+PRETRAINED = "pretrained"  # instead of the path of a run
 
 
 def pretrained_denoiser(stack: Stack) -> DirectDenoiser:
+    """A student with the weights in the package, prepared for these images."""
     frames, mean, std = _seen(stack)
     student = StabilizedUNet(len(mean), len(mean))
     with checks_of("noise"):
@@ -31,6 +32,7 @@ def pretrained_denoiser(stack: Stack) -> DirectDenoiser:
 
 
 def pretrained_sampler(stack: Stack) -> StabilizedSampler:
+    """A sampler with the weights in the package, prepared for these images."""
     frames, mean, std = _seen(stack)
     sampler = StabilizedSampler(channels=len(mean))
     with checks_of("noise"):
@@ -40,6 +42,6 @@ def pretrained_sampler(stack: Stack) -> StabilizedSampler:
 
 
 def _seen(stack: Stack) -> tuple[Tensor, Tensor, Tensor]:
-    """Some frames, and the mean and std of all, (C, 1, 1)."""
+    """Some frames (N, C, Y, X), and the mean and std of all frames, each (C, 1, 1)."""
     mean, std = (torch.from_numpy(v) for v in statistics(stack))
     return torch.from_numpy(some_frames(stack, 8, SIDE)), mean, std

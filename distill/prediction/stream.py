@@ -1,4 +1,4 @@
-"""Reading, computing and writing at the same time."""
+"""Reads, computes and writes blocks at the same time."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,10 +21,10 @@ Write = Callable[[Block, list[np.ndarray]], None]
 
 @dataclass(frozen=True)
 class Workers:
-    """Who computes the blocks.
+    """The processes that compute blocks: this one, or those of a cluster.
 
-    room: bytes that the tiles of each may need. device: the type of what they compute on. compute: yields
-    each block when it is written, in any order.
+    room: most memory for the tiles of each process, in bytes. device: type of their device. compute: yields
+    each block after it is written, in any order.
     """
 
     room: float
@@ -33,6 +33,7 @@ class Workers:
 
 
 def this_process(job: Prediction, ceiling: float | None) -> Workers:
+    """This process as the only worker. ceiling: most memory, in bytes. Default: half of the free memory."""
     device = job.hardware.device
     return Workers(ceiling or free_on(device) / 2, device.type, partial(_computed_here, job))
 
@@ -49,25 +50,26 @@ def stream(
     compute: Callable[[Item, Noisy], Answer],
     write: Callable[[Item, Answer], None],
 ) -> Iterator[Item]:
-    """Yields each block when it is written, in order.
+    """Yields each block after it is written, in order.
 
-    One thread reads the next block and one writes the last while this one computes: at most two blocks wait
-    to be computed or are, and two to be written or are. numpy, torch and the codecs let others run.
+    While this thread computes a block, another one reads the next block and a third one writes the previous
+    block. So at most two blocks of the input and two of the output are in memory. Threads are enough, because
+    numpy, torch and the codecs release the interpreter lock.
     """
     if not blocks:
         return
     with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as writer:
-        coming, writing = reader.submit(read, blocks[0]), None
+        reading, writing = reader.submit(read, blocks[0]), None
         for i, block in enumerate(blocks):
-            noisy = coming.result()
+            noisy = reading.result()
             if i + 1 < len(blocks):
-                coming = reader.submit(read, blocks[i + 1])
+                reading = reader.submit(read, blocks[i + 1])
             answer = compute(block, noisy)
             if writing is not None:
                 writing.result()
                 yield blocks[i - 1]
             writing = writer.submit(write, block, answer)
-            del noisy, answer  # else they would live on while the next is computed
+            del noisy, answer  # otherwise they occupy memory while the next block is computed
         if writing is not None:
             writing.result()
             yield blocks[-1]

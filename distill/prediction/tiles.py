@@ -1,4 +1,4 @@
-"""Images that are too large to go through a network at once."""
+"""Computes a network on images in tiles, if they are too large to be computed at once."""
 
 import logging
 import math
@@ -14,20 +14,24 @@ from distill.errors import UserError, out_of_memory
 from distill.prediction.plan import ALIGNMENT, spans
 
 log = logging.getLogger(__name__)
-LARGE, SIDE = 2048**2, 1024  # pixels of a frame beyond which it is computed in tiles, and their side
-HALO = 64  # of networks whose receptive field no halo covers
+LARGE = 2048**2  # pixels; larger frames are computed in tiles
+SIDE = 1024  # px; side of these tiles
+HALO = 64  # px; halo for networks with an unlimited receptive field
 
 
 class Tile(NamedTuple):
-    """Rows and columns: of the image that the network sees; of its answer to the whole image, where the tile
-    is written; and of its answer to what it sees, where that comes from."""
+    """Rows and columns of a tile.
+
+    seen: pixels of the image that the network sees. kept: pixels of the result for the whole image that the
+    tile provides. inside: the same pixels in the result for `seen`.
+    """
 
     seen: tuple[slice, slice]
     kept: tuple[slice, slice]
     inside: tuple[slice, slice]
 
     def enlarged(self, scale: Sequence[int]) -> "Tile":
-        """The same for an answer that is so many times larger, along Y and X."""
+        """The same for a result that is larger by factors along Y and X."""
         return Tile(self.seen, _times(self.kept, scale), _times(self.inside, scale))
 
 
@@ -37,7 +41,7 @@ def _times(spans: tuple[slice, slice], scale: Sequence[int]) -> tuple[slice, sli
 
 
 def tiles(size: Sequence[int], tile: int | None, halo: int) -> Iterator[Tile]:
-    """All of an image (H, W), of `tile` pixels with `halo` more on every side; None is the whole image."""
+    """The tiles of an image (H, W). tile: side in pixels, or None for a single tile. halo: in pixels."""
     if tile is None or tile >= max(size):
         step, halo = max(size), 0
     else:
@@ -50,47 +54,58 @@ def tiles(size: Sequence[int], tile: int | None, halo: int) -> Iterator[Tile]:
 
 
 def fixed_tile(size: Sequence[int]) -> int | None:
-    """Side of the tiles for images (H, W), None for the whole: alike on every machine and however much memory
-    is free, so that what a stop interrupted resumes with the same tiles."""
-    return SIDE if math.prod(size) > LARGE else None
+    """Side in pixels of the tiles for images (H, W) or volumes (Z, H, W), or None for no tiles.
+
+    It does not depend on the machine or its free memory, so that an interrupted command resumes with the same
+    tiles.
+    """
+    side = int(SIDE / math.sqrt(math.prod(size[:-2])))  # as many pixels in all planes
+    return max(2 * ALIGNMENT, side // ALIGNMENT * ALIGNMENT) if math.prod(size) > LARGE else None
 
 
 def in_tiles(
     answer: Callable[[Tensor], Tensor], noisy: Tensor, tile: int | None = None, halo: int = HALO
 ) -> Tensor:
-    """(B, C, H, W) -> (B, K, H', W'): `answer` on tiles of `tile` pixels, with `halo` more on every side.
+    """Computes `answer` in tiles: noisy (B, C, *S) -> (B, K, *S'). Tiles of volumes have all planes.
 
-    A halo of the network's receptive field makes tiles exactly the whole image: 160 px for the
-    paper's U-Net. HDN's exceeds any halo. Where a tile meets the image's border there is none.
+    With a halo of the network's receptive field, such as 160 px for the U-Net of the paper, the result is
+    exactly that of the whole image. The receptive field of HDN is larger than any halo. Beyond the
+    border of the image there is no halo.
+
+    Args:
+        answer: network, as a function of images.
+        noisy: images.
+        tile: side of the tiles in pixels. Default: no tiles.
+        halo: width in pixels of the surroundings of each tile that the network sees.
     """
     size = noisy.shape[-2:]
     if tile is None or tile >= max(size):
         return answer(noisy)
     whole = noisy.new_empty(0)
     for place in tiles(size, tile, halo):
-        seen = noisy[(..., *place.seen)]
-        part = answer(seen)
-        scale = [n // m for n, m in zip(part.shape[-2:], seen.shape[-2:], strict=True)]
+        pixels = noisy[(..., *place.seen)]
+        part = answer(pixels)
+        scale = [n // m for n, m in zip(part.shape[-2:], pixels.shape[-2:], strict=True)]
         if not whole.numel():
-            whole = part.new_empty(*part.shape[:2], *(n * by for n, by in zip(size, scale, strict=True)))
+            whole = part.new_empty(*part.shape[:-2], *(n * by for n, by in zip(size, scale, strict=True)))
         larger = place.enlarged(scale)
         whole[(..., *larger.kept)] = part[(..., *larger.inside)]
     return whole
 
 
 class FittingTiles:
-    """`in_tiles`, and with tiles of half the side, as often as the memory is not enough."""
+    """`in_tiles`, which halves the side of the tiles as long as the memory is not enough."""
 
     def __init__(self, answer: Callable[[Tensor], Tensor], tile: int | None, halo_of: Callable[[], int]):
         self.answer, self.tile, self._halo_of = answer, tile, halo_of
 
     @cached_property
     def halo(self) -> int:
-        """Asked for where there are tiles: to find it takes time."""
+        """The halo in pixels, computed only if there are tiles, because that takes time."""
         return self._halo_of()
 
     def __call__(self, noisy: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, K, H', W'). Errors: not even tiles of ALIGNMENT pixels fit."""
+        """Noisy (B, C, *S) -> (B, K, *S'). UserError if not even tiles of ALIGNMENT pixels fit."""
         while (answer := self._try(noisy)) is None:
             side = min(self.tile or max(noisy.shape[-2:]), max(noisy.shape[-2:]))
             if side <= ALIGNMENT:
@@ -99,13 +114,13 @@ class FittingTiles:
                     "halo, or --device cpu"
                 )
             self.tile = max(ALIGNMENT, side // 2 // ALIGNMENT * ALIGNMENT)
-            log.warning("out of memory; from here on in tiles of %d pixels (--tile)", self.tile)
+            log.warning("out of memory; continues in tiles of %d pixels (--tile)", self.tile)
             if noisy.is_cuda:
                 torch.cuda.empty_cache()
         return answer
 
     def _try(self, noisy: Tensor) -> Tensor | None:
-        """None where memory ran out; a function of its own, so that what it held is free before the next."""
+        """The result; None if memory ran out. As a separate function it frees its memory before a retry."""
         try:
             return in_tiles(self.answer, noisy, self.tile, self.halo if self.tile else 0)
         except Exception as error:

@@ -1,4 +1,4 @@
-"""How many steps a number of minutes buys on this machine."""
+"""Computes how many training steps fit into a time budget on this machine."""
 
 import copy
 import logging
@@ -19,27 +19,27 @@ from distill.training.steps import Learn, Teach
 
 log = logging.getLogger(__name__)
 UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}
-BUDGET, BUDGET_FROM_NOTHING = "5min", "15min"  # for a sampler that starts from trained weights, or from none
-TRIALS = 4  # the first, which warms up, does not count
-TO_THE_SAMPLER = 0.5  # share of the time in which both networks learn
-ALONE = 0.25  # the same, where the student does not learn from draws
-OVERHEAD = 0.03  # checkpoints and logs
+BUDGET, BUDGET_FROM_NOTHING = "5min", "15min"  # for samplers that start from trained, or from random, weights
+TRIALS = 4  # measured steps; the first is discarded, because it includes warm-up work
+TO_THE_SAMPLER = 0.5  # share of the time for the steps that train both networks
+ALONE = 0.25  # the same if the student does not learn from draws
+OVERHEAD = 0.03  # share of the time for checkpoints and logs
 
 
 def seconds(budget: str) -> float:
-    """'90s', '10min', '1.5h' -> seconds."""
-    found = re.fullmatch(r"(\d+\.?\d*) *(s|min|h)", budget.strip())
-    if not found or float(found[1]) <= 0:
+    """Converts a time such as '90s', '10min' or '1.5h' to seconds."""
+    match = re.fullmatch(r"(\d+\.?\d*) *(s|min|h)", budget.strip())
+    if not match or float(match[1]) <= 0:
         raise UserError(f"budget: got '{budget}', must be a time such as 90s, 10min or 1.5h")
-    return float(found[1]) * UNITS[found[2]]
+    return float(match[1]) * UNITS[match[2]]
 
 
 @dataclass
 class Trial:
-    """Updates of copies of both networks: no weight and no random number of the training changes.
+    """Measures training steps on copies of both networks, so that the training itself stays as it is.
 
-    noisy: this process's patches of one update, on the device. check: what is done every `validate_every`
-    steps.
+    noisy: the patches of this process for one update, on the device.
+    check: function that does one validation, which training runs every `validate_every` steps.
     """
 
     teach: Teach
@@ -52,7 +52,7 @@ class Trial:
     processes: Processes
 
     def seconds_to_check(self) -> float:
-        """What a check costs each of the steps between two of them."""
+        """Time of one validation, divided by the number of steps between two validations."""
         synchronize(self.noisy.device)
         started = time.perf_counter()
         self.check()
@@ -60,6 +60,7 @@ class Trial:
         return (time.perf_counter() - started) / self.validate_every
 
     def seconds_a_step(self, co_training: bool) -> float:
+        """Median time of a step of both networks, or of the student alone."""
         teach, learn = copy.deepcopy(self.teach), copy.deepcopy(self.learn)
         networks = [learn.denoiser, teach.sampler] if co_training else [learn.denoiser]
         optimizers = [Optimizer("", each, "AdamW", 0.0, "cosine", 1, 1.0) for each in networks]
@@ -75,7 +76,7 @@ class Trial:
         return sorted(times[1:])[(TRIALS - 1) // 2]
 
     def _step(self, teach: Teach, learn: Learn, optimizers: list[Optimizer]) -> None:
-        """As in `train`."""
+        """The same computations as one step of `train`."""
         for noisy in self.noisy.split(self.micro_batch):
             with self.hardware.autocast():
                 targets, sampler_loss = teach(noisy)
@@ -89,10 +90,10 @@ class Trial:
 def planned_steps(
     budget: str, began: float, trial: Trial, trainable: bool, stored: dict[str, Any]
 ) -> tuple[int, int]:
-    """(steps of both networks, steps of the student alone) that fit into a budget.
+    """Numbers of steps that fit into a budget: (of both networks, of the student alone).
 
-    began: time.monotonic() at the start of the command. stored: settings of the run that is resumed, if
-    any; one of the same budget keeps its plan.
+    began: time.monotonic() at the start of the command, since loading data counts too.
+    stored: settings of the run that is resumed, or {}. A run with the same budget keeps its numbers.
     """
     if stored.get("budget") == budget:
         return stored["steps"], stored["refine_steps"]
@@ -102,6 +103,6 @@ def planned_steps(
     left = (1 - OVERHEAD) * (seconds(budget) - (time.monotonic() - began))
     share = (ALONE if trial.learn.self_supervised == 1 else TO_THE_SAMPLER) if trainable else 0.0
     steps, refine_steps = max(0, int(share * left / both)), max(1, int((1 - share) * left / alone))
-    log.info("about %s: %d steps of both networks, %d of the student alone (--budget takes another time)",
+    log.info("about %s: %d steps of both networks, %d of the student alone (change the time with --budget)",
              budget, steps, refine_steps)  # fmt: skip
     return steps, refine_steps

@@ -1,4 +1,4 @@
-"""What cannot be trained, found before anything is written."""
+"""Checks of the arguments and networks of a training, before anything is written."""
 
 from typing import Any
 
@@ -15,12 +15,12 @@ from samplers.base import evaluating
 from samplers.vae import VAESampler
 from students import StabilizedUNet
 
-# Of torch.optim, those that update convolutions by their gradients alone: LBFGS needs the loss several times
-# a step, SparseAdam sparse gradients, Muon matrices.
+# The optimizers of torch.optim that need only dense gradients of any shape. LBFGS computes the loss several
+# times per step, SparseAdam needs sparse gradients, and Muon updates matrices only.
 OPTIMIZERS = ("AdamW", "Adamax", "Adam", "ASGD", "Adadelta", "Adafactor", "Adagrad", "NAdam", "RAdam",
               "RMSprop", "Rprop", "SGD")  # fmt: skip
 
-# Their likelihoods, units and pretrained weights are of images alone.
+# The likelihoods, units and pretrained weights of these networks apply to images only.
 WITHOUT_CONDITIONS = (StabilizedSampler, StabilizedUNet, VAESampler, FlowMatching, NextPhoton)
 
 
@@ -38,14 +38,28 @@ def check_arguments(settings: dict[str, Any], loss: Loss) -> None:
 
 
 def space(*networks: nn.Module) -> float:
-    """Bytes that a run's folder takes: a checkpoint has weights, their average and two moments of each; the
-    former one stays until the new one is whole; at the end come the weights alone."""
+    """Bytes of disk that a run needs.
+
+    A checkpoint has the weights, their average and two moments for each weight. The old checkpoint is kept
+    until the new one is complete, and the weights alone are saved at the end: 9 times the weights.
+    """
     return 1e6 + 9 * sum(value.nbytes for network in networks for value in network.state_dict().values())
 
 
+def common_dims(sampler: PosteriorSampler, student: nn.Module) -> int:
+    """The number of spatial axes that both networks see. UserError if they differ."""
+    of_student = getattr(student, "dims", 2)
+    if sampler.dims != of_student:
+        raise UserError(
+            f"dims: got {sampler.dims} of {type(sampler).__name__} and {of_student} of "
+            f"{type(student).__name__}, must be the same; volumes need --sampler HDN --sampler.dims 3 "
+            "--student LightUNet --student.dims 3"
+        )
+    return of_student
+
+
 def check_seen(context: str | None, conditions: int, *networks: nn.Module) -> None:
-    """A UserError for a text that names no context, and for networks that see single planes or no
-    conditions."""
+    """UserError for an invalid context, and for networks that cannot use a context or conditions."""
     plane_count(context)
     for network in networks:
         if context and isinstance(network, StabilizedSampler | StabilizedUNet):
@@ -56,7 +70,7 @@ def check_seen(context: str | None, conditions: int, *networks: nn.Module) -> No
         if conditions and isinstance(network, WITHOUT_CONDITIONS):
             raise UserError(
                 f"conditions: got {conditions}, but {type(network).__name__} takes none; pass a sampler that "
-                "does, such as FunctionSampler or DiffusionSampler, and --student LightUNet (or UNet)"
+                "takes them, such as FunctionSampler or DiffusionSampler, and --student LightUNet (or UNet)"
             )
 
 
@@ -68,36 +82,40 @@ def student_of(
     context: str | None,
     conditions: int,
 ) -> DirectDenoiser:
-    """The student for images of so many channels, those of their context and conditions among them, and for
-    the draws that the sampler declares. Errors: networks that see neither, a student that gives only what it
-    sees."""
+    """Wraps the student as a DirectDenoiser that predicts images shaped like the sampler's draws.
+
+    channels: input channels, including those of the context and the conditions.
+    Raises UserError if a network cannot use the context or the conditions, or if the student can only
+    predict images shaped like its input and the draws have another shape.
+    """
     check_seen(context, conditions, sampler, student)
     with checks_of(type(sampler).__name__):
         shape = sampler.out_channels, sampler.scale, sampler.out_names
         denoiser = DirectDenoiser(student, loss, channels, *shape, context, conditions)
     if denoiser.reshapes and isinstance(student, StabilizedUNet):
         raise UserError(
-            f"student: got StabilizedUNet, which gives what it sees; {type(sampler).__name__} draws "
-            f"{denoiser.out_channels} channels at scale {denoiser.scale}; pass --student LightUNet, or UNet"
+            "student: got StabilizedUNet, whose output is shaped like its input, but "
+            f"{type(sampler).__name__} draws {denoiser.out_channels} channels at scale {denoiser.scale}; "
+            "pass --student LightUNet, or UNet"
         )
     return denoiser
 
 
 def check_draws(sampler: PosteriorSampler, denoiser: DirectDenoiser, noisy: Tensor, draws: int) -> Tensor:
-    """Draws of noisy patches, made once so that a misfit is found before anything is written."""
+    """Draws of noisy patches; UserError if their shape does not match the sampler's declaration."""
     with torch.random.fork_rng(), checks_of(type(sampler).__name__):
-        drawn = sampler.sample(noisy, draws)
+        samples = sampler.sample(noisy, draws)
     images = noisy[:, : len(denoiser.mean)].shape
-    if drawn.shape != (wanted := (draws, *denoiser.out_shape(images))):
+    if samples.shape != (expected := (draws, *denoiser.out_shape(images))):
         raise UserError(
-            f"{type(sampler).__name__}.sample: got shape {tuple(drawn.shape)} for {tuple(images)} noisy "
-            f"images and {draws} draws, must be {wanted}; for others set its out_channels and scale"
+            f"{type(sampler).__name__}.sample: got shape {tuple(samples.shape)} for {tuple(images)} noisy "
+            f"images and {draws} draws, must be {expected}; for another shape set its out_channels and scale"
         )
-    return drawn
+    return samples
 
 
 def check_networks(denoiser: DirectDenoiser, noisy: Tensor, draws: Tensor) -> None:
-    """Runs the student and the loss once, likewise."""
+    """Runs the student and the loss once; UserError if their shapes do not match the images and draws."""
     with torch.random.fork_rng(), evaluating(denoiser):
         noisy = noisy[:, : len(denoiser.mean)]
         try:
@@ -109,11 +127,11 @@ def check_networks(denoiser: DirectDenoiser, noisy: Tensor, draws: Tensor) -> No
                 f"{tuple(noisy.shape)} (B, C, *S): {error}; set its in_channels, or its attribute "
                 "`multiple` to what H and W must be multiples of"
             ) from error
-    wanted = (len(noisy), draws.shape[2] * len(denoiser.loss.outputs), *draws.shape[3:])
-    if prediction.shape != wanted:
+    expected = (len(noisy), draws.shape[2] * len(denoiser.loss.outputs), *draws.shape[3:])
+    if prediction.shape != expected:
         raise UserError(
             f"{type(denoiser.backbone).__name__}: gives shape {tuple(prediction.shape)}, but "
-            f"{type(denoiser.loss).__name__} needs {wanted}; set its out_channels to {wanted[1]}"
+            f"{type(denoiser.loss).__name__} needs {expected}; set its out_channels to {expected[1]}"
         )
     with evaluating(denoiser), checks_of("loss"):
         denoiser.loss(prediction, denoiser.standardize_draws(draws))

@@ -1,4 +1,4 @@
-"""What the student costs in training and saves afterwards (paper, section 5)."""
+"""Measures what the student costs in training and saves in prediction (paper, section 5)."""
 
 import copy
 import os
@@ -21,23 +21,23 @@ from distill.runs import checkpoint, tensors
 from distill.training.optimizer import Optimizer
 from distill.training.patches import Patches, split
 
-DRAWS = 1000  # what the paper compares one pass with
+DRAWS = 1000  # the paper compares one pass with this many draws
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds and MB on one machine. A step is one update with `batch_size` patches."""
+    """Times in seconds and memory in MB on one machine. A step is one update with `batch_size` patches."""
 
     device: str
-    sampler_step: float  # the sampler trained alone
-    both_step: float  # with its student
-    student_step: float  # the student on the finished sampler
-    sampler_memory: float  # MB beyond weights, gradients and optimizer states
+    sampler_step: float  # one step of the sampler alone
+    both_step: float  # one step of the sampler and its student
+    student_step: float  # one step of the student on draws of the finished sampler
+    sampler_memory: float  # in addition to weights, gradients and optimizer states
     both_memory: float
-    extra_training: float  # seconds that the student added to the run
-    seconds_per_draw: float  # of one frame
-    seconds_per_pass: float
-    break_even: float  # frames after which the student has paid for itself, against 1000 draws of each
+    extra_training: float  # time that the student added to the run
+    seconds_per_draw: float  # one draw of one frame
+    seconds_per_pass: float  # one pass of the student on one frame
+    break_even: float  # frames after which the student saved more time than it cost, at 1000 draws each
 
     def __str__(self) -> str:
         return (
@@ -46,7 +46,7 @@ class Cost:
             f"on the finished sampler; memory {self.sampler_memory:.0f} MB alone, {self.both_memory:.0f} MB "
             f"with the student.\nThe student added {self.extra_training:.0f} s to this run; a draw of one "
             f"frame takes {self.seconds_per_draw:.3f} s, the student {self.seconds_per_pass:.3f} s: it has "
-            f"paid for itself after {self.break_even:.2g} frames, against {DRAWS} draws of each "
+            f"paid for itself after {self.break_even:.2g} frames, compared with {DRAWS} draws of each "
             f"({self.device})."
         )
 
@@ -62,14 +62,21 @@ def training_cost(
     trust: str | Sequence[str] = (),
     conditions: Images | None = None,
 ) -> Cost:
-    """Measures copies of a run's networks on its own settings, for its cost.txt, which `report` shows.
+    """Measures copies of a run's networks with the run's settings and writes its cost.txt for `report`.
 
     Args:
         run: a run or its folder, with its checkpoint.
-        noisy: images like those that it was trained on.
-        repeats: steps of each kind; the fastest counts, since other work only adds.
-        trust: your modules whose classes the run's files may name, and so have imported. Default: none.
-        conditions: see `predict`.
+        noisy: images like those that the run was trained on.
+        repeats: measured steps of each kind. The fastest one counts, because other work of the machine only
+            adds time.
+        device: "cpu", "cuda", "cuda:1" or "mps". Default: the best one of this machine.
+        precision: "auto" (bf16 if the hardware has it), "bf16" or "fp32".
+        axes: letters of the images' dimensions, of STCZYX. Default: the axes in the file.
+        trust: your own modules that the run's files may import classes from. Default: none.
+        conditions: conditions of the images, see `predict`. Default: none.
+
+    Raises:
+        UserError: if the run's sampler was not trained together with the student.
     """
     check_limits(locals())
     check_folder(run)
@@ -80,7 +87,7 @@ def training_cost(
     denoiser = copy.deepcopy(checkpoint.load_denoiser(run, trust=trust))
     if not (sampler.trainable and settings["steps"]):
         raise UserError(f"{run}: its sampler was not trained with the student; pass a run that co-trained")
-    hardware = Hardware(device, precision)
+    hardware = Hardware(device, precision).for_training(denoiser.dims)
     place = hardware.device
     sampler, denoiser = sampler.to(place), denoiser.to(place)
     frames = seen_by(denoiser, str(run), as_stack(noisy, axes), conditions).frames
@@ -94,6 +101,7 @@ def training_cost(
     )
 
     def update(train_sampler: bool, train_student: bool) -> None:
+        """One update on one micro-batch, like a step of `train`."""
         with hardware.autocast():
             sampler.train(train_sampler)
             loss, draw = sampler.training_step(batch) if train_sampler else (None, sampler.sample(batch)[0])
@@ -114,7 +122,7 @@ def training_cost(
     denoiser.eval()
     image = torch.from_numpy(np.array(frames[:1], np.float32)).to(place)
     with torch.inference_mode(), hardware.autocast():
-        per_draw = _fastest(lambda: list(sampler.draws(image, 3)), repeats, place) / 3  # encoded once
+        per_draw = _fastest(lambda: list(sampler.draws(image, 3)), repeats, place) / 3  # encodes once for all
         per_pass = _fastest(lambda: denoiser(image), repeats, place)
     extra = (
         settings["steps"] * (steps["both"] - steps["sampler"]) + settings["refine_steps"] * steps["student"]

@@ -1,4 +1,4 @@
-"""What `train` takes for arguments that it was not told."""
+"""Default learning rates and lengths of `train`, which depend on the networks."""
 
 import os
 
@@ -15,6 +15,7 @@ Init = str | os.PathLike[str]
 
 
 def starts_trained(network: nn.Module, init: Init) -> bool:
+    """Whether `init` gives this network trained weights."""
     return init not in ("none", "pretrained") or (
         init == "pretrained" and hasattr(network, "load_pretrained")
     )
@@ -28,7 +29,7 @@ def default_rates(
     init: Init,
     pixels: int,
 ) -> tuple[float, float]:
-    """(lr, student_lr) as given, or those that suit the networks, their start and so many pixels."""
+    """(lr, student_lr). Defaults depend on the networks, their initial weights and the number of pixels."""
     if student_lr is None:
         rate = LEARNING_RATE if lr is None else lr
         start = init if init == "none" or has_student(init) else "pretrained"
@@ -42,9 +43,9 @@ def default_rates(
 def default_length(
     steps: int | None, refine_steps: int | None, budget: str | None, sampler: PosteriorSampler, init: Init
 ) -> tuple[int, int, str | None]:
-    """(steps, refine_steps, budget): a budget decides, unless there is a number of steps."""
+    """(steps, refine_steps, budget). A budget is the default, and replaces both if no steps are passed."""
     if steps is None and refine_steps is None:
         budget = budget or (BUDGET if starts_trained(sampler, init) else BUDGET_FROM_NOTHING)
     elif budget:
-        raise UserError("budget: got steps too; pass a budget, or steps and refine_steps")
+        raise UserError("budget: got steps as well; pass either budget, or steps and refine_steps")
     return 600 if steps is None else steps, 1000 if refine_steps is None else refine_steps, budget

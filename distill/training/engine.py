@@ -1,5 +1,6 @@
 """Co-training of a posterior sampler and the student that learns from its draws (paper, section 4)."""
 
+import math
 import os
 import time
 from pathlib import Path
@@ -15,16 +16,24 @@ from distill.denoiser import DirectDenoiser
 from distill.errors import checks_of
 from distill.files import check_folder
 from distill.hardware import Hardware, Precision
-from distill.images.conditions import check_conditions, condition_count, conditioned, identity
-from distill.images.context import in_context, plane_count
+from distill.images.conditions import check_conditions, condition_count, identity, viewed
+from distill.images.context import plane_count
 from distill.images.sources import Images, as_stack
 from distill.images.statistics import statistics
 from distill.limits import check_limits
+from distill.memory import as_bytes
 from distill.runs.checkpoint import save_run
 from distill.runs.rebuild import describe
 from distill.runs.run import Run
 from distill.training.budget import Trial, planned_steps
-from distill.training.checks import check_arguments, check_draws, check_networks, space, student_of
+from distill.training.checks import (
+    check_arguments,
+    check_draws,
+    check_networks,
+    common_dims,
+    space,
+    student_of,
+)
 from distill.training.defaults import default_length, default_rates
 from distill.training.loader import loaded
 from distill.training.logs import Log, Metrics, tensorboard_log
@@ -39,12 +48,13 @@ from distill.training.validation import Validation
 from distill.training.watch import Watch
 from losses import L2, Loss
 from samplers import PosteriorSampler
+from students.dimensions import channels_last, per_channel
 
 PUBLISHED: dict[str, Any] = dict(
     refine_steps=0, batch_size=64, micro_batch=8, optimizer="Adamax", lr=3e-4, student_lr=3e-4,
     schedule="plateau", clip=None, ema=0.0, validate_every=400,
 )  # fmt: skip
-"""What the paper trained with: train(..., steps=200_000, **PUBLISHED)."""
+"""Settings of the paper, for train(..., steps=200_000, **PUBLISHED)."""
 
 
 @joined()
@@ -82,74 +92,87 @@ def train(
     self_supervised: float | None = None,
     context: str | None = None,
     conditions: Images | None = None,
+    memory: str | float | None = None,
 ) -> Run:
-    """Trains `student` to predict, in one pass, what averaging draws of `sampler` would give.
+    """Trains `student` to predict in one pass what averaging draws of `sampler` would give.
 
-    The first `steps` co-train both networks on every batch. Then the sampler is frozen in eval mode
-    and the student is refined for `refine_steps`. A sampler that is not trainable is frozen throughout.
+    The first `steps` co-train both networks on every batch. Then the sampler is frozen in eval mode and the
+    student is refined for `refine_steps`. A sampler that is not trainable is frozen from the start.
 
     Args:
-        images: noisy TIFF, array, or Stack, in raw counts.
-        loss: functional of the posterior to learn. Default: L2, the mean.
-        out: folder of the run. A run that was stopped there resumes from its last checkpoint, and one
-            that is to have more `steps` or `refine_steps` continues.
-        steps: updates of both networks. Default: what fits into `budget`; 600 beside refine_steps.
-        refine_steps: updates of the student alone, on draws of the finished sampler. Default: what fits into
-            `budget`; 1000 beside steps.
-        budget: time such as "10min", from which steps and refine_steps follow, for steps are measured.
-            Default without those two: "5min" for a sampler that starts from trained weights, else "15min".
-        batch_size: patches per update, of all processes together (docs/several-gpus.md).
-        micro_batch: patches that a process computes at once; their gradients are added up.
-        patch_size: side of the square patches, in pixels.
+        images: noisy images in raw counts: a path, an array or a Stack.
+        sampler: posterior sampler that draws the student's targets. With dims=3 (HDN, DivNoising, or the
+            attribute of your own) it draws volumes, from all planes along Z together.
+        student: network that predicts in one pass, with the same dims.
+        loss: functional of the posterior that the student learns. Default: L2, the mean.
+        out: folder of the run. A stopped run in it resumes from its last checkpoint, also with more `steps`
+            or `refine_steps` than before.
+        steps: updates of both networks. Default: as many as fit into `budget`; 600 if only refine_steps is
+            passed.
+        refine_steps: updates of the student alone, with the finished sampler. Default: as many as fit into
+            `budget`; 1000 if only steps is passed.
+        budget: training time such as "10min", from which steps and refine_steps are computed. Default
+            without these: "5min" for a sampler with trained initial weights, otherwise "15min".
+        batch_size: patches per update, summed over all processes (docs/several-gpus.md).
+        micro_batch: patches that a process computes at once; gradients are summed.
+        patch_size: side of the square patches, in pixels. Patches of volumes have a quarter as many planes,
+            or all that there are.
         draws: draws per patch for the student. Default: the larger of loss.min_draws and
             sampler.free_draws, usually 1.
-        optimizer: name of a class in torch.optim; each network has its own.
-        lr: learning rate of the sampler. Default: its `learning_rate`, 2e-3; less for an HDN of more than
-            32 filters or 2 blocks a level, which would diverge: 4e-4 for the published one.
-        student_lr: learning rate of the student. Default: half of `lr`, or of 2e-3 without one, because a
-            student without normalisation layers diverges at higher rates; a quarter for one that starts
-            from trained weights, and less for fewer than 2 million pixels, which it would learn by heart.
+        optimizer: name of a class in torch.optim. Each network has its own optimizer.
+        lr: learning rate of the sampler. Default: its `learning_rate`, usually 2e-3, and 4e-4 for the
+            published HDN; a quarter for trained initial weights.
+        student_lr: learning rate of the student. Default: half of `lr` (of 2e-3 without lr), because a
+            student without normalisation layers diverges at higher rates; a quarter for trained initial
+            weights, and less for fewer than 2 million pixels.
         schedule: "cosine" (warm-up, then a decay to zero) or "plateau" (as published).
         clip: largest norm of a network's gradient; None for no clipping.
-        ema: decay of the running average of the student's weights, which is what is kept; 0 for none.
-        val_fraction: share of the frames (of a single frame: of its area) that is held out.
-        validate_every: steps between validations, each with a checkpoint and a preview picture.
-        patience: validations without a better student after which training stops. Default: never.
+        ema: decay of the running average of the student's weights, which is the final student; 0 for none.
+        val_fraction: held-out share of the frames, or of the area of a single frame.
+        validate_every: steps between validations. Each one writes a checkpoint and a preview picture.
+        patience: number of validations without a better student after which training stops. Default: no
+            early stop.
         seed: seed of the patches, the draws and the validation split. In Python it does not set the
             initial weights: call torch.manual_seed before you build the networks. The command line
             does that with the same seed.
         device: "cpu", "cuda", "cuda:1", "mps". Default: the best one of this machine.
-        precision: "auto" (bf16 where the hardware has it), "bf16" or "fp32".
-        compile: torch.compile both networks: slow for some minutes, faster afterwards.
-        tensorboard: write event files to `out` with all that metrics.jsonl has.
-        on_log: function that is called with every row of metrics.jsonl, numbers by name, in one process. It
-            may raise KeyboardInterrupt to stop as Ctrl-C does, with a checkpoint: also in a thread.
-        axes: letters of the images' dimensions, of STCZYX. Default: what the file says.
-        init: weights that the networks start from: "pretrained", those that ship with the package, for
-            networks that have some (StabilizedSampler, StabilizedUNet); "none"; or a finished run, for
-            instance of other images. With steps=0 its sampler stays as it is.
+        precision: "auto" (bf16 if the hardware has it), "bf16" or "fp32".
+        compile: torch.compile both networks, faster after some minutes.
+        tensorboard: also write the metrics to event files in `out`.
+        on_log: function that the main process calls with every row of metrics.jsonl, a dictionary of
+            numbers. Like Ctrl-C, a KeyboardInterrupt from it stops the training with a checkpoint, also in a
+            thread. Default: none.
+        axes: letters of the images' dimensions, of STCZYX. Default: those in the file.
+        init: initial weights: "pretrained" (those in the package, for networks that have some:
+            StabilizedSampler and StabilizedUNet), "none", or a finished run, for instance of other images.
+            With steps=0 the sampler of that run is used unchanged.
         self_supervised: share of the student's loss that is its error on a part of the image's own light
-            (`SplitRisk`), the rest is its distance to draws. Default: 1 for an L2 loss, a StabilizedUNet
-            and noise of single pixels, since draws are no better than their sampler; else 0. With a fitted
-            CorrelatedNoise 1 is worth a try of a minute; longer may harm.
-        context: neighbouring planes that both networks see beside the one that they denoise: "T2" for two
+            (`SplitRisk`); the rest is its distance to draws. Default: 1 for L2, a StabilizedUNet and noise
+            without correlation between pixels, because draws are only as good as their sampler; otherwise 0.
+            With a fitted CorrelatedNoise, 1 may help for a minute and harm later.
+        context: neighbouring planes that both networks see in addition to the denoised plane: "T2" for two
             before and two after in time, "Z1" for one above and one below. They are further channels, the
-            nearest first (0, -1, +1, -2, +2), mirrored at both ends. The sampler's likelihood and its draws
-            are of the plane alone: HDN and DivNoising do so with in_channels. Default: none.
-        conditions: what both networks are told beside the image: a mask of known pixels, a map of the noise
-            level. One frame for all images or one for each, of any channels, which become the last ones that
-            the networks see, in their own units: bring them to about 0 to 1. Default: none.
+            nearest first (0, -1, +1, -2, +2), mirrored at both ends. The sampler draws the denoised plane
+            only, as HDN and DivNoising do with in_channels. Default: none.
+        conditions: further images that both networks see, such as a mask of known pixels or a map of the
+            noise level: one frame for all images, or one for each. They are the last input channels, in
+            their own units; scale them to about 0 to 1. Default: none.
+        memory: most memory of each process for decoded chunks of images that are read from a disk, such as
+            2GB. Default: half of the free memory, at most 8.6 GB.
 
     Raises:
-        UserError: for what cannot work, before anything is written; for a loss or gradient that is not
-            finite in 10 steps in a row. Fewer are skipped, and counted as `skipped` in metrics.jsonl.
+        UserError: before anything is written, for arguments, images or networks that cannot work; in
+            training, for a loss or gradient that is not finite in 10 steps in a row. Single such steps are
+            skipped, and counted as `skipped` in metrics.jsonl.
     """
     check_limits(locals())
+    cached = None if memory is None else as_bytes(memory)
     processes = Processes(batch_size, micro_batch)
     loss, out = loss or L2(), check_folder(out, space(sampler, student))
     check_resumable(out)
     planes, began = as_stack(images, axes), time.monotonic()
-    stack = conditioned(in_context(planes, context), conditions)
+    dims = common_dims(sampler, student)
+    stack = viewed(planes, dims, context, conditions)
     maps = condition_count(stack)
     check_conditions(stack, type(sampler).__name__, sampler.conditions or maps)
     sampler.conditions = maps
@@ -165,17 +188,19 @@ def train(
         context=context, conditions=identity(stack),
     )  # fmt: skip
     check_arguments(settings, loss)
-    hardware = Hardware(processes.device(device), precision)
+    hardware = Hardware(processes.device(device), precision).for_training(dims)
 
-    # Data: random patches of raw counts, with their mean and standard deviation.
+    # Data: random patches of raw counts, and the mean and standard deviation that standardize them.
     mean, std = (torch.from_numpy(v).repeat(plane_count(context), 1, 1) for v in statistics(planes))
     mean, std = torch.cat([mean, torch.zeros(maps, 1, 1)]), torch.cat([std, torch.ones(maps, 1, 1)])
+    mean, std = per_channel(mean, dims), per_channel(std, dims)
     regions, held_out = split(stack.frames, val_fraction, patch_size, seed)
     with checks_of(stack.name):
         frames = sampler.training_images(stack.frames)
     patches, unseen = Patches(frames, regions, patch_size), None
     if len(held_out):
-        unseen = Patches(frames, held_out, patch_size).grid(64).to(hardware.device)
+        depth = math.prod(patches.sides[:-2])
+        unseen = Patches(frames, held_out, patch_size).grid(max(4, 64 // depth)).to(hardware.device)
 
     # Networks: the sampler, the student, and the running average of the student.
     torch.manual_seed(seed)
@@ -184,18 +209,18 @@ def train(
     denoiser = student_of(sampler, student, loss, len(mean), context, maps)
     sampler.context = context
     light, noise_model = prepare_networks(sampler, denoiser, stack, mean, std, init, co_training)
-    co_training = co_training and sampler.trainable  # which may depend on the noise that it has found
-    allowed = orientations(sampler.isotropic, sampler.mirrors, denoiser.scale)  # so may these
+    co_training = co_training and sampler.trainable  # may depend on the estimated noise
+    allowed = orientations(sampler.isotropic, sampler.mirrors, denoiser.scale, dims)  # these may, too
     for module in (sampler, denoiser):
-        module.to(hardware.device).to(memory_format=torch.channels_last)
+        channels_last(module.to(hardware.device))
     two = patches.sample(2, np.random.default_rng(0)).to(hardware.device)
-    drawn = check_draws(sampler, denoiser, two, draws)
+    samples = check_draws(sampler, denoiser, two, draws)
     prepare_outputs(sampler, denoiser, patches, hardware)
     processes.share(sampler, denoiser)
-    check_networks(denoiser, two, drawn)
+    check_networks(denoiser, two, samples)
     average = Average(denoiser, ema)
 
-    # What the student learns from: draws, or the image's own light.
+    # Targets of the student: draws, or the image's own light.
     risk = split_risk(denoiser, light, noise_model)
     own_share = self_supervised_share(self_supervised, risk, loss)
     best = Best(denoiser, risk, unseen, seed) if risk and own_share and unseen is not None else None
@@ -204,27 +229,27 @@ def train(
     if unseen is not None:
         validation = Validation(sampler, average.module, unseen, seed, hardware, best)
 
-    # How long: as told, or what fits into the time that is left.
+    # Length: the number of steps, or as many as fit into the rest of the budget.
     if budget:
         one = hardware.put(patches.sample(batch_size, np.random.default_rng(0), part=processes.part))
         check = validation.once if validation else lambda: None
         trial = Trial(teach, learn, one, micro_batch, hardware, check, validate_every, processes)
         stored = processes.on_main(stored_settings, out)
-        planned = planned_steps(budget, began, trial, co_training, stored)
-        steps, refine_steps = processes.on_main(lambda: planned)
+        plan = planned_steps(budget, began, trial, co_training, stored)
+        steps, refine_steps = processes.on_main(lambda: plan)  # the same for all, although times differ
         settings |= {"steps": steps, "refine_steps": refine_steps}
     co_steps, total = steps if co_training else 0, steps + refine_steps
     if compile:
         teach, learn = torch.compile(teach), torch.compile(learn)
 
-    # One optimizer for each network; the sampler has none where it is frozen from the start.
+    # One optimizer for each network, but none for a sampler that is frozen from the start.
     optimize_student = Optimizer("student", denoiser, optimizer, student_lr, schedule, total, clip)
     optimizers = [optimize_student]
     if co_steps:
         optimize_sampler = Optimizer("sampler", sampler, optimizer, lr, schedule, steps, clip)
         optimizers.append(optimize_sampler)
 
-    # What a checkpoint holds; a run that was stopped, or that shall be longer, resumes from its last one.
+    # State: all that a checkpoint holds, from which a stopped or a longer run resumes.
     settings["data"] = [*stack.frames.shape, *mean.flatten().tolist(), *std.flatten().tolist()]
     settings["self_supervised"] = own_share
     settings["networks"] = [describe(module) for module in (sampler, student, loss)]
@@ -235,7 +260,7 @@ def train(
     processes.seed(seed)
     with (
         resumed(out, state, settings, metrics),
-        loaded(patches, batch_size, generator, allowed, processes.part) as batches,
+        loaded(patches, batch_size, generator, allowed, processes.part, cached) as batches,
         tqdm(total=total, initial=state.step, unit="step", smoothing=0.1, disable=not processes.main) as bar,
         stop_signals() as stop,
     ):
@@ -246,7 +271,7 @@ def train(
             loss.schedule((step - 1) / total)
             batch = hardware.put(next(batches))
             for noisy in batch.split(micro_batch):
-                share = len(noisy) / batch_size
+                share = len(noisy) / batch_size  # so that gradients add up to the mean over the batch
                 # 1. Pass the noisy images to the sampler and draw possible clean images.
                 with hardware.autocast():
                     targets, sampler_loss = teach(noisy)
@@ -260,13 +285,13 @@ def train(
                 optimize_student.backward(student_loss, share)
             active = optimizers if co_training else [optimize_student]
             processes.add_up(active)
-            losses = update(active, step)  # none if one is not finite: then no network has changed
+            losses = update(active, step)  # {} for a skipped step: no network has changed
             if losses:
                 average.update_parameters(denoiser)
             row: dict[str, Any] = {"step": step} | losses | watch(step, losses, sampler.logged)
             if optimize_student.skipped:
                 row["skipped"] = optimize_student.skipped
-            # 5. Repeat until convergence, which held-out patches tell.
+            # 5. Repeat until convergence, which the loss on held-out patches shows.
             state.step, state.seconds = step, time.monotonic() - started
             validating = step % validate_every == 0 or step == total
             if validating and validation:
@@ -289,19 +314,22 @@ def train(
             if patience and state.stale >= patience:
                 break
 
-        denoiser = best.chosen() if best else average.module.eval()
-        processes.share(denoiser)  # it is the first process that has chosen
+        denoiser = best.final() if best else average.module.eval()
+        processes.share(denoiser)  # only the first process validates and knows the best student
         run = Run(out, sampler.eval(), denoiser)
         processes.on_main(save_run, run)
     return run
 
 
-_SHOWN = ("sampler_loss", "student_loss", "psnr_to_draws")  # on the progress bar
+_SHOWN = ("sampler_loss", "student_loss", "psnr_to_draws")  # metrics on the progress bar
 
 
 class Average(AveragedModel):
-    """The running average of a student: of a tenth of the steps so far until it reaches its decay, so that
-    the start leaves no bias."""
+    """The running average of the student's weights.
+
+    Until the decay is reached, the average covers the last tenth of the steps, so that the initial weights
+    leave no bias.
+    """
 
     module: DirectDenoiser
 

@@ -1,4 +1,4 @@
-"""Where the metrics of a training go: metrics.jsonl, TensorBoard, a function of the user's."""
+"""Logs of the training metrics: metrics.jsonl, TensorBoard, a function of the user."""
 
 import json
 from collections.abc import Callable
@@ -13,9 +13,9 @@ Log = Callable[[dict[str, Any]], object]
 
 
 class Metrics:
-    """Appends each row to metrics.jsonl in the run's folder, and hands it to the other logs.
+    """Appends each row to metrics.jsonl in the run's folder and passes it to the other logs.
 
-    A log may raise KeyboardInterrupt to stop the training: then this is `interrupted`.
+    A log may raise KeyboardInterrupt to stop the training, which sets `interrupted`.
     """
 
     def __init__(self, out: Path, logs: list[Log]) -> None:
@@ -31,21 +31,21 @@ class Metrics:
                 self.interrupted = True
 
     def forget_after(self, step: int) -> None:
-        """Drops the rows of steps that the checkpoint does not know of: they will come again."""
+        """Removes the rows of later steps, because a resumed run repeats the steps after its checkpoint."""
         if self.path.exists():
             rows = [row for row in read_json_lines(self.path) if row.get("step", step + 1) <= step]
             write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def tensorboard_log(out: Path) -> Log:
-    """Writes each row's numbers to event files in the run's folder."""
+    """A log that writes the numbers of each row to event files in the run's folder."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise UserError(
-            "tensorboard: not installed; pip install tensorboard, or leave it out: metrics.jsonl has it all"
+            "tensorboard: not installed; pip install tensorboard, or omit it: metrics.jsonl has all of it"
         ) from None
-    writer = cache(partial(SummaryWriter, str(out)))  # makes its file when there is something to write
+    writer = cache(partial(SummaryWriter, str(out)))  # creates its file with the first row
 
     def log(row: dict[str, Any]) -> None:
         for key in row.keys() - {"step"}:

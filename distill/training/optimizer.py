@@ -1,4 +1,4 @@
-"""One network under training: its optimizer, its learning rate, its gradients."""
+"""The optimizer of one network, with its learning rate schedule and its checks of gradients."""
 
 import logging
 import math
@@ -11,14 +11,20 @@ from distill.errors import UserError
 
 log = logging.getLogger(__name__)
 Schedule = Literal["cosine", "plateau"]
-MAX_SKIPPED = 10  # steps in a row: a run that does not come back by then has diverged
+MAX_SKIPPED = 10  # steps in a row; a run that does not recover by then has diverged
 
 
 class Optimizer:
-    """A torch optimizer that starts slowly, decays its learning rate, and skips a broken step.
+    """A torch optimizer with a learning rate schedule that skips steps with a loss or gradient of NaN or inf.
 
-    cosine: linear warm-up over 5 % of `total` steps, then a half cosine to zero.
-    plateau: half the rate after 10 validations without improvement, as published.
+    name: "sampler" or "student", for metrics, checkpoints and messages.
+    module: the network.
+    kind: name of a class in torch.optim.
+    lr: highest learning rate.
+    schedule: "cosine" (linear warm-up over 5 % of `total` steps, then a half cosine to zero) or "plateau"
+        (half the learning rate after 10 validations without improvement, as published).
+    total: number of steps.
+    clip: largest norm of the gradient; None for no clipping.
     """
 
     def __init__(
@@ -32,10 +38,11 @@ class Optimizer:
         clip: float | None,
     ) -> None:
         self.name, self.module, self.clip = name, module, clip or math.inf
-        self.loss: Tensor | float = 0.0  # of the batch so far
+        self.loss: Tensor | float = 0.0  # of the micro-batches of this step so far
         self.skipped, self.in_a_row, self.patience = 0, 0, min(MAX_SKIPPED, total)
         self.parameters = [p for p in module.parameters() if p.requires_grad]
-        # A forward pass changes them before its loss is known: statistics of batch norm, warm-ups.
+        # A forward pass changes buffers (batch norm statistics, warm-up counters) before the loss is known,
+        # so a skipped step has to restore them.
         self.buffers = [b for b in module.buffers() if b.dtype != torch.bool]
         self.sound = [b.clone() for b in self.buffers]
         options: dict[str, Any] = {"lr": lr}
@@ -56,12 +63,12 @@ class Optimizer:
         return self.optimizer.param_groups[0]["lr"]
 
     def backward(self, loss: Tensor, share: float) -> None:
-        """Adds the gradient of one micro-batch, which is `share` of the batch."""
+        """Adds the gradient of a micro-batch that is the fraction `share` of the batch."""
         (loss * share).backward()
         self.loss = self.loss + loss.detach() * share
 
     def check(self) -> tuple[float, str]:
-        """Clips the gradient -> the batch's loss, and what of it is not finite, if anything."""
+        """Clips the gradient -> the loss of the batch, and a text about what is not finite, or ""."""
         loss, self.loss = float(self.loss), 0.0
         norm = float(nn.utils.clip_grad_norm_(self.parameters, self.clip))
         for what, value in (("loss", loss), ("gradient", norm)):
@@ -70,7 +77,7 @@ class Optimizer:
         return loss, ""
 
     def step(self) -> None:
-        """Updates the weights and, on a cosine, the learning rate."""
+        """Updates the weights and, with a cosine schedule, the learning rate."""
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if isinstance(self.schedule, torch.optim.lr_scheduler.LambdaLR):
@@ -78,7 +85,7 @@ class Optimizer:
         self._keep()
 
     def skip(self, step: int) -> None:
-        """Leaves the network as it was before this step; only the learning rate goes on."""
+        """Restores the network to its state before this step. Only the learning rate moves on."""
         self.optimizer.zero_grad(set_to_none=True)
         for buffer, sound in zip(self.buffers, self.sound, strict=True):
             buffer.copy_(sound)
@@ -92,12 +99,12 @@ class Optimizer:
         self.in_a_row = 0
 
     def validated(self, loss: float | None) -> None:
-        """Tells the plateau schedule this network's own validation loss."""
+        """Passes the validation loss of this network to a plateau schedule."""
         if isinstance(self.schedule, torch.optim.lr_scheduler.ReduceLROnPlateau) and loss is not None:
             self.schedule.step(loss)
 
     def go_to(self, step: int) -> None:
-        """The learning rate that a cosine has at `step`: for a run that resumes with another length."""
+        """Sets the cosine schedule's learning rate of `step`, for a run that resumes with another length."""
         if isinstance(self.schedule, torch.optim.lr_scheduler.LambdaLR):
             self.schedule.last_epoch = step
             for group, lr, rate in zip(
@@ -106,7 +113,7 @@ class Optimizer:
                 group["lr"] = lr * rate(step)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """(tensors, plain data) for a checkpoint."""
+        """The state for a checkpoint: (tensors, JSON data)."""
         state = self.optimizer.state_dict()
         tensors = {
             f"{self.name}_optimizer.{i}.{key}": torch.as_tensor(value)
@@ -117,6 +124,7 @@ class Optimizer:
         return tensors, data
 
     def restore(self, tensors: dict[str, Tensor], data: dict[str, Any]) -> None:
+        """Sets the state that `state` returned."""
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             prefix, _, rest = name.partition(".")
@@ -126,7 +134,7 @@ class Optimizer:
         self.optimizer.load_state_dict({"state": state, "param_groups": data["groups"]})
         for parameter, values in self.optimizer.state.items():
             for key, value in values.items():
-                if value.shape == parameter.shape:  # a fused step needs the parameter's memory layout
+                if value.shape == parameter.shape:  # the fused AdamW needs the memory layout of the parameter
                     values[key] = torch.empty_like(parameter).copy_(value)
         self.schedule.load_state_dict(data["schedule"])
         self.skipped = data.get("skipped", 0)
@@ -134,35 +142,40 @@ class Optimizer:
 
 
 def update(optimizers: list[Optimizer], step: int) -> dict[str, float]:
-    """Updates all networks -> their losses; where any loss or gradient is not finite, none -> no losses.
+    """Updates all networks -> their losses, or no network -> {} if a loss or gradient is not finite.
 
-    Errors: nothing could be updated for MAX_SKIPPED steps in a row.
+    All networks skip the step together, because the student learns from draws of the sampler. Raises
+    UserError after MAX_SKIPPED skipped steps in a row.
     """
-    checked = [each.check() for each in optimizers]
-    broken = next((what for _, what in reversed(checked) if what), "")  # the sampler's first
+    checks = [each.check() for each in optimizers]
+    broken = next((what for _, what in reversed(checks) if what), "")  # the sampler's is the cause of both
     if not broken:
         for each in optimizers:
             each.step()
-        return {f"{each.name}_loss": loss for each, (loss, _) in zip(optimizers, checked, strict=True)}
+        return {f"{each.name}_loss": loss for each, (loss, _) in zip(optimizers, checks, strict=True)}
     for each in optimizers:
         each.skip(step)
     if any(each.in_a_row >= each.patience for each in optimizers):
         rates = ", ".join(f"{each.lr:.2g} for the {each.name}" for each in optimizers)
         raise UserError(
-            f"step {step}: {broken}, as for {optimizers[0].in_a_row} steps in a row; nothing was updated "
-            f"in these. Lower lr (now {rates}), set clip (now {optimizers[0].clip:g}), or check the images"
+            f"step {step}: {broken}; the last {optimizers[0].in_a_row} steps updated nothing. "
+            f"Lower lr (now {rates}), set clip (now {optimizers[0].clip:g}), or check the images"
         )
-    log.warning("step %d: %s; skipped, nothing was updated", step, broken)
+    log.warning("step %d: %s; the step was skipped and updated nothing", step, broken)
     return {}
 
 
 def careful(lr: float, pixels: int) -> float:
-    """A learning rate for weights that are good already: one image of 256x256 made them worse at the rate
-    that 50 frames of 512x512 made them better at, and better at a fifth of it."""
+    """A lower learning rate for pretrained weights and images of fewer than 2 million pixels.
+
+    At a rate that improves the weights on 50 frames of 512x512 pixels, a single image of 256x256 makes them
+    worse; at a fifth of that rate it improves them.
+    """
     return lr * min(1.0, pixels / 2e6) ** 0.5
 
 
 def warmup_cosine(step: int, total: int) -> float:
+    """Factor of the learning rate at `step`: linear warm-up over 5 % of `total`, then a half cosine to 0."""
     warmup = max(1, total // 20)
     if step < warmup:
         return (step + 1) / warmup
@@ -171,6 +184,6 @@ def warmup_cosine(step: int, total: int) -> float:
 
 
 def _plain(schedule: Any) -> dict[str, Any]:
-    """A schedule's state without what JSON cannot hold and load_state_dict does not need."""
+    """The state of a schedule without functions: JSON cannot hold them, and loading needs none."""
     simple = (int, float, str, bool, list, type(None))
     return {k: v for k, v in schedule.state_dict().items() if isinstance(v, simple)}

@@ -1,4 +1,4 @@
-"""What both networks and the loss are told of the images, and the weights that they start from."""
+"""Prepares the networks and the loss for the images: statistics, noise, and initial weights."""
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from samplers.base import draw_statistics
 from samplers.noise.split import LightSplit
 from students import StabilizedUNet
 
-BATCH, BATCHES = 8, 8  # patches that the statistics of draws are of
+BATCH, BATCHES = 8, 8  # patches for the statistics of draws: size and number of batches
 
 
 def prepare_networks(
@@ -29,25 +29,30 @@ def prepare_networks(
     init: Init,
     co_training: bool,
 ) -> tuple[LightSplit | None, nn.Module | None]:
-    """(how the light of these images is split, their noise model), where the sampler or the student needs
-    to know; mean and std of the images, each (C, 1, 1)."""
+    """Passes the images' statistics and noise to the networks, and loads their initial weights.
+
+    mean, std: of the images, each (C, 1, 1), in raw counts.
+    Returns (how the light of these images is split, the noise model), each None if no network uses it.
+    """
     student = denoiser.backbone
     if init not in ("pretrained", "none"):
         load_weights(init, sampler, student)
         if sampler.trainable and not co_training:
             _take_over(load_sampler(init, trust=type(sampler).__module__), sampler)
-    some = torch.from_numpy(some_frames(stack, 8, SIDE))
+    frames = torch.from_numpy(some_frames(stack, 8, SIDE))
     with checks_of(stack.name):
         if co_training or (init == "pretrained" and hasattr(sampler, "load_pretrained")):
-            sampler.prepare(some, mean, std)  # a sampler that is already trained keeps its statistics
+            sampler.prepare(
+                frames, mean, std
+            )  # a sampler that is not trained further keeps its own statistics
         denoiser.prepare(mean, std)
         noise_model: nn.Module | None = getattr(sampler, "noise_model", None)
         light = getattr(sampler, "light", None)
         if isinstance(student, StabilizedUNet):
-            light = light if isinstance(light, LightSplit) else LightSplit.fit(some, noise_model)
-            student.prepare(some, mean, std, *light.line, light.correlated)
-        if not denoiser.reshapes:  # else it is told of draws: see `prepare_outputs`
-            denoiser.loss.prepare(denoiser.plane(denoiser.standardize(some)))
+            light = light if isinstance(light, LightSplit) else LightSplit.fit(frames, noise_model)
+            student.prepare(frames, mean, std, *light.line, light.correlated)
+        if not denoiser.reshapes:  # otherwise `prepare_outputs` passes draws to the loss
+            denoiser.loss.prepare(denoiser.plane(denoiser.standardize(frames)))
     if init == "pretrained":
         _load_pretrained(sampler, student)
     elif init != "none" and not has_student(init):
@@ -58,19 +63,21 @@ def prepare_networks(
 def prepare_outputs(
     sampler: PosteriorSampler, denoiser: DirectDenoiser, patches: Patches, hardware: Hardware
 ) -> None:
-    """Where the student's outputs differ from its images in shape: tells it the mean and std of draws of some
-    patches, and the loss what they look like. Both networks on the device already."""
+    """Passes the mean and std of some draws to a student whose outputs are not shaped like its images.
+
+    The loss gets some of these draws. Both networks must be on the device already.
+    """
     if not denoiser.reshapes:
         return
     generator = np.random.default_rng(0)
-    some = [patches.sample(BATCH, generator) for _ in range(BATCHES)]
+    batches = [patches.sample(BATCH, generator) for _ in range(BATCHES)]
     with torch.random.fork_rng(), checks_of():
-        denoiser.prepare_outputs(*draw_statistics(sampler, (hardware.put(each) for each in some)))
-        denoiser.loss.prepare(denoiser.standardize_draws(sampler.sample(hardware.put(some[0]))[0]))
+        denoiser.prepare_outputs(*draw_statistics(sampler, (hardware.put(each) for each in batches)))
+        denoiser.loss.prepare(denoiser.standardize_draws(sampler.sample(hardware.put(batches[0]))[0]))
 
 
 def _take_over(trained: PosteriorSampler, sampler: PosteriorSampler) -> None:
-    """All of a sampler that is not trained further: the statistics and the noise of its own images too."""
+    """Copies a sampler that is not trained further, including the statistics and noise of its images."""
     for name in ("noise_model", "light"):
         if hasattr(trained, name):
             setattr(sampler, name, getattr(trained, name))
@@ -78,7 +85,7 @@ def _take_over(trained: PosteriorSampler, sampler: PosteriorSampler) -> None:
 
 
 def _load_pretrained(*networks: nn.Module) -> None:
-    """The weights in the package, for networks that have some."""
+    """Loads the weights in the package into the networks that have some."""
     for network in networks:
         if load_pretrained := getattr(network, "load_pretrained", None):
             with checks_of('init="pretrained"'):

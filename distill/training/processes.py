@@ -1,14 +1,15 @@
-"""Several processes that train together, as `torchrun` or `accelerate launch` starts them: one for each GPU.
+"""Training in several processes, one per GPU, as started by `torchrun` or `accelerate launch`.
 
-Each holds both networks and draws the same batches by the same generator, computes its part of them, and
-adds what the others have found before the update. So all take the same steps with the same weights, which
-are those of one process with the same batches. One explicit sum is simpler here than a wrapper around each
-network (DistributedDataParallel, accelerate's `prepare`): these want to see every backward pass of one
-network with one loss, here two learn from micro-batches, and it carries their losses and buffers too.
+Every process has both networks and draws the same batches from the same random generator. It computes its
+part of each batch, and the gradients of all processes are summed before the update. So all processes take the
+same steps with the same weights, as a single process with the same batches would. One explicit sum is simpler
+here than a wrapper around each network (DistributedDataParallel, or `prepare` of accelerate): such a wrapper
+has to intercept each backward pass of one network with one loss, but here two networks learn from
+micro-batches, and the sum includes their losses and buffers as well.
 
-Batch normalisation sees one micro-batch, in one process as in many: its statistics are not synchronised
-within a pass. Its running statistics, though, become those of one process that has seen all micro-batches
-in order, as do the counters of steps; other running averages become the mean of all processes.
+Batch normalisation uses the statistics of one micro-batch, in one process as in several; they are not
+synchronised within a pass. Its running statistics and the step counters become those of a single process that
+computes all micro-batches in order. Other running averages become the mean over all processes.
 """
 
 import itertools
@@ -29,20 +30,22 @@ from distill.hardware import seed_all
 from distill.training.optimizer import Optimizer
 
 T = TypeVar("T")
-_GROUPS = itertools.count()  # of this process, one after another
+_GROUPS = itertools.count()  # numbers of the groups that this process joins, one after another
 
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Inside, the processes that a launcher has started are one group, of which the first one logs. Without
-    a launcher nothing happens. Of what ends them all, the first that meets it tells, the others end silently.
+    """Joins the processes that a launcher started into one group; only the first one logs.
+
+    Without a launcher it does nothing. If an error ends all processes, only the first one to meet it reports
+    it, and the others exit silently.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1 or dist.is_initialized():
         yield
         return
     store, rank = _rendezvous()
-    dist.init_process_group(store=store, rank=rank, world_size=count)  # gloo, and what the GPUs have
+    dist.init_process_group(store=store, rank=rank, world_size=count)  # gloo, and nccl for GPUs
     former = logging.root.manager.disable
     if rank:
         logging.disable(max(former, logging.WARNING))
@@ -54,22 +57,22 @@ def joined() -> Iterator[None]:
         raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else 2) from None
     finally:
         logging.disable(former)
-    dist.destroy_process_group()  # not after an error: it would wait for the others
+    dist.destroy_process_group()  # not after an error, because it waits for the others
 
 
 def _rendezvous() -> tuple[Any, int]:
-    """(where the processes meet, the number of this one), as the launcher says."""
+    """(the store through which the processes meet, the rank of this one), from the launcher's environment."""
     from torch.distributed import PrefixStore, rendezvous  # pyright: ignore[reportPrivateImportUsage]
 
     store, rank, _ = next(rendezvous("env://"))
-    # else a second group would find the first one's keys
+    # With a common prefix, a second group would read the keys of the first.
     return PrefixStore(f"group {next(_GROUPS)}", store), rank
 
 
 def _is_first(store: Any) -> bool:
     try:
         return store.add("ended", 1) == 1
-    except RuntimeError:  # the process that holds the store is gone
+    except RuntimeError:  # the process with the store has exited
         return False
 
 
@@ -79,9 +82,9 @@ def is_main() -> bool:
 
 
 class Processes:
-    """Those that share each batch. Without a launcher there is one, and nothing is exchanged.
+    """The processes that share each batch. Without a launcher there is one, which exchanges nothing.
 
-    Errors: fewer patches than processes.
+    Raises UserError if there are fewer patches in a batch than processes.
     """
 
     def __init__(self, batch_size: int, micro_batch: int) -> None:
@@ -93,34 +96,34 @@ class Processes:
                 f"batch_size: got {batch_size} for {self.count} processes, must be at least {self.count}"
             )
         ends = [batch_size * i // self.count for i in range(self.count + 1)]
-        self.part = slice(*ends[self.rank : self.rank + 2])  # of each batch
+        self.part = slice(*ends[self.rank : self.rank + 2])  # this process's patches of each batch
         later = zip(ends[self.rank + 1 :], ends[self.rank + 2 :], strict=False)
         self._later = sum(ceil((end - start) / micro_batch) for start, end in later)
 
-    def device(self, asked: str | None) -> str | None:
-        """The name of this process's own device. Errors: one that several would have to share."""
+    def device(self, name: str | None) -> str | None:
+        """The device of this process. UserError if several processes would have to share one."""
         if self.count == 1:
-            return asked
-        kind = asked or ("cuda" if torch.cuda.is_available() else "cpu")
+            return name
+        kind = name or ("cuda" if torch.cuda.is_available() else "cpu")
         if kind not in ("cuda", "cpu"):
-            raise UserError(f"device: got '{asked}' for {self.count} processes, allowed are cuda, cpu")
+            raise UserError(f"device: got '{name}' for {self.count} processes, allowed are cuda, cpu")
         if kind == "cpu":
             return kind
-        mine, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-        if mine >= there:
+        index, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if index >= count:
             raise UserError(
-                f"device: {mine + 1} processes or more on a machine with {there} GPUs; start one for each"
+                f"device: {index + 1} processes or more on a machine with {count} GPUs; start one per GPU"
             )
-        torch.cuda.set_device(mine)
-        return f"cuda:{mine}"
+        torch.cuda.set_device(index)
+        return f"cuda:{index}"
 
     def seed(self, seed: int) -> None:
-        """torch's random numbers differ between the processes; the first goes on with those it has."""
+        """Gives each process its own random numbers of torch. The first keeps its current state."""
         if not self.main:
             seed_all(seed, self.rank)
 
     def share(self, *modules: nn.Module) -> None:
-        """Gives all processes the first one's weights and buffers."""
+        """Copies the weights and buffers of the first process to all others."""
         tensors = [t for module in modules for t in (*module.parameters(), *module.buffers())]
         values = self.on_main(lambda: [t.detach().cpu() for t in tensors]) if self.count > 1 else []
         with torch.no_grad():
@@ -129,8 +132,11 @@ class Processes:
 
     @torch.no_grad()
     def add_up(self, optimizers: list[Optimizer]) -> None:
-        """Gradients and losses of the parts of a batch become those of the batch, in one exchange; buffers
-        become what they would be after all its micro-batches."""
+        """Sums gradients and losses over the processes, so that they are those of the whole batch.
+
+        Buffers become what they would be after all micro-batches of the batch. All of it is one exchange,
+        because each exchange costs a round trip between the processes.
+        """
         if self.count == 1:
             return
         summed: list[Tensor] = []
@@ -143,7 +149,7 @@ class Processes:
             summed.append(each.loss)
             decays = _decays(each.module)
             for buffer, sound in zip(each.buffers, each.sound, strict=True):
-                change = torch.where(buffer == sound, 0, buffer - sound)  # they may hold infinity
+                change = torch.where(buffer == sound, 0, buffer - sound)  # inf - inf would be NaN
                 buffer.copy_(change * self._weight(change, decays.get(id(buffer))))
                 summed.append(buffer)
         self._sum(summed)
@@ -152,8 +158,11 @@ class Processes:
                 buffer.add_(sound)
 
     def _weight(self, change: Tensor, decay: float | None) -> float:
-        """Of one process's change in the sum of all: that of batch normalisation decays with each later
-        micro-batch, whole numbers count, and of anything else the mean is taken."""
+        """Weight of this process's change of a buffer in the sum over all processes.
+
+        A change of batch normalisation decays with each later micro-batch, integers are counters and add
+        up, and of other buffers the mean is taken.
+        """
         if decay is not None:
             return decay**self._later
         return 1 / self.count if change.is_floating_point() else 1
@@ -165,35 +174,35 @@ class Processes:
         for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
-    def any(self, mine: object) -> bool:
-        """Whether it is true of any process."""
+    def any(self, value: object) -> bool:
+        """Whether the value is true in any of the processes."""
         if self.count == 1:
-            return bool(mine)
-        flag = torch.tensor([float(bool(mine))])
+            return bool(value)
+        flag = torch.tensor([float(bool(value))])
         self._sum([flag])
         return bool(flag)
 
-    def gather(self, mine: T) -> list[T]:
-        """The objects of all processes, in their order; also waits for all."""
+    def gather(self, value: T) -> list[T]:
+        """The values of all processes, in the order of their ranks. Waits for all processes."""
         if self.count == 1:
-            return [mine]
-        every: list[Any] = [None] * self.count
+            return [value]
+        values: list[Any] = [None] * self.count
         with _exchange():
-            dist.all_gather_object(every, mine)
-        return every
+            dist.all_gather_object(values, value)
+        return values
 
     def on_main(self, work: Callable[..., T], *arguments: Any) -> T:
-        """What the first process, which alone does the work, has found."""
+        """Result of `work`, which only the first process does and sends to the others."""
         if self.count == 1:
             return work(*arguments)
-        found: list[Any] = [work(*arguments) if self.main else None]
+        result: list[Any] = [work(*arguments) if self.main else None]
         with _exchange():
-            dist.broadcast_object_list(found)
-        return found[0]
+            dist.broadcast_object_list(result)
+        return result[0]
 
 
 def _decays(module: nn.Module) -> dict[int, float]:
-    """By how much each running statistic of batch normalisation, by its id, decays in a pass."""
+    """Decay per pass of each running statistic of batch normalisation, by the id of its tensor."""
     return {
         id(statistic): 1 - norm.momentum
         for norm in module.modules()
@@ -209,6 +218,6 @@ def _exchange() -> Iterator[None]:
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"another process of this training has ended, or cannot be reached ({reason}); the same command "
-            "resumes from the last checkpoint"
+            f"another process of this training has ended or cannot be reached ({reason}); run the same "
+            "command again to resume from the last checkpoint"
         ) from error

@@ -1,4 +1,4 @@
-"""How far a training has come: what its checkpoint holds, and where a stopped or longer run resumes."""
+"""The state of a training in its checkpoint, from which a stopped or longer run resumes."""
 
 import json
 import math
@@ -27,28 +27,28 @@ CHECKPOINT = "checkpoint.safetensors"
 MUST_MATCH = ("context", "conditions", "data", "networks", "batch_size", "patch_size", "draws", "optimizer",
               "lr", "student_lr", "schedule", "clip", "ema", "val_fraction", "seed", "self_supervised",
               "processes")  # fmt: skip
-"""The settings that a resumed run must share. Steps may grow; the others change no result's meaning."""
+"""Settings that a resumed run must share. Others do not change what a step does; steps may only grow."""
 
 
 @dataclass
 class State:
-    """All that a stopped run needs to resume exactly as if it had not stopped."""
+    """All that a stopped run needs to continue exactly as without the stop."""
 
-    modules: dict[str, nn.Module]  # sampler, student, average
+    modules: dict[str, nn.Module]  # by role: sampler, student, average
     optimizers: list[Optimizer]
-    generator: np.random.Generator  # of patches
+    generator: np.random.Generator  # of the patches
     processes: Processes
     step: int = 0
     seconds: float = 0.0
-    best: float = math.inf  # validation loss
-    stale: int = 0  # validations since the best
+    best: float = math.inf  # least validation loss
+    stale: int = 0  # validations since the least loss
 
     def validated(self, student_loss: float) -> None:
         self.stale = 0 if student_loss < self.best else self.stale + 1
         self.best = min(self.best, student_loss)
 
     def save(self, out: Path, settings: dict[str, Any]) -> None:
-        """Called by all processes; the first one writes, and the others wait until it has."""
+        """Writes the checkpoint. All processes call it; the first one writes while the others wait."""
         states = self.processes.gather(_random_states())
         if self.processes.main:
             self._write(out / CHECKPOINT, settings, states)
@@ -66,6 +66,7 @@ class State:
         files.save(path, tensors, header)
 
     def restore(self, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+        """Sets the state from the content of a checkpoint."""
         for role, module in self.modules.items():
             start = f"{role}."
             own = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
@@ -95,14 +96,13 @@ def _of_process(rank: int, name: str) -> str:
 
 @contextmanager
 def resumed(out: Path, state: State, settings: dict[str, Any], metrics: Metrics) -> Iterator[None]:
-    """Inside, the run's folder is this training's alone, and the state and the metrics are those of its
-    checkpoint, if there is one."""
+    """Locks the run's folder for this training, and sets the state and the metrics to its last checkpoint."""
     processes = state.processes
     with locked(out, "train") if processes.main else nullcontext():
-        processes.gather(None)  # once it is locked
+        processes.gather(None)  # the others wait for the lock
         _resume(out, state, settings)
-        if len(found := set(processes.gather(state.step))) > 1:
-            raise UserError(f"{out}: processes find different checkpoints there, of steps {sorted(found)}; "
+        if len(steps := set(processes.gather(state.step))) > 1:
+            raise UserError(f"{out}: processes find different checkpoints there, of steps {sorted(steps)}; "
                             "pass a folder that all machines share")  # fmt: skip
         if processes.main:
             metrics.forget_after(state.step)
@@ -110,7 +110,7 @@ def resumed(out: Path, state: State, settings: dict[str, Any], metrics: Metrics)
 
 
 def check_resumable(out: Path) -> None:
-    """A UserError for a finished run without its checkpoint, which a training would replace by a new one."""
+    """UserError if a training would overwrite a finished run without a checkpoint."""
     results = [name for name in ("student.safetensors", "sampler.safetensors") if (out / name).exists()]
     if results and not (out / CHECKPOINT).exists():
         raise UserError(
@@ -120,7 +120,7 @@ def check_resumable(out: Path) -> None:
 
 
 def _resume(out: Path, state: State, settings: dict[str, Any]) -> None:
-    """Takes up the checkpoint in the run's folder, if there is one."""
+    """Restores the state from the checkpoint in the run's folder, if there is one."""
     check_resumable(out)
     if not (out / CHECKPOINT).exists():
         return
@@ -129,7 +129,7 @@ def _resume(out: Path, state: State, settings: dict[str, Any]) -> None:
     for key in MUST_MATCH:
         if key in stored and stored[key] != _of_then(now[key], stored[key]):
             raise UserError(
-                f"{out}: holds a run with {key}={stored[key]}, now {now[key]}; pass another --out for a "
+                f"{out}: holds a run with {key}={stored[key]}, but got {now[key]}; pass another --out for a "
                 "new run, or the same settings to resume the old one"
             )
     co_training = len(state.optimizers) > 1
@@ -149,7 +149,7 @@ def _resume(out: Path, state: State, settings: dict[str, Any]) -> None:
 
 
 def _of_then(now: Any, stored: Any) -> Any:
-    """Settings without those arguments of networks that did not exist when the others were stored."""
+    """Settings without arguments of networks that the version of the stored settings did not have."""
     if isinstance(now, list):
         known = stored if isinstance(stored, list) and len(stored) == len(now) else now
         return [_of_then(*each) for each in zip(now, known, strict=True)]
@@ -161,30 +161,35 @@ def _of_then(now: Any, stored: Any) -> Any:
 
 
 def stored_settings(out: Path) -> dict[str, Any]:
-    """Of the checkpoint in a run's folder; none where there is none."""
+    """Settings in the checkpoint of a run's folder; {} without a checkpoint."""
     if not (out / CHECKPOINT).exists():
         return {}
     return checkpoint.settings(files.load(out / CHECKPOINT, checkpoint.CHECKPOINT_HEADER)[1])
 
 
 def _resumed_step(out: Path, step: int, stored: dict, now: dict, co_training: bool) -> int:
-    """Where a run of other steps and refine_steps resumes. With more steps after a refinement, the
-    co-training resumes where it ended, and the refinement is done again on the better sampler."""
+    """The step from which a run resumes, which may have other `steps` and `refine_steps` than before.
+
+    With more `steps` after a refinement, the co-training continues from its end, and the refinement is
+    repeated with the better sampler. Raises UserError for fewer steps than the run already has.
+    """
     if co_training and step > stored["steps"] and now["steps"] > stored["steps"]:
         step = stored["steps"]
     total = now["steps"] + now["refine_steps"]
     if total < step or (co_training and now["steps"] < min(step, stored["steps"])):
         raise UserError(
-            f"{out}: holds a run of {step} of {stored['steps']} + {stored['refine_steps']} steps, now "
-            f"{now['steps']} + {now['refine_steps']}; pass at least as many, or another --out"
+            f"{out}: holds a run at step {step} of {stored['steps']} + {stored['refine_steps']}, but got "
+            f"{now['steps']} + {now['refine_steps']} steps; pass at least as many, or another --out"
         )
     return step
 
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Collects Ctrl-C and a cluster's SIGTERM in a list, so that the step in hand is finished and
-    the checkpoint whole. A second one interrupts at once."""
+    """Collects SIGINT (Ctrl-C) and SIGTERM (of a cluster) in a list instead of stopping at once.
+
+    So the current step is finished and the checkpoint is complete. A second signal interrupts immediately.
+    """
     received: list[int] = []
 
     def receive(number: int, frame: Any) -> None:

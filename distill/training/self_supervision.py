@@ -1,9 +1,9 @@
-"""Learning the posterior mean from noisy images alone: a part of an image's light predicts the rest.
+"""Learns the posterior mean from noisy images alone: one part of an image's light predicts the rest.
 
-Whatever two images show the same signal with independent noise, the network that predicts one from the
-other under a squared error learns the signal's posterior mean (Lehtinen et al. 2018, arXiv:1803.04189).
-Here the two are made of one image, by a noise model that can split it (Monroy et al. 2025,
-arXiv:2412.04648). Unlike draws, the parts are not bounded by how good a sampler is.
+If two images show the same signal with independent noise, a network that predicts one from the other under a
+squared error learns the posterior mean of the signal (Lehtinen et al. 2018, arXiv:1803.04189). Here a noise
+model splits one image into two such images (Monroy et al. 2025, arXiv:2412.04648). Unlike a student of draws,
+this one is not limited by the quality of a sampler.
 """
 
 import copy
@@ -17,28 +17,32 @@ from distill.denoiser import DirectDenoiser
 from distill.errors import UserError
 from losses import L2, Loss
 from samplers.base import evaluating
-from samplers.noise.split import SHARE, LightSplit, can_be_split
+from samplers.noise.split import LightSplit, can_be_split, random_share
 from students import StabilizedUNet
 
 log = logging.getLogger(__name__)
-CHECKED_SHARE, CHECKS = 0.8, 3  # of held-out patches: nearer to the whole image
+CHECKED_SHARE = 0.8  # share of the light that the student sees in validation, close to the whole image
+CHECKS = 3  # random splits of each held-out patch
 
 
 class SplitRisk(nn.Module):
-    """noisy (B, C, H, W) -> error of the student, given a part of the light, on the rest; about 1."""
+    """Error of the student, which sees a part of the light of noisy (B, C, H, W), on the rest; about 1."""
 
     def __init__(self, denoiser: DirectDenoiser, light: LightSplit) -> None:
         super().__init__()
         self.denoiser, self.light = denoiser, light
 
     def forward(self, noisy: Tensor) -> Tensor:
-        first, second = self.light(noisy)
-        return self.light.error(self.denoiser.image(first, SHARE), second, noisy)
+        share = random_share()
+        first, second = self.light(noisy, share)
+        return self.light.error(self.denoiser.image(first, share), second, noisy, share)
 
     @torch.no_grad()
     def held_out(self, denoiser: DirectDenoiser, noisy: Tensor, seed: int) -> Tensor:
-        """(B,): each patch's squared error on light that the student has not seen, in units of the noise's
-        variance; the same splits on every call, so that differences are of the student alone."""
+        """Squared error (B,) of each patch on light that the student does not see, over the noise variance.
+
+        The splits are the same on every call, so that two students differ only by their own errors.
+        """
         with torch.random.fork_rng(), evaluating(denoiser):
             torch.manual_seed(seed)
             total = torch.zeros(len(noisy), device=noisy.device)
@@ -51,8 +55,10 @@ class SplitRisk(nn.Module):
 def split_risk(
     denoiser: DirectDenoiser, light: LightSplit | None, noise_model: nn.Module | None
 ) -> SplitRisk | None:
-    """The risk for a student that knows what share of the light it sees; None for any other, and for a noise
-    model that cannot be split or is a guess."""
+    """The risk; None if the noise model cannot be split or is a guess, or the student cannot learn from it.
+
+    The student has to take the share of the light that it sees as an input, as StabilizedUNet does.
+    """
     if light is None or light.guessed or not (noise_model is None or can_be_split(noise_model)):
         return None
     if not isinstance(denoiser.backbone, StabilizedUNet):
@@ -60,21 +66,21 @@ def split_risk(
     return SplitRisk(denoiser, light)
 
 
-def self_supervised_share(asked: float | None, risk: SplitRisk | None, loss: Loss) -> float:
-    """What `train(self_supervised=...)` means for this loss and this noise."""
+def self_supervised_share(share: float | None, risk: SplitRisk | None, loss: Loss) -> float:
+    """The argument `self_supervised` of `train`, or its default for this loss and this noise."""
     possible = risk is not None and isinstance(loss, L2)
-    if asked and not possible:
+    if share and not possible:
         raise UserError(
-            f"self_supervised: got {asked} with the loss {type(loss).__name__}; it takes the loss L2, the "
+            f"self_supervised: got {share} with the loss {type(loss).__name__}; it needs the loss L2, the "
             "student StabilizedUNet, and noise of single pixels or a fitted CorrelatedNoise; pass 0"
         )
-    if asked is None:  # what a model of correlated noise misses would be learned in the end
+    if share is None:  # long training would learn the correlations that a noise model does not contain
         return float(possible and risk is not None and not risk.light.correlated)
-    return asked
+    return share
 
 
 class Best:
-    """The student that does best on unseen light of held-out patches; its start is among them."""
+    """The student with the least error on unseen light of held-out patches, among them the initial one."""
 
     def __init__(self, denoiser: DirectDenoiser, risk: SplitRisk, noisy: Tensor, seed: int) -> None:
         self.risk, self.noisy, self.seed = risk, noisy, seed
@@ -82,8 +88,8 @@ class Best:
         self.least = math.inf
 
     def compare(self, denoiser: DirectDenoiser) -> float:
-        """Its error; kept if it is the least so far."""
-        if math.isinf(self.least):  # of the start, or of what a stopped run has found
+        """Error of the student, which is stored if it is the best so far."""
+        if math.isinf(self.least):  # the initial student, or the best of a run that resumes
             self.least = self.error(self.module)
         error = self.error(denoiser)
         if error < self.least:
@@ -92,10 +98,11 @@ class Best:
         return error
 
     def error(self, denoiser: DirectDenoiser) -> float:
+        """Mean of `SplitRisk.held_out` over the patches."""
         return float(self.risk.held_out(denoiser, self.noisy, self.seed).mean())
 
-    def chosen(self) -> DirectDenoiser:
-        """The best of the training, or the start if it is not clearly worse: patches tell only so much."""
+    def final(self) -> DirectDenoiser:
+        """The best student of the training, or the initial one if the best is not significantly better."""
         before, after = (
             self.risk.held_out(each, self.noisy, self.seed) for each in (self.start, self.module)
         )
@@ -104,5 +111,5 @@ class Best:
         better = float(change.mean()) + error < 0
         log.info("error on held-out light: %.4f before training, %.4f after (%+.4f +- %.4f)%s",
                  float(before.mean()), float(after.mean()), float(change.mean()), error,
-                 "" if better else "; the student stays what it was")  # fmt: skip
+                 "" if better else "; the student stays as it was before")  # fmt: skip
         return (self.module if better else self.start).eval()

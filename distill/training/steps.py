@@ -1,6 +1,6 @@
-"""The paper's co-training (section 4) as two modules: the sampler teaches, the student learns.
+"""The co-training of the paper (section 4) as two modules: the sampler teaches, and the student learns.
 
-As modules they can be compiled, spread over processes and profiled.
+As modules they can be compiled and profiled.
 """
 
 import torch
@@ -16,8 +16,8 @@ from samplers import PosteriorSampler
 class Teach(nn.Module):
     """noisy (B, C, *S) -> (n draws of each image (n, B, C', *S'), the sampler's own loss or None).
 
-    In train mode the first draw is the one that the sampler's ELBO pass made (Figure 2): it costs
-    nothing. In eval mode the sampler is frozen and has no loss. Of 0 draws, none are made.
+    In train mode the first draw comes from the sampler's own ELBO pass (Figure 2) and costs nothing more. In
+    eval mode the sampler is frozen and has no loss. With draws=0 the first result is None.
     """
 
     def __init__(self, sampler: PosteriorSampler, draws: int) -> None:
@@ -38,7 +38,7 @@ class Teach(nn.Module):
 
 
 class Learn(nn.Module):
-    """noisy (B, C, *S) and its draws (n, B, C', *S') -> the student's distance to them.
+    """noisy (B, C, *S) and its draws (n, B, C', *S') -> distance of the student's prediction to the draws.
 
     self_supervised: share of the loss that is the error on a part of the image's own light instead.
     """
@@ -59,6 +59,8 @@ class Learn(nn.Module):
         if draws is None:
             return own
         prediction = self.denoiser.predict(noisy)
-        with torch.autocast(noisy.device.type, enabled=False):  # bf16 has 8 bits: too few for a loss
+        with torch.autocast(
+            noisy.device.type, enabled=False
+        ):  # bf16 has 8 significant bits, too few for a loss
             distance = self.loss(prediction, self.denoiser.standardize_draws(draws))
         return (1 - self.self_supervised) * distance + self.self_supervised * own if self.risk else distance

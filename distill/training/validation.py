@@ -1,4 +1,4 @@
-"""How the networks do on held-out patches."""
+"""Measures the networks on held-out patches."""
 
 import tempfile
 from pathlib import Path
@@ -18,8 +18,11 @@ from samplers.base import evaluating
 def validate(
     sampler: PosteriorSampler, denoiser: DirectDenoiser, noisy: Tensor, seed: int, preview: Path
 ) -> dict[str, float]:
-    """Losses on held-out patches, with the same random draws each time so that they compare, and
-    the student's PSNR against the mean of 8 draws (or the free ones) of the first 16 patches."""
+    """Losses on held-out patches, and the student's PSNR with respect to the mean of 8 draws of 16 patches.
+
+    A sampler with more than one free draw gives these instead of 8. Random numbers are the same on every
+    call, so that the results can be compared. `preview` is a picture of some of the patches.
+    """
     row = {}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -27,21 +30,24 @@ def validate(
             with evaluating(sampler):
                 row["val_sampler_loss"] = float(sampler.training_step(noisy)[0])
         draws = denoiser.standardize_draws(sampler.sample(noisy, denoiser.loss.min_draws))
-        drawn = sampler.sample(noisy[:16], sampler.free_draws if sampler.free_draws > 1 else 8)
+        samples = sampler.sample(noisy[:16], sampler.free_draws if sampler.free_draws > 1 else 8)
     noisy = noisy[:, : len(denoiser.mean)]
     few = noisy[:16]
     with evaluating(denoiser):
         row["val_student_loss"] = float(denoiser.loss(denoiser.predict(noisy), draws))
-        denoised, mean = denoiser(few), drawn.mean(dim=0)
+        denoised, mean = denoiser(few), samples.mean(dim=0)
     error = (denoised - mean).square().mean()
     row["psnr_to_draws"] = float(20 * torch.log10((mean.max() - mean.min()) / error.sqrt()))
-    mosaic(preview, _columns(denoiser, few, [drawn[0], mean, denoised]))
+    mosaic(preview, _columns(denoiser, few, [samples[0], mean, denoised]))
     return row
 
 
 def _columns(denoiser: DirectDenoiser, noisy: Tensor, outputs: list[Tensor]) -> list[Tensor]:
-    """What a preview shows beside each other: where draws are other images than the noisy one, each of their
-    channels, and all of them standardized, since they share one grey scale."""
+    """The columns of a preview.
+
+    If draws are not shaped like the noisy image, each of their channels has its own columns, and all are
+    standardized, because they share one grey scale.
+    """
     if not denoiser.reshapes:
         return [noisy, *outputs]
     outputs = [denoiser.standardize_draws(each) for each in outputs]
@@ -50,7 +56,7 @@ def _columns(denoiser: DirectDenoiser, noisy: Tensor, outputs: list[Tensor]) -> 
 
 
 class Validation:
-    """What held-out patches, `noisy`, tell of the networks, each time that training stops to look."""
+    """A function that validates the networks on the same held-out patches `noisy` each time."""
 
     def __init__(
         self,
@@ -65,12 +71,12 @@ class Validation:
         self.hardware, self.best = hardware, best
 
     def __call__(self, preview: Path) -> dict[str, float]:
-        """`validate`, and the error on unseen light, by which the best student is kept."""
+        """The metrics of `validate`, and the error on unseen light, which selects the best student."""
         row = self._row(preview)
         return row | ({"val_split_error": self.best.compare(self.denoiser)} if self.best else {})
 
     def once(self) -> None:
-        """The same without a trace: for measuring its time."""
+        """The same computations without an effect, to measure their time."""
         with tempfile.TemporaryDirectory() as folder:
             self._row(Path(folder) / "preview.png")
         if self.best:

@@ -19,7 +19,7 @@ from samplers.noise.photons import PhotonNoise, ring_mean
 from students.stabilized import StabilizedUNet
 
 log = logging.getLogger(__name__)
-SHARE = 0.5  # share of the light in the input; more makes the target noisier, less the input
+SHARES = 0.5, 0.9  # range of the light's share in the input; the whole image has more, the rest shows errors
 FAR = 30.0  # standard deviations beyond which a deviation is not noise, and counts linearly
 WHITE = 0.1  # correlation between the residuals of neighbouring pixels above which noise is correlated
 LINES = 0.2  # difference of that between rows and columns: at most 0.1 for independent pixels, 0.3 for lines
@@ -83,7 +83,7 @@ class LightSplit(nn.Module):
         return light
 
     @torch.no_grad()
-    def forward(self, noisy: Tensor, share: float = SHARE) -> tuple[Tensor, Tensor]:
+    def forward(self, noisy: Tensor, share: float) -> tuple[Tensor, Tensor]:
         parts = [each.split(noisy[:, [c]], share) for c, each in enumerate(self.models)]
         first, second = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
         return first, second
@@ -97,7 +97,7 @@ class LightSplit(nn.Module):
         """Variance of the whole light's noise at a signal, (B, C, H, W), in counts squared."""
         return torch.cat([each.variance(signal[:, [c]]) for c, each in enumerate(self.models)], dim=1)
 
-    def error(self, answer: Tensor, second: Tensor, noisy: Tensor, share: float = SHARE) -> Tensor:
+    def error(self, answer: Tensor, second: Tensor, noisy: Tensor, share: float) -> Tensor:
         """Weighted squared error of an answer from the first part against the second part; about 1."""
         local = wide_mean(noisy) if self.correlated else ring_mean(noisy)
         variance = self.variance(local)  # a weight must not depend on the noise of the pixel itself
@@ -105,6 +105,12 @@ class LightSplit(nn.Module):
         far = FAR * (variance / (1 - share)).sqrt()  # a hot pixel must not outweigh all others
         error = F.huber_loss(answer / far, second / far, reduction="none") * 2 * far.square()
         return (weight * error).mean() / (weight * variance).mean() * (1 - share)
+
+
+@torch.compiler.disable
+def random_share() -> float:
+    """A random share of the light for a training step, so that networks learn the effect of more light."""
+    return float(torch.empty(()).uniform_(*SHARES))
 
 
 def can_be_split(noise_model: nn.Module | None) -> bool:

@@ -160,7 +160,7 @@ def test_bf16_changes_no_split():
     for bf16 in (False, True):
         torch.manual_seed(0)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            parts.append([*light(noisy), light.error(noisy, light(noisy)[0], noisy)])
+            parts.append([*light(noisy, 0.7), light.error(noisy, light(noisy, 0.7)[0], noisy, 0.7)])
     assert all(a.equal(b) for a, b in zip(*parts, strict=True))
 
 

@@ -118,7 +118,7 @@ def test_pixels_without_truth_are_left_out_and_counted(noisy, tmp_path, capsys):
         )
         == 0
     )
-    assert f"{found.left_out} pixels without truth left out" in capsys.readouterr().out
+    assert f"{found.left_out} pixels without ground truth ignored" in capsys.readouterr().out
 
 
 def test_the_factor_lasts_as_long_as_its_student(noisy, tmp_path, caplog):

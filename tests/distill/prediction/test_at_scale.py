@@ -190,7 +190,7 @@ def test_draws_do_not_depend_on_where_a_run_was_stopped_or_how_many_frames_go_at
 
 
 def test_a_ceiling_below_one_tile_is_one_line_and_nothing_is_written(tmp_path, noisy):
-    with pytest.raises(UserError, match=r"memory: got 0\.01 GB, the smallest tile needs"):
+    with pytest.raises(UserError, match=r"memory: got 0\.01 GB, but the smallest tile needs"):
         predict(denoiser(LightUNet(width=8)), noisy, tmp_path / "a.tif", memory="10MB")
     assert not list(tmp_path.iterdir())
 
@@ -198,7 +198,7 @@ def test_a_ceiling_below_one_tile_is_one_line_and_nothing_is_written(tmp_path, n
 def test_a_network_that_sees_all_says_that_tiles_differ(noisy, caplog):
     big = np.tile(noisy[:1], (1, 4, 4))
     predict(denoiser(Whole()), big, device="cpu", tile=64)
-    assert "looks farther than that" in caplog.text
+    assert "receptive field of this network is larger" in caplog.text
 
 
 def test_large_results_are_returned_as_they_are_opened(tmp_path, noisy, monkeypatch):

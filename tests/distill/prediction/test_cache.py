@@ -68,7 +68,7 @@ def test_a_stopped_cache_goes_on(noisy, tmp_path):
         cache_draws(FunctionSampler(stops), noisy, tmp_path / "cache", draws=2)
     with pytest.raises(ValueError, match="not a finished cache"):
         CachedDraws(tmp_path / "cache")
-    with pytest.raises(UserError, match=r"part of another cache \(it differs in draws\)"):
+    with pytest.raises(UserError, match=r"part of another cache \(different draws\)"):
         cache_draws(FunctionSampler(jitter), noisy, tmp_path / "cache", draws=3)
     assert len(done_frames(tmp_path / "cache")) == 2
     cached = cache_draws(FunctionSampler(jitter), noisy, tmp_path / "cache", draws=2)
@@ -98,7 +98,7 @@ def test_draws_of_two_samplers_are_never_mixed(noisy, tiny_hdn, tmp_path, monkey
     with pytest.raises(KeyboardInterrupt):
         cache_draws(tiny_hdn, noisy, tmp_path, draws=2)
     torch.nn.init.normal_(next(tiny_hdn.parameters()))
-    with pytest.raises(UserError, match=r"part of another cache \(it differs in sampler\)"):
+    with pytest.raises(UserError, match=r"part of another cache \(different sampler\)"):
         cache_draws(tiny_hdn, noisy, tmp_path, draws=2)
 
 
@@ -146,7 +146,7 @@ def test_draws_that_are_no_numbers_are_refused(noisy, tmp_path):
 
 def test_a_torn_state_starts_over_and_a_file_of_others_is_kept(noisy, tmp_path):
     (tmp_path / "draws.npy").write_bytes(b"half")
-    with pytest.raises(UserError, match="is of no cache that was stopped here"):
+    with pytest.raises(UserError, match="does not belong to an unfinished cache"):
         cache_draws(FunctionSampler(jitter), noisy, tmp_path, draws=2)
     assert (tmp_path / "draws.npy").read_bytes() == b"half"
     (tmp_path / "unfinished.json").write_text('{"work": {"name": "arr')

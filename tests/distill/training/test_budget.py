@@ -57,7 +57,7 @@ def test_without_a_number_of_steps_it_has_minutes(noisy, tiny_hdn, tiny_unet, tm
     assert last_step(tmp_path / "nothing") == 4 + 4 and "about 15min: 4 steps of both" in caplog.text
     train(noisy, StabilizedSampler(), tiny_unet, out=tmp_path / "shipped", **QUICK)
     assert last_step(tmp_path / "shipped") == 1 + 1
-    with pytest.raises(UserError, match="pass a budget, or steps"):
+    with pytest.raises(UserError, match="pass either budget, or steps"):
         train(noisy, tiny_hdn, tiny_unet, out=tmp_path / "both", budget="1min", steps=3, **QUICK)
     assert not (tmp_path / "both").exists()
 

@@ -123,7 +123,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(noisy, tmp_path, setting
 
 def test_going_on_with_other_settings_is_refused(noisy, tiny_hdn, tiny_unet, tmp_path):
     train(noisy, tiny_hdn, tiny_unet, out=tmp_path, steps=1, refine_steps=0, **QUICK)
-    with pytest.raises(UserError, match=r"lr=0\.00[12], now 0\."):
+    with pytest.raises(UserError, match=r"lr=0\.00[12], but got 0\."):
         train(noisy, tiny_hdn, tiny_unet, out=tmp_path, steps=1, refine_steps=0, lr=0.1, **QUICK)
 
 

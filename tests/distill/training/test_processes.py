@@ -17,6 +17,7 @@ from distill.runs.tensors import load
 from distill.training.processes import Processes
 from losses import L2
 from samplers import HDN, FunctionSampler, GaussianNoise, StabilizedSampler
+from samplers.noise import split
 from samplers.noise.split import LightSplit
 from students import StabilizedUNet, UNet
 
@@ -56,8 +57,9 @@ def interrupted(work, at: int, action):
 def same(out: Path) -> None:
     """Trainings without random draws, so that one process and two can be compared number by number."""
     torch.manual_seed(0)  # of the initial weights
-    draws, light, split = torch.randn_like, LightSplit.forward, lambda _, x, share=0.5: (x + 5, x - 5)
-    torch.randn_like, LightSplit.forward = torch.zeros_like, split
+    draws, light, shares = torch.randn_like, LightSplit.forward, split.SHARES
+    torch.randn_like, LightSplit.forward = torch.zeros_like, lambda _, noisy, share: (noisy + 5, noisy - 5)
+    split.SHARES = 0.5, 0.5
     # A bias in front of batch normalisation has no gradient but rounding errors. Adam would scale these up to
     # its rate; the running means follow with a delay, and validation losses differ by 1e-3.
     sgd, uneven = QUICK | dict(optimizer="SGD"), QUICK | dict(batch_size=5)
@@ -67,7 +69,7 @@ def same(out: Path) -> None:
     train(images(), frozen, unets[1], L2(), out / "frozen", steps=0, refine_steps=4, **uneven)
     sampler, student = StabilizedSampler(GaussianNoise(10.0)), StabilizedUNet()
     train(images(), sampler, student, L2(), out / "stabilized", steps=4, refine_steps=2, **QUICK)
-    torch.randn_like, LightSplit.forward = draws, light
+    torch.randn_like, LightSplit.forward, split.SHARES = draws, light, shares
 
 
 def random(out: Path) -> None:
@@ -146,7 +148,7 @@ def test_statistics_of_batch_normalisation_are_of_all_micro_batches_in_order(bot
 
 def test_a_run_of_two_is_not_resumed_by_one(both):
     before = (both[1] / "hdn" / "checkpoint.safetensors").read_bytes()
-    with pytest.raises(UserError, match="holds a run with processes=2, now 1; pass another --out"):
+    with pytest.raises(UserError, match="holds a run with processes=2, but got 1; pass another --out"):
         train(images(), hdn(dropout=0.0), UNet(depth=2, filters=4), out=both[1] / "hdn", steps=9,
               refine_steps=2, optimizer="SGD", **QUICK)  # fmt: skip
     assert (both[1] / "hdn" / "checkpoint.safetensors").read_bytes() == before

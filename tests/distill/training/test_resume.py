@@ -63,7 +63,7 @@ def test_fewer_steps_than_the_run_has_are_refused(noisy, tmp_path):
     train(noisy, *networks(), out=tmp_path, steps=3, refine_steps=3, **QUICK)
     before = (tmp_path / "checkpoint.safetensors").read_bytes()
     for fewer in (dict(steps=3, refine_steps=2), dict(steps=2, refine_steps=9)):
-        with pytest.raises(UserError, match=r"holds a run of 6 of 3 \+ 3 steps"):
+        with pytest.raises(UserError, match=r"holds a run at step 6 of 3 \+ 3"):
             train(noisy, *networks(), out=tmp_path, **fewer, **QUICK)
     assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
 
