@@ -116,9 +116,8 @@ def train(
         clip: largest norm of a network's gradient; None for no clipping.
         ema: decay of the running average of the student's weights, which is the final student; 0 for none.
         val_fraction: held-out share of the frames, or of the area of a single frame.
-        validate_every: steps between validations. Each one writes a checkpoint and a preview picture.
-        patience: number of validations without a better student after which training stops. Default: no
-            early stop.
+        validate_every: steps between validations, each with a checkpoint and a preview.
+        patience: validations without a better student after which training stops. Default: never.
         seed: seed of the patches, the draws and the validation split. In Python it does not set the
             initial weights: call torch.manual_seed before you build the networks. The command line
             does that with the same seed.
