@@ -9,6 +9,7 @@ from distill.errors import UserError
 
 if TYPE_CHECKING:  # for editors and type checkers; below, the same names for Python
     from distill.datasets import specimen as specimen
+    from distill.datasets import specimen_volume as specimen_volume
     from distill.denoiser import DirectDenoiser as DirectDenoiser
     from distill.denoising import denoise as denoise
     from distill.evaluation.calibration import calibrate as calibrate
@@ -40,7 +41,8 @@ _HOMES = {
     "evaluate": "evaluation.evaluate", "evaluate_all": "evaluation.evaluate",
     "calibrate": "evaluation.calibration", "psnr": "evaluation.metrics", "report": "reporting.page",
     "export": "exporting.export", "DirectDenoiser": "denoiser", "load_sampler": "runs.checkpoint",
-    "load_denoiser": "runs.checkpoint", "specimen": "datasets", "read": "images.sources",
+    "load_denoiser": "runs.checkpoint", "specimen": "datasets",
+    "specimen_volume": "datasets", "read": "images.sources",
     "write": "images.tiff_target", "Stack": "images.stack",
     "import_published": "runs.published", "push": "exporting.hub", "pull": "exporting.hub",
 }  # fmt: skip

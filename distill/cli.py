@@ -198,7 +198,7 @@ def _described(run: Path, role: str, trust: list[str]) -> dict[str, Any] | None:
 def _set_channels(config: jsonargparse.Namespace, sampler: samplers.PosteriorSampler, outputs: int) -> bool:
     """Sets channels and scale of networks that have the default of 1, to fit the images, draws and loss.
 
-    Returns True if that changed anything.
+    A student gets the sampler's dims. Returns True if that changed anything.
     """
     channels, changed = as_stack(config.images, config.axes).frames.shape[1], False
     in_channels = channels * plane_count(config.context) + _maps(config)
@@ -212,6 +212,9 @@ def _set_channels(config: jsonargparse.Namespace, sampler: samplers.PosteriorSam
         for name, value in needed.items():
             if arguments.get(name, value) in (None, 1) and value != 1:
                 arguments[name], changed = value, True
+    student = config.student.get("init_args") or {}
+    if student.get("dims", sampler.dims) == 2 and sampler.dims != 2:
+        student["dims"], changed = sampler.dims, True
     return changed
 
 

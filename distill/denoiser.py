@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from distill.errors import UserError
 from distill.images.context import plane_count
 from losses import Loss
+from students.dimensions import as_channels_last, per_channel
 from students.padding import crop, in_a_graph, pad_to_multiple
 from students.upscale import Scale, factors
 
@@ -27,6 +28,7 @@ class DirectDenoiser(nn.Module):
         out_names: names of the C' channels. Default: none.
         context: neighbouring planes among the C channels, such as "T2", see `train`. Default: none.
         conditions: number of conditions among the C channels, such as a mask. They are not standardized.
+        dims: 2 if S are the sides of images, 3 for volumes. Default: the backbone's attribute `dims`, or 2.
 
     Raises:
         UserError: if the number of out_names is not out_channels.
@@ -46,8 +48,10 @@ class DirectDenoiser(nn.Module):
         out_names: Sequence[str] = (),
         context: str | None = None,
         conditions: int = 0,
+        dims: int | None = None,
     ) -> None:
         super().__init__()
+        self.dims = int(getattr(backbone, "dims", 2)) if dims is None else dims
         self.backbone, self.loss, self.channels, self.context = backbone, loss, channels, context
         self.conditions = conditions
         self.plane_channels = (channels - conditions) // plane_count(context)
@@ -55,21 +59,22 @@ class DirectDenoiser(nn.Module):
         self.out_names = tuple(out_names)
         if self.out_names and len(self.out_names) != self.out_channels:
             raise UserError(f"out_names: got {list(out_names)}, must be {self.out_channels} names, or none")
-        self.register_buffer("mean", torch.zeros(channels, 1, 1))
-        self.register_buffer("std", torch.ones(channels, 1, 1))
+        ones = [1] * self.dims
+        self.register_buffer("mean", torch.zeros(channels, *ones))
+        self.register_buffer("std", torch.ones(channels, *ones))
         self.register_buffer("spread", torch.ones(()))  # factor that `calibrate` sets
         self.reshapes = self.out_channels != self.plane_channels or self.scale != (1, 1)
         if self.reshapes:
-            self.register_buffer("own_mean", torch.zeros(self.out_channels, 1, 1))
-            self.register_buffer("own_std", torch.ones(self.out_channels, 1, 1))
+            self.register_buffer("own_mean", torch.zeros(self.out_channels, *ones))
+            self.register_buffer("own_std", torch.ones(self.out_channels, *ones))
 
     def prepare(self, mean: Tensor, std: Tensor) -> None:
-        """Sets the mean and std of the images in raw counts, each (C, 1, 1); 0 and 1 for conditions."""
-        self.mean.copy_(mean)
-        self.std.copy_(std)
+        """Sets the mean and std of the images in raw counts, each (C, 1, ...); 0 and 1 for conditions."""
+        self.mean.copy_(per_channel(mean, self.dims))
+        self.std.copy_(per_channel(std, self.dims))
 
     def prepare_outputs(self, mean: Tensor, std: Tensor) -> None:
-        """Sets the mean and std in raw counts, each (C', 1, 1), for outputs of another shape."""
+        """Sets the mean and std in raw counts, each (C', 1, ...), for outputs of another shape."""
         self.out_mean.copy_(mean)
         self.out_std.copy_(std)
 
@@ -94,9 +99,10 @@ class DirectDenoiser(nn.Module):
         return (counts - self.out_mean) / self.out_std
 
     def out_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """Shape of each output image for images of shape (..., C, Y, X)."""
-        *lead, _, height, width = shape
-        return (*lead, self.out_channels, height * self.scale[0], width * self.scale[1])
+        """Shape of each output image for images of shape (..., C, *S)."""
+        *lead, _ = shape[: -self.dims]
+        *depth, height, width = shape[-self.dims :]
+        return (*lead, self.out_channels, *depth, height * self.scale[0], width * self.scale[1])
 
     def predict(self, noisy: Tensor, share: float = 1.0) -> Tensor:
         """Raw counts (B, C, *S) -> the backbone's standardized output (B, K, *S'), the input of losses.
@@ -105,8 +111,7 @@ class DirectDenoiser(nn.Module):
         """
         size: Sequence[int] = noisy.shape[2:]
         padded = pad_to_multiple(self.standardize(noisy), getattr(self.backbone, "multiple", 1))
-        if padded.ndim == 4:
-            padded = padded.contiguous(memory_format=torch.channels_last)
+        padded = as_channels_last(padded)
         output = self.backbone(padded) if share == 1.0 else self.backbone(padded, share)
         if self.scale != (1, 1):
             if not in_a_graph(padded):

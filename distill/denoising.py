@@ -93,7 +93,8 @@ def denoise(
         result = _loaded(folder, trust)
     elif trained is None:
         networks, patch = networks_for(stack), min(PATCH, *stack.frames.shape[2:])
-        result = train(stack, *networks, L2(), folder, budget=budget, patch_size=patch, **machine)
+        result = train(stack, *networks, L2(), folder, budget=budget, patch_size=patch,
+                       memory=options.get("memory"), **machine)  # fmt: skip
     else:
         result = _copied(trained, stack, folder, trust)
     if not is_done:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from distill.errors import UserError
+from students.dimensions import as_channels_last
 
 Precision = Literal["auto", "bf16", "fp32"]
 
@@ -34,9 +35,24 @@ class Hardware:
         bf16 = self.precision == "bf16" or (self.precision == "auto" and has_fast_bf16(self.device))
         return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
 
+    def for_training(self, dims: int) -> "Hardware":
+        """The same for networks of `dims` spatial axes, whose gradients are right.
+
+        Volumes are trained in float32 on a CPU: the gradients that oneDNN 3.12 computes in bf16 for the
+        weights of 3-D convolutions are wrong, up to 1e36, where a map has few planes. Errors: bf16 there.
+        """
+        if dims == 2 or self.device.type != "cpu":
+            return self
+        if self.precision == "bf16":
+            raise UserError(
+                "precision: got bf16, but volumes are trained in fp32 on a CPU, whose gradients are wrong in "
+                "bf16; pass fp32 or auto"
+            )
+        return Hardware("cpu", "fp32")
+
     def put(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) on the device, in the layout that is fastest for its convolutions."""
-        return images.to(self.device, memory_format=torch.channels_last)
+        """Images (B, C, *S) on the device, in the layout that is fastest for its convolutions."""
+        return as_channels_last(images.to(self.device))
 
 
 def _device(name: str | None) -> torch.device:

@@ -5,6 +5,14 @@ from abc import ABC, abstractmethod
 from torch import Tensor, nn
 
 
+def in_planes(prediction: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Volumes, prediction (B, K, Z, Y, X) and draws (n, B, C, Z, Y, X), as images of their planes, for losses
+    that compare images; images as they are."""
+    if prediction.ndim == 4:
+        return prediction, draws
+    return prediction.transpose(1, 2).flatten(0, 1), draws.transpose(2, 3).flatten(1, 2)
+
+
 class Loss(nn.Module, ABC):
     """A loss between the student's prediction and draws, which decides what the prediction means.
 

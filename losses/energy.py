@@ -6,7 +6,7 @@ from itertools import combinations
 import torch.nn.functional as F
 from torch import Tensor
 
-from losses.base import Loss
+from losses.base import Loss, in_planes
 
 
 class EnergyScore(Loss):
@@ -32,6 +32,7 @@ class EnergyScore(Loss):
         self.outputs = ("draw", *(f"draw{i}" for i in range(2, samples + 1)))
 
     def forward(self, prediction: Tensor, draws: Tensor) -> Tensor:
+        prediction, draws = in_planes(prediction, draws)
         samples = prediction.unflatten(1, (self.samples, -1)).transpose(0, 1)  # (m, B, C, *S)
         pairs = list(combinations(range(self.samples), 2))
         left, right = (samples[[pair[side] for pair in pairs]] for side in (0, 1))

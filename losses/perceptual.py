@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from losses.base import Loss
+from losses.base import Loss, in_planes
 from losses.trunks import TORCHVISION, Trunk, lpips_trunk, timm_trunk
 
 SMALLEST = 32  # px; the networks cannot process smaller images
@@ -55,6 +55,7 @@ class FeatureDistance(Loss):
         self.window = torch.stack([low, high])[..., None, None].to(self.window.device)
 
     def forward(self, prediction: Tensor, draws: Tensor) -> Tensor:
+        prediction, draws = in_planes(prediction, draws)
         if prediction.ndim != 4 or min(prediction.shape[2:]) < SMALLEST:
             raise ValueError(
                 f"{type(self).__name__}: got images of shape {tuple(prediction.shape)}, must be "

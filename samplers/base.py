@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from students.dimensions import per_channel
 from students.upscale import Scale, factors
 
 LEARNING_RATE = 2e-3
@@ -28,6 +29,7 @@ class PosteriorSampler(nn.Module, ABC):
             as many channels.
         context: neighbouring planes that are further channels of the noisy image, such as "T2", after those
             of the plane that is drawn. `train` sets it and runs store it. Default: none.
+        dims: 2 for a sampler of images (Y, X), 3 for one of volumes (Z, Y, X). Default: 2.
         conditions: number of conditions, such as a mask, which are the last channels of the input in their
             own units. `train` sets it and runs store it. Default: 0, which accepts as many as `train` gets.
         isotropic: whether the noise stays the same if it is rotated and mirrored, so that training may
@@ -46,6 +48,7 @@ class PosteriorSampler(nn.Module, ABC):
     scale: Scale = 1
     out_names: Sequence[str] = ()
     context: str | None = None
+    dims: int = 2
     conditions: int = 0
     isotropic: bool = True
     mirrors: Sequence[str] = ()
@@ -101,8 +104,8 @@ class PosteriorSampler(nn.Module, ABC):
     def prepare(self, noisy: Tensor, mean: Tensor, std: Tensor) -> None:
         """Called once before co-training, with some frames and the statistics of the images, in raw counts.
 
-        noisy: some training frames (N, C, *S). mean, std: of all training frames, each (C, 1, 1); 0 and 1
-        for conditions. By default nothing is done.
+        noisy: some training frames (N, C, *S). mean, std: of all training frames, each (C, 1, 1), of
+        volumes (C, 1, 1, 1); 0 and 1 for conditions. By default nothing is done.
         """
 
     def training_step(self, noisy: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,7 +135,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def draw_statistics(sampler: PosteriorSampler, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and std of each channel of draws, each (C', 1, 1), from one draw of every image.
+    """Mean and std of each channel of draws, each (C', 1, ...), from one draw of every image.
 
     batches: noisy images (B, C, H, W) in raw counts, one batch at a time, so that memory does not grow.
     Raises ValueError if a channel of the draws is constant.
@@ -149,7 +152,7 @@ def draw_statistics(sampler: PosteriorSampler, batches: Iterable[Tensor]) -> tup
             f"{type(sampler).__name__}: channel {c} of its draws is {float(mean[c]):.4g} everywhere, so "
             "there is nothing to learn; check the sampler, or leave that channel out"
         )
-    return mean.float()[:, None, None], std.float()[:, None, None]
+    return per_channel(mean.float(), sampler.dims), per_channel(std.float(), sampler.dims)
 
 
 def _moments(sampler: PosteriorSampler, noisy: Tensor, n: int) -> tuple[Tensor, Tensor]:

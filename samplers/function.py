@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from samplers.base import PosteriorSampler, evaluating
+from students.dimensions import check_dims
 from students.upscale import Scale
 
 
@@ -25,6 +26,7 @@ class FunctionSampler(PosteriorSampler):
         scale: factor by which a draw is larger than the image, such as 2 for super-resolution; one whole
             number, or one each for Y and X. Default: 1.
         out_names: name of each channel of a draw, for files and reports. Default: see PosteriorSampler.
+        dims: 2 if `fn` takes images (B, C, Y, X), 3 if it takes volumes (B, C, Z, Y, X).
     """
 
     def __init__(
@@ -34,9 +36,12 @@ class FunctionSampler(PosteriorSampler):
         out_channels: int | None = None,
         scale: Scale = 1,
         out_names: Sequence[str] = (),
+        dims: int = 2,
     ) -> None:
         super().__init__()
         self.declare(out_channels, scale, out_names)
+        check_dims("FunctionSampler", dims)
+        self.dims = dims
         if not callable(fn):
             raise ValueError(  # noqa: TRY004 (bad input is one kind of error here)
                 f"FunctionSampler: got {type(fn).__name__}; pass a function of (noisy) or (noisy, n)"

@@ -33,6 +33,7 @@ class HDN(VAESampler):
         growth: see LadderVAE.
         in_channels: number of channels that the encoder sees, those of neighbouring planes included.
             Default: `channels`, without neighbouring planes.
+        dims: 2 for images, 3 for volumes, see LadderVAE. Noise models are of planes, one after another.
     """
 
     def __init__(
@@ -52,8 +53,9 @@ class HDN(VAESampler):
         unshuffle: int = 1,
         growth: float = 1.0,
         in_channels: int | None = None,
+        dims: int = 2,
     ) -> None:
-        super().__init__(noise_model, channels, kl_warmup, in_channels)
+        super().__init__(noise_model, channels, kl_warmup, in_channels, dims)
         self.levels, self.latents = levels, latents
         self.filters, self.blocks, self.dropout = filters, blocks, dropout
         self.patch_size, self.free_bits = patch_size, free_bits
@@ -61,7 +63,7 @@ class HDN(VAESampler):
         self.unshuffle, self.growth = unshuffle, growth
         self.vae = LadderVAE(
             channels, levels, latents, filters, blocks, dropout, patch_size, self.active_levels,
-            unshuffle, growth, self.in_channels,
+            unshuffle, growth, self.in_channels, dims,
         )  # fmt: skip
         self.width = sum(self.vae.widths) / len(self.vae.widths)
 

@@ -7,6 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from students.dimensions import (
+    BATCH_NORM,
+    CONV,
+    CONV_TRANSPOSE,
+    DROPOUT,
+    check_dims,
+    padding,
+    shuffled,
+    unshuffled,
+)
 from students.precision import in_float32
 
 MAX_LOGVAR = 12.0
@@ -15,10 +25,10 @@ MAX_LOGVAR = 12.0
 class ResidualBlock(nn.Module):
     """x + gate(f(x)), where f is twice: batch norm, ELU, 3x3 convolution, channel dropout."""
 
-    def __init__(self, filters: int, dropout: float, gated: bool = True) -> None:
+    def __init__(self, filters: int, dropout: float, gated: bool = True, dims: int = 2) -> None:
         super().__init__()
-        self.body = nn.Sequential(*_unit(filters, dropout), *_unit(filters, dropout))
-        self.gate = nn.Conv2d(filters, 2 * filters, 1) if gated else None
+        self.body = nn.Sequential(*_unit(filters, dropout, dims), *_unit(filters, dropout, dims))
+        self.gate = CONV[dims](filters, 2 * filters, 1) if gated else None
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.body(x)
@@ -28,22 +38,22 @@ class ResidualBlock(nn.Module):
         return x + y
 
 
-def _unit(filters: int, dropout: float) -> list[nn.Module]:
+def _unit(filters: int, dropout: float, dims: int) -> list[nn.Module]:
     return [
-        nn.BatchNorm2d(filters),
+        BATCH_NORM[dims](filters),
         nn.ELU(inplace=True),
-        nn.Conv2d(filters, filters, 3, padding=1),
-        nn.Dropout2d(dropout),
+        CONV[dims](filters, filters, 3, padding=1),
+        DROPOUT[dims](dropout),
     ]
 
 
 class Merge(nn.Module):
     """Merges two feature maps of equal size into one."""
 
-    def __init__(self, filters: int, dropout: float) -> None:
+    def __init__(self, filters: int, dropout: float, dims: int = 2) -> None:
         super().__init__()
-        self.project = nn.Conv2d(2 * filters, filters, 1)
-        self.block = ResidualBlock(filters, dropout)
+        self.project = CONV[dims](2 * filters, filters, 1)
+        self.block = ResidualBlock(filters, dropout, dims=dims)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         return self.block(self.project(torch.cat([a, b], dim=1)))
@@ -53,7 +63,14 @@ class TopDownLevel(nn.Module):
     """One stochastic level: prior p(z | above), posterior q(z | above, bottom-up), and finer features."""
 
     def __init__(
-        self, filters: int, finer: int, latents: int, blocks: int, dropout: float, top_size: int
+        self,
+        filters: int,
+        finer: int,
+        latents: int,
+        blocks: int,
+        dropout: float,
+        top_size: int,
+        dims: int = 2,
     ) -> None:
         """Builds the level.
 
@@ -65,24 +82,24 @@ class TopDownLevel(nn.Module):
         self.is_top = top_size > 0
         if self.is_top:
             # zeros mean N(0, I); one prior per position, at the size of the training patches
-            self.prior = nn.Parameter(torch.zeros(1, 2 * latents, top_size, top_size))
+            self.prior = nn.Parameter(torch.zeros(1, 2 * latents, *[top_size] * dims))
         else:
-            self.to_prior = nn.Conv2d(filters, 2 * latents, 3, padding=1)
-            self.merge = Merge(filters, dropout)
-            self.merge_latent = Merge(filters, dropout)
-        self.to_posterior = nn.Conv2d(filters, 2 * latents, 3, padding=1)
-        self.from_latent = nn.Conv2d(latents, filters, 3, padding=1)
+            self.to_prior = CONV[dims](filters, 2 * latents, 3, padding=1)
+            self.merge = Merge(filters, dropout, dims)
+            self.merge_latent = Merge(filters, dropout, dims)
+        self.to_posterior = CONV[dims](filters, 2 * latents, 3, padding=1)
+        self.from_latent = CONV[dims](latents, filters, 3, padding=1)
         self.up = nn.Sequential(
-            nn.ConvTranspose2d(filters, finer, 3, stride=2, padding=1, output_padding=1),
-            *[ResidualBlock(finer, dropout) for _ in range(blocks)],
+            CONV_TRANSPOSE[dims](filters, finer, 3, stride=2, padding=1, output_padding=1),
+            *[ResidualBlock(finer, dropout, dims=dims) for _ in range(blocks)],
         )
 
     def forward(self, bottom_up: Tensor, above: Tensor | None, active: bool) -> tuple[Tensor, Tensor]:
-        """Two maps (B, F, h, w) -> features (B, F', 2h, 2w) and KL(q || p) per image (B,) in nats."""
+        """Two maps (B, F, *s) -> features (B, F', *2s) and KL(q || p) per image (B,) in nats."""
         if self.is_top:
             prior = self.prior
-            if prior.shape[-2:] != bottom_up.shape[-2:]:
-                prior = F.interpolate(prior, bottom_up.shape[-2:])
+            if prior.shape[2:] != bottom_up.shape[2:]:
+                prior = F.interpolate(prior, bottom_up.shape[2:])
             posterior = self.to_posterior(bottom_up)
         else:
             prior = self.to_prior(above)
@@ -110,7 +127,7 @@ def moments(features: Tensor) -> tuple[Tensor, Tensor]:
 def gaussian_kl(mean: Tensor, logvar: Tensor, prior_mean: Tensor, prior_logvar: Tensor) -> Tensor:
     """KL between diagonal Gaussians, summed over channels and space: (B,) in nats."""
     gap = (logvar.exp() + (mean - prior_mean).square()) * (-prior_logvar).exp()
-    return 0.5 * (prior_logvar - logvar + gap - 1).sum(dim=(1, 2, 3))
+    return 0.5 * (prior_logvar - logvar + gap - 1).sum(dim=tuple(range(1, mean.ndim)))
 
 
 class LadderVAE(nn.Module):
@@ -126,6 +143,7 @@ class LadderVAE(nn.Module):
             multiples of 8.
         in_channels: number of channels of the encoded images. Default: `channels`, the number of channels of
             the signal.
+        dims: 2 for images (Y, X), 3 for volumes (Z, Y, X), of which all axes are halved.
     """
 
     def __init__(
@@ -141,8 +159,10 @@ class LadderVAE(nn.Module):
         unshuffle: int = 1,
         growth: float = 1.0,
         in_channels: int | None = None,
+        dims: int = 2,
     ) -> None:
         super().__init__()
+        check_dims("LadderVAE", dims)
         everything = range(1, levels + 1)
         self.active = set(everything if active_levels is None else active_levels)
         if not self.active or not self.active <= set(everything):
@@ -156,53 +176,52 @@ class LadderVAE(nn.Module):
                              for i in range(1, levels + 1))]  # fmt: skip
         self.unshuffle, self.widths = unshuffle, widths
         self.multiple = unshuffle * 2**levels
-        image_channels = channels * unshuffle**2
+        image_channels = channels * unshuffle**dims
         top_size = max(1, -(-patch_size // self.multiple))
         self.stem = nn.Sequential(
-            nn.Conv2d((in_channels or channels) * unshuffle**2, filters, 5, padding=2),
+            CONV[dims]((in_channels or channels) * unshuffle**dims, filters, 5, padding=2),
             nn.ELU(inplace=True),
-            ResidualBlock(filters, dropout, gated=False),
+            ResidualBlock(filters, dropout, gated=False, dims=dims),
         )
         self.bottom_up = nn.ModuleList(
             nn.Sequential(
-                nn.Conv2d(finer, coarser, 3, stride=2, padding=1),
-                *[ResidualBlock(coarser, dropout) for _ in range(blocks)],
+                CONV[dims](finer, coarser, 3, stride=2, padding=1),
+                *[ResidualBlock(coarser, dropout, dims=dims) for _ in range(blocks)],
             )
             for finer, coarser in pairwise(widths)
         )
         self.top_down = nn.ModuleList(
-            TopDownLevel(widths[i], widths[i - 1], latents, blocks, dropout, top_size if i == levels else 0)
+            TopDownLevel(
+                widths[i], widths[i - 1], latents, blocks, dropout, top_size if i == levels else 0, dims
+            )
             for i in everything
         )
-        self.final = nn.Sequential(*[ResidualBlock(filters, dropout) for _ in range(blocks)])
-        self.head = nn.Conv2d(filters, image_channels, 3, padding=1)
+        self.final = nn.Sequential(*[ResidualBlock(filters, dropout, dims=dims) for _ in range(blocks)])
+        self.head = CONV[dims](filters, image_channels, 3, padding=1)
 
     def encode(self, x: Tensor) -> list[Tensor]:
-        """Standardized (B, C, H, W) -> bottom-up features, finest first, at the padded size / 2^level."""
-        height, width = x.shape[-2:]
-        top, bottom = _centred(height, self.multiple)
-        left, right = _centred(width, self.multiple)
-        x = F.pad(x, (left, right, top, bottom))  # zero is the mean of the data
-        features = self.stem(F.pixel_unshuffle(x, self.unshuffle))
+        """Standardized (B, C, *S) -> bottom-up features, finest first, at the padded size / 2^level."""
+        x = F.pad(x, padding([_centred(n, self.multiple) for n in x.shape[2:]]))  # zero is the data's mean
+        features = self.stem(unshuffled(x, self.unshuffle))
         bottom_up = []
         for level in self.bottom_up:
             features = level(features)
             bottom_up.append(features)
         return bottom_up
 
-    def decode(self, bottom_up: list[Tensor], height: int, width: int) -> tuple[Tensor, Tensor]:
-        """Draws latents once -> signal (B, C, height, width), standardized, and KL (B, levels) in nats."""
+    def decode(self, bottom_up: list[Tensor], *size: int) -> tuple[Tensor, Tensor]:
+        """Draws latents once -> signal (B, C, *size), standardized, and KL (B, levels) in nats."""
         features, kl = None, []
         for i in reversed(range(len(bottom_up))):
             features, level_kl = self.top_down[i](bottom_up[i], features, i + 1 in self.active)
             kl.append(level_kl)
         features = self.final(features)
-        top, left = _centred(height, self.multiple)[0], _centred(width, self.multiple)[0]
-        window = (..., slice(top, top + height), slice(left, left + width))
+        starts = [_centred(n, self.multiple)[0] for n in size]
+        window = (..., *(slice(start, start + n) for start, n in zip(starts, size, strict=True)))
         if self.unshuffle == 1:  # as published: the border is cut off before the last convolution
             signal = in_float32(self.head, features[window])
         else:
-            signal = F.pixel_shuffle(in_float32(self.head, features), self.unshuffle)[window]
+            signal = shuffled(in_float32(self.head, features), self.unshuffle)[window]
         return signal, torch.stack(kl[::-1], dim=1)
 
 

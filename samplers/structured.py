@@ -151,13 +151,13 @@ class CodeVAE(LadderVAE):
         self.head = nn.Conv2d(filters, channels * code, 1)
         self.signal = SignalDecoder(channels * code, code, channels)
 
-    def code(self, bottom_up: list[Tensor], height: int, width: int) -> tuple[Tensor, Tensor]:
-        """Draws latents once -> code (B, channels * code, height, width), and KL (B, levels) in nats."""
-        return super().decode(bottom_up, height, width)
+    def code(self, bottom_up: list[Tensor], *size: int) -> tuple[Tensor, Tensor]:
+        """Draws latents once -> code (B, channels * code, *size), and KL (B, levels) in nats."""
+        return super().decode(bottom_up, *size)
 
-    def decode(self, bottom_up: list[Tensor], height: int, width: int) -> tuple[Tensor, Tensor]:
-        """Draws latents once -> signal (B, C, height, width), standardized, and KL (B, levels) in nats."""
-        code, kl = self.code(bottom_up, height, width)
+    def decode(self, bottom_up: list[Tensor], *size: int) -> tuple[Tensor, Tensor]:
+        """Draws latents once -> signal (B, C, *size), standardized, and KL (B, levels) in nats."""
+        code, kl = self.code(bottom_up, *size)
         return self.signal(code.detach()), kl
 
 

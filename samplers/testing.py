@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from samplers.base import PosteriorSampler
+from students.dimensions import per_channel
 
 SIZES = ((16, 16), (17, 23), (40, 9))
+DEPTH = 5  # planes of volumes
 
 
 def check_sampler(
@@ -26,19 +28,22 @@ def check_sampler(
     Args:
         sampler: sampler to be checked; not changed.
         noisy: images (B, C, *S) in raw counts, B >= 2, like those that the sampler is made for.
-            Default: smooth images of 32 x 32 pixels around 100 counts.
+            Default: smooth images of 32 x 32 pixels around 100 counts, or volumes of such planes.
         device: device on which the checks run. Default: "cpu".
         scale_equivariant: whether to check also that draws follow a change of the images' gain and offset.
-        sizes: further image sizes that the sampler must take; () to check the size of `noisy` alone.
+        sizes: further image sizes that the sampler must take, (Y, X) of volumes too; () to check the size of
+            `noisy` alone.
     """
     if noisy is None:
         channels = getattr(sampler, "in_channels", getattr(sampler, "channels", 1))
         noisy = _example(channels + sampler.conditions)
+        noisy = noisy if sampler.dims == 2 else noisy[:, :, None].repeat(1, 1, DEPTH, 1, 1)
     noisy, unprepared = noisy.to(device), copy.deepcopy(sampler).to(device)
     cuda = [noisy.device] if noisy.device.type == "cuda" else []
     with torch.random.fork_rng(cuda), torch.enable_grad():
         try:
             prepared = _prepared(unprepared, noisy)
+            sizes = sizes if noisy.ndim == 4 else [(DEPTH, *size) for size in sizes]
             _check_shapes(prepared, noisy, sizes)
             for check in (_check_randomness, _check_side_effects, _check_units, _check_draws):
                 check(prepared, noisy)
@@ -60,7 +65,8 @@ def _example(channels: int) -> Tensor:
 def _prepared(sampler: PosteriorSampler, noisy: Tensor) -> PosteriorSampler:
     sampler, axes = copy.deepcopy(sampler), [0, *range(2, noisy.ndim)]
     std, mean = torch.std_mean(noisy, dim=axes)
-    sampler.prepare(noisy.cpu(), mean.view(-1, 1, 1).cpu(), std.view(-1, 1, 1).cpu())
+    mean, std = (per_channel(each, len(axes) - 1).cpu() for each in (mean, std))
+    sampler.prepare(noisy.cpu(), mean, std)
     return sampler.to(noisy.device)
 
 

@@ -12,6 +12,7 @@ from samplers.base import PosteriorSampler, evaluating
 from samplers.noise import NoiseModel, load_noise_model
 from samplers.noise.channels import estimate_noise, warn_of_unlike_channels
 from samplers.noise.split import LightSplit
+from students.dimensions import as_planes, check_dims, per_channel
 
 CORRELATED = (
     "{} assumes that the noise of each pixel is independent, so most of it stays in the draws; use the "
@@ -25,11 +26,11 @@ class VAE(Protocol):
     """A network in standardized units."""
 
     def encode(self, x: Tensor, /) -> list[Tensor]:
-        """Encodes standardized images (B, C, H, W) -> feature maps."""
+        """Encodes standardized images (B, C, *S) -> feature maps."""
         ...
 
-    def decode(self, features: list[Tensor], height: int, width: int, /) -> tuple[Tensor, Tensor]:
-        """Draws latents once -> signal (B, C, height, width), and its KL (B, ...) in nats."""
+    def decode(self, features: list[Tensor], /, *size: int) -> tuple[Tensor, Tensor]:
+        """Draws latents once -> signal (B, C, *size), and its KL (B, ...) in nats."""
         ...
 
 
@@ -42,6 +43,7 @@ class VAESampler(PosteriorSampler):
         kl_warmup: training steps over which the weight of the KL rises from 0 to 1.
         in_channels: number of channels that the encoder sees: those of the plane, followed by those of
             neighbouring planes. The likelihood and the draws are of the plane alone. Default: `channels`.
+        dims: 2 for images, 3 for volumes.
     """
 
     files = ("noise_model",)
@@ -58,8 +60,11 @@ class VAESampler(PosteriorSampler):
         channels: int,
         kl_warmup: int,
         in_channels: int | None = None,
+        dims: int = 2,
     ) -> None:
         super().__init__()
+        check_dims(type(self).__name__, dims)
+        self.dims = dims
         is_file = isinstance(noise_model, str | PathLike)
         # Registered even if None, so that a later model comes before the network in state_dict.
         self.register_module("noise_model", load_noise_model(noise_model) if is_file else noise_model)
@@ -74,8 +79,8 @@ class VAESampler(PosteriorSampler):
             self.declare(channels)
         # A tensor, so that a resumed run continues from here; whole numbers, because processes sum them.
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
-        self.register_buffer("mean", torch.zeros(channels, 1, 1))
-        self.register_buffer("std", torch.ones(channels, 1, 1))
+        self.register_buffer("mean", torch.zeros(channels, *[1] * dims))
+        self.register_buffer("std", torch.ones(channels, *[1] * dims))
 
     @abstractmethod
     def kl_cost(self, kl: Tensor) -> Tensor:
@@ -104,9 +109,9 @@ class VAESampler(PosteriorSampler):
                 f"{type(self).__name__}: got images of {len(mean)} channels, made for "
                 f"{self.in_channels}; pass channels={len(mean)}, or {advice}"
             )
-        self.mean.copy_(mean[: self.channels])
-        self.std.copy_(std[: self.channels])
-        noisy = self.plane(noisy)
+        self.mean.copy_(per_channel(mean[: self.channels], self.dims))
+        self.std.copy_(per_channel(std[: self.channels], self.dims))
+        noisy = as_planes(self.plane(noisy))
         warn_of_unlike_channels(noisy, self.noise_model)
         if self.noise_model is None:
             self.noise_model = estimate_noise(noisy).to(self.mean.device)
@@ -117,7 +122,7 @@ class VAESampler(PosteriorSampler):
         return noisy if self.in_channels == self.channels else noisy[:, : self.channels]
 
     def encode(self, noisy: Tensor) -> list[Tensor]:
-        """Raw counts (B, in_channels, H, W) -> the network's feature maps."""
+        """Raw counts (B, in_channels, *S) -> the network's feature maps."""
         if self.in_channels == self.channels:
             return self.vae.encode((noisy - self.mean) / self.std)
         if noisy.shape[1] != self.in_channels:
@@ -129,15 +134,16 @@ class VAESampler(PosteriorSampler):
         return self.vae.encode(((planes - self.mean) / self.std).flatten(1, 2))
 
     def training_step(self, noisy: Tensor) -> tuple[Tensor, Tensor]:
-        """(negative ELBO in nats per pixel of raw counts, the draw (B, C, H, W) of that pass)."""
+        """(negative ELBO in nats per pixel of raw counts, the draw (B, C, *S) of that pass)."""
         features, noisy = self.encode(noisy), self.plane(noisy)
-        signal, kl = self.vae.decode(features, *noisy.shape[-2:])
+        signal, kl = self.vae.decode(features, *noisy.shape[2:])
         signal = signal * self.std + self.mean
         if self.noise_model is None:
             raise ValueError(
                 f"{type(self).__name__}: has no noise model yet; call prepare, or pass one to the constructor"
             )
-        reconstruction = -self.noise_model.log_likelihood(noisy, signal).mean()
+        likelihood = self.noise_model.log_likelihood(as_planes(noisy), as_planes(signal))
+        reconstruction = -likelihood.mean()
         self.log_kl(kl)
         return reconstruction + self.warmed_up(self.kl_cost(kl)) / noisy[0].numel(), signal
 
@@ -149,8 +155,8 @@ class VAESampler(PosteriorSampler):
         for start in range(0, n, at_once):
             k = min(at_once, n - start)
             with evaluating(self):  # not around the yield, where it would leak to the caller
-                repeated = [feature.repeat(k, 1, 1, 1) for feature in features]
-                signal, _ = self.vae.decode(repeated, *noisy.shape[-2:])
+                repeated = [feature.repeat(k, *[1] * (feature.ndim - 1)) for feature in features]
+                signal, _ = self.vae.decode(repeated, *noisy.shape[2:])
                 signal = signal * self.std + self.mean
             yield from signal.unflatten(0, (k, len(noisy)))
 

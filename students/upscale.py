@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from students.dimensions import CONV
+
 Scale = int | Sequence[int]
 
 
@@ -30,18 +32,23 @@ class Nearest(nn.Module):
         return spread.flatten(4, 5).flatten(2, 3)
 
 
-def upscaled(features: int, out_channels: int, scale: Scale) -> nn.Module:
-    """The last layer of a student, (B, features, H, W) -> (B, out_channels, H * y, W * x).
+def upscaled(features: int, out_channels: int, scale: Scale, dims: int = 2) -> nn.Module:
+    """The last layer of a student, (B, features, *S) -> (B, out_channels, *S'), larger along Y and X.
 
     At scale 1 it is a convolution. Otherwise pixels are repeated and then convolved, because a pixel shuffle
     has separate weights for every position in a coarse pixel, which shows as a checkerboard (Odena et al.
-    2016).
+    2016). ValueError for volumes at another scale than 1.
     """
-    last = conv(features, out_channels)
+    last = conv(features, out_channels, dims=dims)
     if factors(scale) == (1, 1):
         return last
+    if dims != 2:
+        raise ValueError(f"scale: got {scale!r} for volumes, must be 1; enlarge planes with dims=2")
     return nn.Sequential(Nearest(scale), conv(features, features), nn.ReLU(inplace=True), last)
 
 
-def conv(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, padding_mode="reflect")
+def conv(inputs: int, outputs: int, stride: int = 1, dims: int = 2, groups: int = 1) -> nn.Module:
+    """A convolution of 3 pixels along each axis. A volume's coarsest level may have a single plane, which can
+    be repeated at its border but not reflected."""
+    mode = "reflect" if dims == 2 else "replicate"
+    return CONV[dims](inputs, outputs, 3, stride=stride, padding=1, groups=groups, padding_mode=mode)

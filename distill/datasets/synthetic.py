@@ -64,7 +64,7 @@ def specimen(
         seed: seed of the fields and of the noise.
     """
     kinds = {
-        "poisson-gaussian": partial(_camera, photons=photons),
+        "poisson-gaussian": partial(camera, photons=photons),
         "gaussian": partial(_additive, sigma=sigma),
         "lines": partial(_lines, photons=photons),
     }
@@ -83,7 +83,8 @@ def specimen(
     return Specimen(noisy, clean, GAIN, offset + (LINE_STD**2 if noise == "lines" else 0))
 
 
-def _camera(rng: Generator, signal: np.ndarray, photons: float) -> tuple[np.ndarray, np.ndarray]:
+def camera(rng: Generator, signal: np.ndarray, photons: float) -> tuple[np.ndarray, np.ndarray]:
+    """(noisy uint16, clean float32) of a signal of any shape, in raw counts."""
     expected = photons * signal / signal.max()
     electrons = rng.poisson(expected) + rng.normal(0, READ_NOISE, expected.shape)
     counts = np.rint(BLACK_LEVEL + GAIN * electrons).clip(0, 2**16 - 1).astype(np.uint16)
@@ -91,7 +92,7 @@ def _camera(rng: Generator, signal: np.ndarray, photons: float) -> tuple[np.ndar
 
 
 def _lines(rng: Generator, signal: np.ndarray, photons: float) -> tuple[np.ndarray, np.ndarray]:
-    counts, clean = _camera(rng, signal, photons)
+    counts, clean = camera(rng, signal, photons)
     lines = rng.normal(0, LINE_STD * np.sqrt(1 - LINE_CORRELATION**2), signal.shape)
     lines[:, 0] *= 1 / np.sqrt(1 - LINE_CORRELATION**2)  # stationary from the first column on
     for x in range(1, lines.shape[1]):

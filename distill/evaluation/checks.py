@@ -41,7 +41,7 @@ def by_brightness(
     name: str, estimate: Tensor, noisy: Tensor, clean: Tensor | None, variance: Tensor | None = None,
     draws: int = 0,
 ) -> list[Row]:  # fmt: skip
-    """Averages over PARTS of the pixels of images (C, H, W), from the darkest to the brightest.
+    """Averages over PARTS of the pixels of images (C, *S), from the darkest to the brightest.
 
     The parts have equally many pixels. Each row contains the brightness of the estimate, its bias, the
     covariance of error and noise, mse, noise_std and the relative_bias; without ground truth only the

@@ -25,6 +25,7 @@ from distill.evaluation.stored_draws import StoredDraws
 from distill.evaluation.tables import Row
 from distill.files import Unfinished, whole_file
 from distill.hardware import Hardware, synchronize, working_memory
+from distill.plots.pictures import middle_plane
 from distill.prediction.receptive_field import maps_in_tiles
 from distill.prediction.tiles import fixed_tile
 from samplers import ChannelNoise, GaussianNoise, NoiseModel, PosteriorSampler
@@ -38,7 +39,7 @@ CENTRAL = ("mean", "median", "huber")  # outputs that should have no bias; a mod
 
 
 class Answer(NamedTuple):
-    """Answers to an image, each (C, H, W), with the variance of the draws."""
+    """Answers to an image, each (C, *S), with the variance of the draws."""
 
     name: str
     mean: Tensor
@@ -58,7 +59,8 @@ def compare(
 ) -> tuple[list[Row], dict[str, np.ndarray], list[Row]]:
     """(table rows, images (H, W) of the first pair, rows of `by_brightness`).
 
-    The rows are averages over the pairs of noisy and clean frames (C, H, W). unfinished: folder for
+    The rows are averages over the pairs of noisy and clean frames (C, *S); the image of a volume is its
+    middle plane. unfinished: folder for
     intermediate results, from which an interrupted comparison resumes. Default: a temporary folder.
     """
     counts, metrics = sorted(set(draws)), metrics or {"psnr": psnr, "ssim": ssim}
@@ -90,7 +92,7 @@ def compare(
                 answers.insert(0, Answer(INPUT, noisy, noisy, None, 0.0))
             if i == 0:
                 with whole_file(folder / "images.npz") as part, open(part, "wb") as file:
-                    first: dict[str, Any] = {answer.name: answer.mean[0] for answer in answers}
+                    first: dict[str, Any] = {answer.name: middle_plane(answer.mean)[0] for answer in answers}
                     np.savez(file, **first)
             judged = _judged(answers, noisy, clean, metrics, noise_model_of(sampler, denoiser))
             frames.append((judged, _parts(answers, noisy, clean, total, denoiser.loss.outputs[0])))
@@ -108,7 +110,7 @@ def compare(
         with np.load(folder / "images.npz") as stored:
             images = dict(stored)
     if pairs[0][1] is not None:
-        images[TRUTH] = pairs[0][1][0].numpy()
+        images[TRUTH] = middle_plane(pairs[0][1])[0].numpy()
     return rows, images, parts
 
 
@@ -119,7 +121,7 @@ def _answers(
     for n in counts:
         yield Answer(f"{n} draw{'s' * (n > 1)}", *drawn.take(n))
     noisy = noisy.to(device)[None]
-    denoiser.maps(_part(noisy))  # the first pass allocates
+    denoiser.maps(_part(noisy[0])[None])  # the first pass allocates
     synchronize(device)
     started = time.perf_counter()
     maps = maps_in_tiles(denoiser, noisy)
@@ -131,13 +133,13 @@ def _answers(
 
 
 def _plane(denoiser: nn.Module, noisy: Tensor) -> Tensor:
-    """The plane (C, H, W) itself, without neighbouring planes."""
+    """The plane (C, *S) itself, without neighbouring planes."""
     return denoiser.plane(noisy, dim=0) if isinstance(denoiser, DirectDenoiser) else noisy
 
 
 def _part(noisy: Tensor) -> Tensor:
-    """The part of an image (..., H, W) that is computed at once."""
-    side = fixed_tile(noisy.shape[-2:])
+    """The part of an image (C, *S) that is computed at once."""
+    side = fixed_tile(noisy.shape[1:])
     return noisy[..., :side, :side]
 
 

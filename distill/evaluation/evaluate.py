@@ -26,7 +26,7 @@ from distill.images.sources import Images, as_stack, check_channels
 from distill.images.statistics import check_finite
 from distill.limits import COUNT, check_limits
 from distill.locks import locked
-from distill.plots.pictures import comparison
+from distill.plots.pictures import comparison, middle_plane
 from distill.plots.residuals import residual_picture
 from distill.runs import checkpoint
 from losses import L2
@@ -41,7 +41,7 @@ class NoStudent(DirectDenoiser):
     def __init__(self, sampler: PosteriorSampler) -> None:
         seen = getattr(sampler, "channels", 1) * plane_count(sampler.context) + sampler.conditions
         shape = sampler.out_channels, sampler.scale, sampler.out_names
-        super().__init__(nn.Identity(), L2(), seen, *shape, sampler.context, sampler.conditions)
+        super().__init__(nn.Identity(), L2(), seen, *shape, sampler.context, sampler.conditions, sampler.dims)
 
     def maps(self, noisy: Tensor) -> dict[str, Tensor]:
         return {}
@@ -74,9 +74,9 @@ def evaluate(
         run: a run or its folder, with its sampler and its student.
         noisy: noisy images.
         clean: ground truth, one frame for all noisy frames or one for each. Default: none.
-        out: folder for evaluation.csv, .md, .npz (images of the first frame) and .png, checks.csv (by
-            brightness), and psnr_against_time.svg with ground truth or residuals.png without. Default: the
-            folder of the run.
+        out: folder for evaluation.csv, .md, .npz (images of the first frame; of a volume its middle plane)
+            and .png, checks.csv (by brightness), and psnr_against_time.svg with ground truth or residuals.png
+            without. Default: the folder of the run.
         device: "cpu", "cuda", "cuda:1", "mps". Default: the best device of this machine.
         precision: "auto" (bf16 if the hardware has it), "bf16" or "fp32".
         axes: letters of the images' dimensions, of STCZYX. Default: those of the file.
@@ -109,7 +109,8 @@ def evaluate(
         compared = compare(sampler, denoiser, pairs, draws, hardware, metrics, out / UNFINISHED)
         rows = [{"data": noisy.name, "run": Path(run).name} | row for row in compared[0]]
         noise_model = noise_model_of(sampler, denoiser)
-        _write(out, rows, *compared[1:], denoiser.plane(pairs[0][0], dim=0), pairs[0][1], noise_model)
+        shown = middle_plane(denoiser.plane(pairs[0][0], dim=0))
+        _write(out, rows, *compared[1:], shown, pairs[0][1], noise_model)
         shutil.rmtree(out / UNFINISHED)
     return rows
 

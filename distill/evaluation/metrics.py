@@ -1,4 +1,4 @@
-"""Metrics of images (C, H, W) in raw counts against their ground truth."""
+"""Metrics of images (C, *S) in raw counts against their ground truth."""
 
 from collections.abc import Callable
 
@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from losses import LPIPS
+from students.dimensions import as_planes
 
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5  # px; width at which the Gaussian window is cut, and its std
 
@@ -21,11 +22,11 @@ def psnr(image: Tensor, clean: Tensor) -> float:
 def ssim(image: Tensor, clean: Tensor) -> float:
     """Structural similarity (Wang et al. 2004, with a Gaussian window of 1.5 px) with the range of PSNR.
 
-    It is NaN for images with a side of less than 11 pixels.
+    Of volumes it is that of their planes. It is NaN for images with a side of less than 11 pixels.
     """
     if min(clean.shape[-2:]) < SSIM_WINDOW:
         return float("nan")
-    x, y = image.double(), clean.double()
+    x, y = (each.double().flatten(0, -3) for each in (image, clean))  # every channel and plane by itself
     offsets = torch.arange(SSIM_WINDOW, dtype=torch.float64) - SSIM_WINDOW // 2
     window = torch.exp(-0.5 * (offsets / SSIM_SIGMA) ** 2)
     window = window / window.sum()
@@ -50,8 +51,8 @@ def lpips(net: str = "alex", weights: str | None = None) -> Callable[[Tensor, Te
     @torch.no_grad()
     def score(image: Tensor, clean: Tensor) -> float:
         mean, std = clean.mean(), clean.std().clamp(min=1e-12)
-        image, clean = ((each - mean) / std for each in (image, clean))
-        distance.prepare(clean[None])
-        return float(distance(image[None], clean[None, None]))
+        image, clean = (as_planes(((each - mean) / std)[None]) for each in (image, clean))
+        distance.prepare(clean)
+        return float(distance(image, clean[None]))
 
     return score

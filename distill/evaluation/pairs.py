@@ -12,6 +12,7 @@ from distill.images.context import in_context
 from distill.images.sources import Images, as_stack
 from distill.images.stack import Stack
 from distill.images.statistics import as_float32, check_finite, spread
+from distill.images.volumes import Volumes, as_volumes
 
 Pairs = Sequence[tuple[Tensor, Tensor | None]]
 
@@ -34,7 +35,7 @@ class _Frames(Sequence[tuple[Tensor, Tensor | None]]):
 
 
 def _read(stack: Stack, frame: int) -> Tensor:
-    """One frame (C, H, W) as float32 in raw counts."""
+    """One frame (C, *S) as float32 in raw counts."""
     return torch.from_numpy(as_float32(stack.frames[frame], stack.name))
 
 
@@ -65,7 +66,7 @@ def paired(
     frames: int | None = None,
     denoiser: DirectDenoiser | None = None,
 ) -> Pairs:
-    """Pairs (noisy, clean) of frames (C, H, W) as float32, which are read when they are indexed.
+    """Pairs (noisy, clean) of frames (C, *S) as float32, which are read when they are indexed.
 
     Raises UserError for noisy frames that are not finite, and for a truth of another shape. Pixels of clean
     frames that are not finite have no truth.
@@ -79,13 +80,14 @@ def paired(
     if clean is None:
         return _Frames(noisy_stack, None, frames)
     clean_stack = as_stack(clean, axes)
+    clean_stack = as_volumes(clean_stack) if isinstance(noisy_stack, Volumes) else clean_stack
     n_clean = len(clean_stack.frames)
     shape = tuple(noisy_stack.frames.shape)
     shape = denoiser.out_shape(shape) if denoiser else shape
     if tuple(clean_stack.frames.shape[1:]) != shape[1:] or n_clean not in (1, n_noisy):
-        same = "the same size" if shape == noisy_stack.frames.shape else f"(C, Y, X) = {shape[1:]}"
+        same = "the same size" if shape == noisy_stack.frames.shape else f"(C, *S) = {shape[1:]}"
         raise UserError(
             f"clean: got frames {tuple(clean_stack.frames.shape)} for noisy {noisy_stack.frames.shape} "
-            f"(N, C, Y, X); pass one frame, or as many, of {same}"
+            f"(N, C, *S); pass one frame, or as many, of {same}"
         )
     return _Frames(noisy_stack, clean_stack, frames)

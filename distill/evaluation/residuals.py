@@ -6,10 +6,11 @@ from torch import Tensor
 from distill.evaluation.tables import Row
 from samplers import AutoregressiveNoise, NoiseModel
 from samplers.noise import autocorrelation
+from students.dimensions import as_planes
 
 
 def residual_scores(noisy: Tensor, denoised: Tensor, noise_model: NoiseModel | None) -> Row:
-    """Statistics of the residual noisy - denoised of images (C, H, W).
+    """Statistics of the residual noisy - denoised of images (C, *S), of volumes in their planes.
 
     They are its std in raw counts, its correlation with the next pixel along x and y, and its NLL under the
     noise model in nats per pixel. Structure that was removed with the noise is correlated, and so is
@@ -17,6 +18,7 @@ def residual_scores(noisy: Tensor, denoised: Tensor, noise_model: NoiseModel | N
     smaller std or NLL means that noise was left in the image, or that the model is too wide; a larger one
     means that structure was removed.
     """
+    noisy, denoised = as_planes(noisy[None]), as_planes(denoised[None])
     residual = noisy - denoised
     height, width = residual.shape[-2:]
     lags = min(1, height - 1), min(1, width - 1)
@@ -33,7 +35,7 @@ def residual_scores(noisy: Tensor, denoised: Tensor, noise_model: NoiseModel | N
         # It draws pixel by pixel, which takes minutes.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            sample = noise_model.sample(denoised[None])[0]
+            sample = noise_model.sample(denoised)
         row["expected_std"] = float((sample - denoised).std())
         row["expected_nll"] = _nll(noise_model, sample, denoised)
     return row
@@ -41,4 +43,4 @@ def residual_scores(noisy: Tensor, denoised: Tensor, noise_model: NoiseModel | N
 
 @torch.no_grad()
 def _nll(noise_model: NoiseModel, noisy: Tensor, signal: Tensor) -> float:
-    return -float(noise_model.log_likelihood(noisy[None], signal[None]).mean())
+    return -float(noise_model.log_likelihood(noisy, signal).mean())

@@ -28,7 +28,7 @@ class StoredDraws:
     Existing draws of the same work are used. Interruptions do not change the draws.
 
     Args:
-        noisy: the image (1, C, H, W) in raw counts.
+        noisy: the image (1, C, *S) in raw counts.
         total: largest number of draws.
         frame: index of the image, for the seed.
         work: fingerprint of the sampler and the image.
@@ -39,14 +39,14 @@ class StoredDraws:
     ) -> None:
         self._state, self._pixels = Unfinished(path.with_suffix(".json"), work), path.with_suffix(".f32")
         self._sampler, self._noisy, self._total, self._frame = sampler, noisy, total, frame
-        self._tile = fixed_tile(noisy.shape[-2:])
-        self._shape = sampler.draw_shape(noisy.shape)[1:]  # (C, H, W) of one draw
+        self._tile = fixed_tile(noisy.shape[2:])
+        self._shape = sampler.draw_shape(noisy.shape)[1:]  # (C, *S) of one draw
         self.seconds: list[float] = self._state.load() or []
         if len(self.seconds) * math.prod(self._shape) * 4 > _size(self._pixels):  # lost by a power failure
             self.seconds = []
 
     def take(self, n: int) -> tuple[Tensor, Tensor, Tensor, float]:
-        """(mean, median, variance, seconds) of the first n draws; the images are (C, H, W)."""
+        """(mean, median, variance, seconds) of the first n draws; the images are (C, *S)."""
         while len(self.seconds) < n:
             self._draw_block()
         return *self._consensus(n), sum(self.seconds[:n])
@@ -79,14 +79,14 @@ class StoredDraws:
     def _consensus(self, n: int) -> tuple[Tensor, Tensor, Tensor]:
         """(mean, median, unbiased variance) of n draws, by bands of rows; the variance of one is 0."""
         draws = np.memmap(self._pixels, np.float32, "r", shape=(len(self.seconds), *self._shape))
-        channels, height, width = self._shape
-        rows = max(1, BAND_BYTES // (4 * n * channels * width))
+        height = self._shape[-2]
+        rows = max(1, BAND_BYTES // (4 * n * math.prod(self._shape) // height))
         bands = []
         for start in range(0, height, rows):
-            band = torch.from_numpy(np.array(draws[:n, :, start : start + rows]))
+            band = torch.from_numpy(np.array(draws[:n, ..., start : start + rows, :]))
             mean = band.mean(dim=0, dtype=torch.float64).float()
             bands.append((mean, median(band), (band - mean).square_().sum(dim=0) / max(1, n - 1)))
-        mean, medians, variance = (torch.cat(parts, dim=1) for parts in zip(*bands, strict=True))
+        mean, medians, variance = (torch.cat(parts, dim=-2) for parts in zip(*bands, strict=True))
         return mean, medians, variance
 
     def delete(self) -> None:

@@ -68,6 +68,11 @@ def export(
         bioimageio.check(author, license)
     denoiser = copy.deepcopy(checkpoint.load_denoiser(run, trust=trust)).requires_grad_(False).cpu()
     denoiser = denoiser.to(memory_format=torch.contiguous_format)
+    if denoiser.dims != 2:
+        raise UserError(
+            f"{checkpoint.name_of(run)}: its student sees volumes, and graphs of any size are exported of "
+            "images alone; use its folder by `distill predict`, or export a student with dims=2"
+        )
     size = sum(p.nbytes for p in denoiser.parameters())
     # A package holds three copies of the weights, and is itself checked before it has its name.
     space = 1e6 + (8 if format == "bioimageio" else 3) * size

@@ -11,6 +11,7 @@ from distill.images.context import in_context
 from distill.images.sources import Images, as_stack
 from distill.images.stack import Stack
 from distill.images.statistics import SCAN_BYTES, check_finite
+from distill.images.volumes import as_volumes
 from samplers.cached import fingerprint
 
 
@@ -48,10 +49,23 @@ def conditioned(stack: Stack, conditions: Images | None) -> Stack:
 
 
 def seen_by(network: Any, name: str, stack: Stack, conditions: Images | None) -> Stack:
-    """The images as a network sees them, with its context and conditions. name: for messages."""
-    stack = conditioned(in_context(stack, network.context), conditions)
+    """The images as a network sees them: as volumes, with its context, its conditions. name: for messages."""
+    stack = viewed(stack, network.dims, network.context, conditions)
     check_conditions(stack, name, network.conditions)
     return stack
+
+
+def viewed(stack: Stack, dims: int, context: str | None, conditions: Images | None) -> Stack:
+    """The stack as networks of `dims` spatial axes see it. UserError for volumes in a context or with
+    conditions."""
+    if dims == 2:
+        return conditioned(in_context(stack, context), conditions)
+    for name, value in {"context": context, "conditions": conditions}.items():
+        if value is not None:
+            raise UserError(
+                f"{name}: is of planes, but the networks have dims={dims}; leave it out, or pass dims=2"
+            )
+    return as_volumes(stack)
 
 
 def identity(stack: Stack) -> str | None:

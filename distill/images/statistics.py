@@ -1,5 +1,6 @@
 """Mean and standard deviation of stacks of any size."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -20,13 +21,16 @@ def spread(n: int, count: int) -> np.ndarray:
 
 
 def some_frames(stack: Stack, count: int, side: int | None = None) -> np.ndarray:
-    """`count` evenly spread frames, or all if there are fewer: (count, C, Y, X) float32, in raw counts.
+    """`count` evenly spread frames, or all if there are fewer: (count, C, *S) float32, in raw counts.
 
-    side: largest number of rows and columns, which are taken from the middle of larger frames. Default: whole
-    frames.
+    side: largest number of rows and columns, which are taken from the middle of larger frames; of volumes
+    fewer, so that a frame has as many pixels. Default: whole frames.
     """
-    rows, columns = (_middle(n, side or n) for n in stack.frames.shape[2:])
-    return as_float32(stack.frames[spread(len(stack.frames), count), :, rows, columns], stack.name)
+    *depth, height, width = stack.frames.shape[2:]
+    side = side and int(side / math.sqrt(math.prod(depth)))
+    space = [*map(slice, depth), _middle(height, side or height), _middle(width, side or width)]
+    chosen = (spread(len(stack.frames), count), slice(None), *space)
+    return as_float32(stack.frames[chosen], stack.name)
 
 
 def _middle(n: int, side: int) -> slice:

@@ -9,14 +9,14 @@ from distill.files import whole_file
 
 
 def mosaic(path: Path, columns: list[Tensor], rows: int = 4) -> None:
-    """Writes a PNG whose columns show different versions of the same `rows` patches (B, C, H, W).
+    """Writes a PNG whose columns show different versions of the same `rows` patches (B, C, *S).
 
-    All have the grey scale of the last column's percentiles. Pixels are doubled, and repeated further if a
-    version is smaller than the last.
+    Of volumes the middle planes are shown. All have the grey scale of the last column's percentiles. Pixels
+    are doubled, and repeated further if a version is smaller than the last.
     """
     from matplotlib.image import imsave
 
-    versions = [column[:rows, 0].float().cpu().numpy() for column in columns]
+    versions = [middle_plane(column[:rows, 0]).float().cpu().numpy() for column in columns]
     versions = [enlarged(column, versions[-1].shape) for column in versions]
     low, high = np.percentile(versions[-1], (0.5, 99.8))
     framed = [np.pad(patches, ((0, 0), (1, 1), (1, 1)), constant_values=high) for patches in versions]
@@ -48,6 +48,11 @@ def comparison(path: Path, images: dict[str, np.ndarray], zoom: int = 96) -> Non
     figure.tight_layout()
     with whole_file(path) as part:
         figure.savefig(part, format="png", dpi=110)
+
+
+def middle_plane(images: Tensor) -> Tensor:
+    """(B, Z, H, W) -> (B, H, W), the plane in the middle of each volume; images as they are."""
+    return images[:, images.shape[1] // 2] if images.ndim == 4 else images
 
 
 def enlarged(images: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -67,8 +67,10 @@ class Prediction:
         check_channels(self.stack, self.name, trained_on)
         self.stack = seen_by(self.network, self.name, self.stack, conditions)
         self.network.eval().to(self.hardware.device)
-        *_, self.channels, height, width = _output(self.network, self.stack.frames.shape)
-        self.scale = height // self.stack.frames.shape[2], width // self.stack.frames.shape[3]
+        size = self.stack.frames.shape
+        _, self.channels, *_, height, width = _output(self.network, size)
+        self.scale = height // size[-2], width // size[-1]
+        self.depth = size[2:-2]  # the number of planes of volumes; none of images
 
     @cached_property
     def halo(self) -> int:
@@ -82,7 +84,7 @@ class Prediction:
         return not self.draws and receptive_field(self.network) is not None
 
     def answer(self, noisy: Tensor, draws: int | None = None) -> Tensor:
-        """Noisy (B, C, H, W) -> all output images (B, len(names) * C', H', W')."""
+        """Noisy (B, C, *S) -> all output images (B, len(names) * C', *S')."""
         if self.draws:
             return STATISTICS[self.statistic](self.network, noisy, n=draws or self.draws)
         return torch.cat(list(self.network.maps(noisy).values()), dim=1)
@@ -90,8 +92,10 @@ class Prediction:
     def cost(self) -> Cost:
         """Memory per pixel, measured on a small part of the image."""
         frames, few = self.stack.frames, self.draws if self.statistic == "median" else min(self.draws, 2)
-        sample = torch.from_numpy(np.array(frames[0, :, :SAMPLE, :SAMPLE], np.float32))[None]
+        side = slice(SAMPLE // 2 if self.depth else SAMPLE)
+        sample = torch.from_numpy(np.array(frames[self._at(0, side, side)], np.float32))[None]
         channels, outputs = frames.shape[1], self.channels * len(self.names) * math.prod(self.scale)
+        channels, outputs = (n * math.prod(self.depth) for n in (channels, outputs))
         sample = sample.to(self.hardware.device)
         with checks_of(self.name), torch.inference_mode(), self.hardware.autocast():
             answer = FittingTiles(partial(self.answer, draws=few), None, lambda: self.halo)
@@ -112,10 +116,10 @@ class Prediction:
         return FittingTiles(self.answer, None, lambda: self.halo if halo is None else halo)
 
     def read(self, block: Block) -> Tensor:
-        """The pixels that a block's network sees: (F, C, h, w) float32. UserError for NaN and infinity."""
+        """The pixels that a block's network sees: (F, C, *s) float32. UserError for NaN and infinity."""
         rows, columns = slice(*block.seen_rows), slice(*block.seen_columns)
         frames = slice(block.first, block.first + block.count)
-        counts = self.stack.frames[frames, :, rows, columns]
+        counts = self.stack.frames[self._at(frames, rows, columns)]
         with np.errstate(over="ignore"):
             noisy = np.array(counts, np.float32)
         if not (abs(noisy) <= MAX_COUNT).all():
@@ -123,11 +127,15 @@ class Prediction:
         _give_back(self.stack.pixels)
         return torch.from_numpy(noisy)
 
+    def _at(self, frames: Any, rows: slice, columns: slice) -> tuple[Any, ...]:
+        """The index of a block of all channels, and of all planes of volumes."""
+        return frames, *[slice(None)] * (1 + len(self.depth)), rows, columns
+
     def compute(self, in_tiles: FittingTiles, batch: int, block: Block, noisy: Tensor) -> list[np.ndarray]:
-        """All output images of a block, each (F, C', h', w')."""
+        """All output images of a block, each (F, C', *s')."""
         parts = [self._batch(in_tiles, block, i, noisy[i : i + batch]) for i in range(0, len(noisy), batch)]
         images = np.concatenate(parts) if len(parts) > 1 else parts[0]
-        finite = np.isfinite(images).all(axis=(1, 2, 3))
+        finite = np.isfinite(images).all(axis=tuple(range(1, images.ndim)))
         if not finite.all():
             raise self._not_finite(images[first := int(finite.argmin())], block.first + first)
         return np.split(images, len(self.names), axis=1)
@@ -144,12 +152,8 @@ class Prediction:
         with checks_of(self.name), torch.inference_mode(), self.hardware.autocast(), seeded(device, *seeds):
             images = in_tiles(noisy.to(device))
         down, across = self.scale
-        expected = (
-            len(noisy),
-            self.channels * len(self.names),
-            noisy.shape[2] * down,
-            noisy.shape[3] * across,
-        )
+        height, width = noisy.shape[-2] * down, noisy.shape[-1] * across
+        expected = (len(noisy), self.channels * len(self.names), *self.depth, height, width)
         if images.shape != expected:
             raise UserError(
                 f"{self.name}: gives {tuple(images.shape)} for noisy images {tuple(noisy.shape)}, but "
@@ -183,11 +187,12 @@ def _output(network: DirectDenoiser | PosteriorSampler, frames: tuple[int, ...])
 
 def fingerprint(stack: Stack) -> str:
     """A hash of the shape, the type and the centre of the first, middle and last frame, fast for any size."""
-    n, _, height, width = stack.frames.shape
+    n, _, *depth, height, width = stack.frames.shape
     sha256 = hashlib.sha256(repr((stack.axes, stack.pixels.shape, str(stack.pixels.dtype))).encode())
     y, x = max(0, height // 2 - SAMPLE), max(0, width // 2 - SAMPLE)
     for i in sorted({0, n // 2, n - 1}):
-        sha256.update(np.ascontiguousarray(stack.frames[i, :, y : y + 2 * SAMPLE, x : x + 2 * SAMPLE]).data)
+        space = [*map(slice, depth), slice(y, y + 2 * SAMPLE), slice(x, x + 2 * SAMPLE)]
+        sha256.update(np.ascontiguousarray(stack.frames[(i, slice(None), *space)]).data)
     return sha256.hexdigest()
 
 

@@ -82,6 +82,11 @@ def cache_draws(
     sampler = checkpoint.load_sampler(run, trust=trust).to(hardware.device)
     planes = as_stack(images, axes)
     check_channels(planes, checkpoint.name_of(run), getattr(sampler, "channels", None))
+    if sampler.dims != 2:
+        raise UserError(
+            f"{checkpoint.name_of(run)}: draws volumes, and a cache holds draws of planes; train students "
+            "with the sampler itself"
+        )
     stack = seen_by(sampler, checkpoint.name_of(run), planes, conditions)
     tile = fixed_tile(stack.frames.shape[-2:]) if tile is None else tile
     n, channels, *size = sampler.draw_shape(stack.frames.shape)

@@ -50,7 +50,7 @@ class Plan:
     halo: int | None = None
 
     def blocks(self, shape: tuple[int, ...], length: int) -> list[Block]:
-        """All blocks of frames of shape (N, C, Y, X).
+        """All blocks of frames of shape (N, C, *S); a block of volumes has all their planes.
 
         length: number of frames along the last axis of frames; no block contains frames of two such rows.
         """
@@ -59,8 +59,8 @@ class Plan:
             for first in range(0, shape[0], length)
             for start in range(0, length, self.frames)
         ]
-        rows = list(spans(shape[2], self.height, self.halo or 0))
-        columns = list(spans(shape[3], self.width, self.halo or 0))
+        rows = list(spans(shape[-2], self.height, self.halo or 0))
+        columns = list(spans(shape[-1], self.width, self.halo or 0))
         return [
             Block(*frames, kept_y, kept_x, seen_y, seen_x)
             for frames, (kept_y, seen_y), (kept_x, seen_x) in product(starts, rows, columns)
@@ -77,16 +77,19 @@ def spans(length: int, step: int, halo: int) -> Iterator[tuple[tuple[int, int], 
 
 @dataclass(frozen=True)
 class Cost:
-    """Bytes of memory per pixel: in the network, and while it is read, waits or is written."""
+    """Bytes of memory per pixel: in the network, and while it is read, waits or is written.
+
+    A pixel of volumes counts with all its planes.
+    """
 
     computed: float
     moved: float
 
     @classmethod
     def of(cls, answer: Callable[[Tensor], Tensor], channels: int, outputs: int, sample: Tensor) -> "Cost":
-        """Measures the memory of `answer` for images with so many input and output channels.
+        """Measures the memory of `answer` for so many input and output channels, of volumes times planes.
 
-        sample: image (1, C, h, w) for the measurement.
+        sample: image (1, C, *s) for the measurement.
         """
         peak = _Peak()
         with peak:
@@ -94,7 +97,7 @@ class Cost:
         # Of the input, two blocks wait or are computed. Of the output, one is computed, one waits and one is
         # written: in float64 if it is rounded, and in a compressed copy.
         moved = 4 * (3 * channels + 6 * outputs)
-        return cls(peak.bytes / sample[0, 0].numel(), moved)
+        return cls(peak.bytes / math.prod(sample.shape[-2:]), moved)
 
 
 def fitting(
@@ -106,7 +109,7 @@ def fitting(
 ) -> Plan:
     """The plan with the least total number of computed pixels, among those that fit into the memory.
 
-    shape: shape of the frames (N, C, Y, X).
+    shape: shape of the frames (N, C, *S).
     grain: numbers of frames, rows and columns that have to be written together.
     halo_of: returns the halo in pixels. Called only if whole frames do not fit, because that takes time.
     cost: memory per pixel.
@@ -115,12 +118,12 @@ def fitting(
     """
     depth, room = grain[0], SHARE * ceiling - FIXED
     most = int(room / (cost.computed + depth * cost.moved))  # pixels of an input tile
-    if (pixels := shape[2] * shape[3]) <= most:
+    if (pixels := shape[-2] * shape[-1]) <= most:
         batch = max(1, min(MOST_FRAMES, int(room / pixels / (cost.computed + cost.moved))))
         frames = max(depth, batch // depth * depth)
-        return Plan(shape[2], shape[3], frames, min(batch, frames))
+        return Plan(shape[-2], shape[-1], frames, min(batch, frames))
     halo = halo_of()
-    sides = [_sides(n, each, halo) for n, each in zip(shape[2:], grain[1:], strict=True)]
+    sides = [_sides(n, each, halo) for n, each in zip(shape[-2:], grain[1:], strict=True)]
     fit = [(h, w) for h, w in product(*sides) if h.seen * w.seen <= most]
     if not fit:
         least = min(h.seen * w.seen for h, w in product(*sides))

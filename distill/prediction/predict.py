@@ -21,6 +21,7 @@ from distill.images.sources import Images
 from distill.images.stack import Stack
 from distill.images.statistics import SCAN_BYTES, check_finite
 from distill.images.targets import Target, Writing, open_target, writing
+from distill.images.volumes import in_planes
 from distill.limits import check_limits
 from distill.memory import as_bytes, check_memory
 from distill.prediction.blocks import STATISTICS, NotFinite, Prediction, Statistic
@@ -119,6 +120,7 @@ def predict(
         if out is None:
             return _in_memory(job, lambda: _plan(job, (1, 1, 1), room, tile, halo), workers)
         grain = _grain(targets[0].grain, job.scale)
+        grain = (1, *grain[1:]) if job.depth else grain  # a volume has all planes of its chunks
         options |= {"tile": tile, "halo": halo, "memory": ceiling, "dtype": dtype}
         with writing(targets, job.identity(workers.device) | options, overwrite) as target:
             plan = Plan(**target.plan) if target.plan else _plan(job, grain, room, tile, halo)
@@ -144,7 +146,9 @@ def _write(job: Prediction, plan: Plan, blocks: list[Block], workers: Workers, t
     numbers = {blocks[i]: i for i in target.begin(asdict(plan), len(blocks))}
 
     def write(block: Block, images: list[np.ndarray]) -> None:
-        target.write(block.first, block.rows[0] * job.scale[0], block.columns[0] * job.scale[1], images)
+        top, left = block.rows[0] * job.scale[0], block.columns[0] * job.scale[1]
+        for first, planes in in_planes(job.stack, block.first, images):
+            target.write(first, top, left, planes)
 
     try:
         for block in _shown(workers.compute(plan, list(numbers), write), blocks, list(numbers)):
@@ -189,7 +193,7 @@ def _plan(
         sides = [max(ALIGNMENT, tile // ALIGNMENT * ALIGNMENT)] * 2
         sides = [-(-side // each) * each for side, each in zip(sides, grain[1:], strict=True)]
         plan = Plan(*sides, frames=grain[0], batch=1, halo=halo_of())
-    if (plan.height < shape[2] or plan.width < shape[3]) and not job.has_limited_field:
+    if (plan.height < shape[-2] or plan.width < shape[-1]) and not job.has_limited_field:
         log.warning(
             "in tiles of %d x %d px with a halo of %d px: the receptive field of this network is larger, so "
             "the result differs slightly from that of the whole image", plan.height, plan.width, plan.halo
@@ -233,7 +237,8 @@ def _maps(
     """The first `count` output images, in memory."""
     stack = job.stack
     down, across = job.scale
-    shape = (len(stack.frames), job.channels, stack.frames.shape[2] * down, stack.frames.shape[3] * across)
+    *_, height, width = stack.frames.shape
+    shape = (len(stack.frames), job.channels, *job.depth, height * down, width * across)
     check_memory(4.0 * count * math.prod(shape), "result", "pass out, or fewer frames")
     maps = [np.empty(shape, np.float32) for _ in range(count)]
     plan = plan_of()
@@ -245,7 +250,7 @@ def _maps(
             slice(a * by, b * by) for (a, b), by in ((block.rows, down), (block.columns, across))
         )
         for whole, part in zip(maps, images, strict=False):
-            whole[frames, :, rows, columns] = part
+            whole[frames, ..., rows, columns] = part
 
     for i, _ in enumerate(_shown(workers.compute(plan, blocks, write), blocks, blocks)):
         on_block((i + 1) / len(blocks))

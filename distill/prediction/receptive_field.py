@@ -15,7 +15,7 @@ _known: "WeakKeyDictionary[nn.Module, int | None]" = WeakKeyDictionary()
 
 
 def receptive_field(denoiser: DirectDenoiser) -> int | None:
-    """Radius of the receptive field in pixels, rounded up; None for a network that uses all of an image.
+    """Radius of the receptive field along Y and X in pixels, rounded up; None if it is all of an image.
 
     A block of the input is set to NaN, which no weight, activation or normalisation removes, so the NaN
     pixels of the output are those that depend on the block. Gradients would miss pixels that happen to have
@@ -27,8 +27,8 @@ def receptive_field(denoiser: DirectDenoiser) -> int | None:
 
 
 def maps_in_tiles(denoiser: DirectDenoiser, noisy: Tensor) -> dict[str, Tensor]:
-    """Raw counts (B, C, H, W) -> `denoiser.maps`; large images in tiles, with the receptive field as halo."""
-    tile = fixed_tile(noisy.shape[-2:])
+    """Raw counts (B, C, *S) -> `denoiser.maps`; large images in tiles, with the receptive field as halo."""
+    tile = fixed_tile(noisy.shape[2:])
     if tile is None:
         return denoiser.maps(noisy)
     radius = receptive_field(denoiser)
@@ -47,20 +47,20 @@ def _radius(denoiser: DirectDenoiser) -> int | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns about TF32, which is not used here
         with torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False):
-            radii = [_along(denoiser, dim, multiple) for dim in (2, 3)]
+            radii = [_along(denoiser, dim, multiple) for dim in (-2, -1)]
     return None if None in radii else max(radius for radius in radii if radius is not None)
 
 
 def _along(denoiser: DirectDenoiser, dim: int, multiple: int) -> int | None:
-    """The radius along one axis, measured on images that are narrow along the other."""
-    narrow = 4 * math.lcm(multiple, 4)
+    """The radius along one axis, measured on images or volumes that are narrow along the others."""
+    narrow = 4 * math.lcm(multiple, 4) if denoiser.dims == 2 else 2 * multiple
     length = 256
     while length <= LARGEST:
-        size = [1, denoiser.channels, narrow, narrow]
+        size = [1, denoiser.channels, *[narrow] * denoiser.dims]
         size[dim] = math.ceil(length / multiple) * multiple
         first = size[dim] // 2 // multiple * multiple
         places = _nan_places(denoiser, size, dim, first, multiple)
-        lowest, highest = (int(each) // denoiser.scale[dim - 2] for each in (places.min(), places.max()))
+        lowest, highest = (int(each) // denoiser.scale[dim] for each in (places.min(), places.max()))
         if lowest > 0 and highest < size[dim] - 1:
             return max(first - lowest, highest - first - multiple + 1) + multiple - 1
         length *= 2
@@ -71,5 +71,5 @@ def _nan_places(denoiser: DirectDenoiser, size: list[int], dim: int, first: int,
     """Output positions along `dim` that depend on the `multiple` input pixels from `first` on."""
     image = (denoiser.mean + torch.zeros(size, device=denoiser.mean.device)).contiguous()
     image.narrow(dim, first, multiple).fill_(torch.nan)
-    is_nan = denoiser(image).isnan().any(dim=1, keepdim=True).any(dim=5 - dim)
-    return is_nan.flatten().nonzero()
+    is_nan = denoiser(image).isnan().movedim(dim, 0)
+    return is_nan.flatten(1).any(dim=1).nonzero()

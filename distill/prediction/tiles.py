@@ -54,18 +54,19 @@ def tiles(size: Sequence[int], tile: int | None, halo: int) -> Iterator[Tile]:
 
 
 def fixed_tile(size: Sequence[int]) -> int | None:
-    """Side in pixels of the tiles for images (H, W), or None for no tiles.
+    """Side in pixels of the tiles for images (H, W) or volumes (Z, H, W), or None for no tiles.
 
     It does not depend on the machine or its free memory, so that an interrupted command resumes with the same
     tiles.
     """
-    return SIDE if math.prod(size) > LARGE else None
+    side = int(SIDE / math.sqrt(math.prod(size[:-2])))  # as many pixels in all planes
+    return max(2 * ALIGNMENT, side // ALIGNMENT * ALIGNMENT) if math.prod(size) > LARGE else None
 
 
 def in_tiles(
     answer: Callable[[Tensor], Tensor], noisy: Tensor, tile: int | None = None, halo: int = HALO
 ) -> Tensor:
-    """Computes `answer` in tiles: noisy (B, C, H, W) -> (B, K, H', W').
+    """Computes `answer` in tiles: noisy (B, C, *S) -> (B, K, *S'). Tiles of volumes have all planes.
 
     With a halo of the network's receptive field, such as 160 px for the U-Net of the paper, the result is
     exactly that of the whole image. The receptive field of HDN is larger than any halo. Beyond the
@@ -86,7 +87,7 @@ def in_tiles(
         part = answer(pixels)
         scale = [n // m for n, m in zip(part.shape[-2:], pixels.shape[-2:], strict=True)]
         if not whole.numel():
-            whole = part.new_empty(*part.shape[:2], *(n * by for n, by in zip(size, scale, strict=True)))
+            whole = part.new_empty(*part.shape[:-2], *(n * by for n, by in zip(size, scale, strict=True)))
         larger = place.enlarged(scale)
         whole[(..., *larger.kept)] = part[(..., *larger.inside)]
     return whole
@@ -104,7 +105,7 @@ class FittingTiles:
         return self._halo_of()
 
     def __call__(self, noisy: Tensor) -> Tensor:
-        """Noisy (B, C, H, W) -> (B, K, H', W'). UserError if not even tiles of ALIGNMENT pixels fit."""
+        """Noisy (B, C, *S) -> (B, K, *S'). UserError if not even tiles of ALIGNMENT pixels fit."""
         while (answer := self._try(noisy)) is None:
             side = min(self.tile or max(noisy.shape[-2:]), max(noisy.shape[-2:]))
             if side <= ALIGNMENT:

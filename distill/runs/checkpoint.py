@@ -20,6 +20,7 @@ from distill.runs.run import Run
 from distill.runs.tensors import Fields, digest, load, save
 from losses import Loss
 from samplers import PosteriorSampler
+from students.dimensions import channels_last
 
 AnyRun = str | os.PathLike[str] | DirectDenoiser | PosteriorSampler  # a Run, its folder, or a network of it
 log = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ def load_sampler(
     sampler = sampler or _described(path, header, "sampler", PosteriorSampler, trust, tensors)
     load_state(path, sampler, tensors)
     sampler.context, sampler.conditions = _context(path, header), _conditions(path, header)
-    return sampler.eval().to(memory_format=torch.channels_last)
+    return channels_last(sampler.eval())
 
 
 def load_denoiser(run: AnyRun, backbone: nn.Module | None = None, *, trust: Trust = ()) -> DirectDenoiser:
@@ -112,13 +113,13 @@ def load_denoiser(run: AnyRun, backbone: nn.Module | None = None, *, trust: Trus
     backbone = backbone or _described(path, header, "backbone", nn.Module, trust, tensors)
     loss = _described(path, header, "loss", Loss, trust, tensors)
     channels = header["channels"]
-    if "mean" not in tensors or tensors["mean"].shape != (channels, 1, 1):
+    if "mean" not in tensors or tensors["mean"].shape[:1] != (channels,):
         raise UserError(f"{path}: contains no mean of {channels} channels; pass another file, or retrain it")
     denoiser = _denoiser(path, backbone, loss, header)
     load_state(path, denoiser, tensors)
     if not is_package(path):  # whose student has its calibration in it
         denoiser.spread.mul_(_calibrated(path.with_name(CALIBRATION), digest(tensors, header)))
-    return denoiser.eval().to(memory_format=torch.channels_last)
+    return channels_last(denoiser.eval())
 
 
 def _denoiser(path: Path, backbone: nn.Module, loss: Loss, header: dict[str, Any]) -> DirectDenoiser:

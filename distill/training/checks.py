@@ -46,6 +46,18 @@ def space(*networks: nn.Module) -> float:
     return 1e6 + 9 * sum(value.nbytes for network in networks for value in network.state_dict().values())
 
 
+def common_dims(sampler: PosteriorSampler, student: nn.Module) -> int:
+    """The number of spatial axes that both networks see. UserError if they differ."""
+    of_student = getattr(student, "dims", 2)
+    if sampler.dims != of_student:
+        raise UserError(
+            f"dims: got {sampler.dims} of {type(sampler).__name__} and {of_student} of "
+            f"{type(student).__name__}, must be the same; volumes need --sampler HDN --sampler.dims 3 "
+            "--student LightUNet --student.dims 3"
+        )
+    return of_student
+
+
 def check_seen(context: str | None, conditions: int, *networks: nn.Module) -> None:
     """UserError for an invalid context, and for networks that cannot use a context or conditions."""
     plane_count(context)

@@ -87,7 +87,7 @@ def training_cost(
     denoiser = copy.deepcopy(checkpoint.load_denoiser(run, trust=trust))
     if not (sampler.trainable and settings["steps"]):
         raise UserError(f"{run}: its sampler was not trained with the student; pass a run that co-trained")
-    hardware = Hardware(device, precision)
+    hardware = Hardware(device, precision).for_training(denoiser.dims)
     place = hardware.device
     sampler, denoiser = sampler.to(place), denoiser.to(place)
     frames = seen_by(denoiser, str(run), as_stack(noisy, axes), conditions).frames

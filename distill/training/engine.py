@@ -1,5 +1,6 @@
 """Co-training of a posterior sampler and the student that learns from its draws (paper, section 4)."""
 
+import math
 import os
 import time
 from pathlib import Path
@@ -15,16 +16,24 @@ from distill.denoiser import DirectDenoiser
 from distill.errors import checks_of
 from distill.files import check_folder
 from distill.hardware import Hardware, Precision
-from distill.images.conditions import check_conditions, condition_count, conditioned, identity
-from distill.images.context import in_context, plane_count
+from distill.images.conditions import check_conditions, condition_count, identity, viewed
+from distill.images.context import plane_count
 from distill.images.sources import Images, as_stack
 from distill.images.statistics import statistics
 from distill.limits import check_limits
+from distill.memory import as_bytes
 from distill.runs.checkpoint import save_run
 from distill.runs.rebuild import describe
 from distill.runs.run import Run
 from distill.training.budget import Trial, planned_steps
-from distill.training.checks import check_arguments, check_draws, check_networks, space, student_of
+from distill.training.checks import (
+    check_arguments,
+    check_draws,
+    check_networks,
+    common_dims,
+    space,
+    student_of,
+)
 from distill.training.defaults import default_length, default_rates
 from distill.training.loader import loaded
 from distill.training.logs import Log, Metrics, tensorboard_log
@@ -39,6 +48,7 @@ from distill.training.validation import Validation
 from distill.training.watch import Watch
 from losses import L2, Loss
 from samplers import PosteriorSampler
+from students.dimensions import channels_last, per_channel
 
 PUBLISHED: dict[str, Any] = dict(
     refine_steps=0, batch_size=64, micro_batch=8, optimizer="Adamax", lr=3e-4, student_lr=3e-4,
@@ -82,6 +92,7 @@ def train(
     self_supervised: float | None = None,
     context: str | None = None,
     conditions: Images | None = None,
+    memory: str | float | None = None,
 ) -> Run:
     """Trains `student` to predict in one pass what averaging draws of `sampler` would give.
 
@@ -90,8 +101,9 @@ def train(
 
     Args:
         images: noisy images in raw counts: a path, an array or a Stack.
-        sampler: posterior sampler that draws the student's targets.
-        student: network that predicts in one pass.
+        sampler: posterior sampler that draws the student's targets. With dims=3 (HDN, DivNoising, or the
+            attribute of your own) it draws volumes, from all planes along Z together.
+        student: network that predicts in one pass, with the same dims.
         loss: functional of the posterior that the student learns. Default: L2, the mean.
         out: folder of the run. A stopped run in it resumes from its last checkpoint, also with more `steps`
             or `refine_steps` than before.
@@ -103,7 +115,8 @@ def train(
             "5min" for a sampler with trained initial weights, otherwise "15min".
         batch_size: patches per update, summed over all processes (docs/several-gpus.md).
         micro_batch: patches that a process computes at once; gradients are summed.
-        patch_size: side of the patches, in pixels.
+        patch_size: side of the patches, in pixels. Patches of volumes have a quarter as many planes, or all
+            planes.
         draws: draws per patch for the student. Default: the larger of loss.min_draws and
             sampler.free_draws, usually 1.
         optimizer: name of a class in torch.optim, for each network.
@@ -143,6 +156,8 @@ def train(
         conditions: further images that both networks see, such as a mask of known pixels or a map of the
             noise level: one frame for all images, or one for each. They are the last input channels, in
             their own units; scale them to about 0 to 1. Default: none.
+        memory: most memory of each process for decoded chunks of images that are read from a disk, such as
+            2GB. Default: half of the free memory, at most 8.6 GB.
 
     Raises:
         UserError: before anything is written, for arguments, images or networks that cannot work; in
@@ -150,11 +165,13 @@ def train(
             skipped, and counted as `skipped` in metrics.jsonl.
     """
     check_limits(locals())
+    cached = None if memory is None else as_bytes(memory)
     processes = Processes(batch_size, micro_batch)
     loss, out = loss or L2(), check_folder(out, space(sampler, student))
     check_resumable(out)
     planes, began = as_stack(images, axes), time.monotonic()
-    stack = conditioned(in_context(planes, context), conditions)
+    dims = common_dims(sampler, student)
+    stack = viewed(planes, dims, context, conditions)
     maps = condition_count(stack)
     check_conditions(stack, type(sampler).__name__, sampler.conditions or maps)
     sampler.conditions = maps
@@ -170,17 +187,19 @@ def train(
         context=context, conditions=identity(stack),
     )  # fmt: skip
     check_arguments(settings, loss)
-    hardware = Hardware(processes.device(device), precision)
+    hardware = Hardware(processes.device(device), precision).for_training(dims)
 
     # Data: random patches of raw counts, and the mean and standard deviation that standardize them.
     mean, std = (torch.from_numpy(v).repeat(plane_count(context), 1, 1) for v in statistics(planes))
     mean, std = torch.cat([mean, torch.zeros(maps, 1, 1)]), torch.cat([std, torch.ones(maps, 1, 1)])
+    mean, std = per_channel(mean, dims), per_channel(std, dims)
     regions, held_out = split(stack.frames, val_fraction, patch_size, seed)
     with checks_of(stack.name):
         frames = sampler.training_images(stack.frames)
     patches, unseen = Patches(frames, regions, patch_size), None
     if len(held_out):
-        unseen = Patches(frames, held_out, patch_size).grid(64).to(hardware.device)
+        depth = math.prod(patches.sides[:-2])
+        unseen = Patches(frames, held_out, patch_size).grid(max(4, 64 // depth)).to(hardware.device)
 
     # Networks: the sampler, the student, and the running average of the student.
     torch.manual_seed(seed)
@@ -190,9 +209,9 @@ def train(
     sampler.context = context
     light, noise_model = prepare_networks(sampler, denoiser, stack, mean, std, init, co_training)
     co_training = co_training and sampler.trainable  # may depend on the estimated noise
-    allowed = orientations(sampler.isotropic, sampler.mirrors, denoiser.scale)  # these may, too
+    allowed = orientations(sampler.isotropic, sampler.mirrors, denoiser.scale, dims)  # these may, too
     for module in (sampler, denoiser):
-        module.to(hardware.device).to(memory_format=torch.channels_last)
+        channels_last(module.to(hardware.device))
     two = patches.sample(2, np.random.default_rng(0)).to(hardware.device)
     samples = check_draws(sampler, denoiser, two, draws)
     prepare_outputs(sampler, denoiser, patches, hardware)
@@ -240,7 +259,7 @@ def train(
     processes.seed(seed)
     with (
         resumed(out, state, settings, metrics),
-        loaded(patches, batch_size, generator, allowed, processes.part) as batches,
+        loaded(patches, batch_size, generator, allowed, processes.part, cached) as batches,
         tqdm(total=total, initial=state.step, unit="step", smoothing=0.1, disable=not processes.main) as bar,
         stop_signals() as stop,
     ):
