@@ -57,7 +57,7 @@ def test_only_finished_runs_have_one(tmp_path):
     with pytest.raises(UserError, match="not a finished run; pass a folder"):
         report(tmp_path)
     (tmp_path / "checkpoint.safetensors").touch()
-    with pytest.raises(UserError, match="not a finished run; run its `distill train` again"):
+    with pytest.raises(UserError, match="not a finished run; to resume it, run its `distill train` again"):
         report(tmp_path)
 
 
