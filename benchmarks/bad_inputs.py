@@ -1,10 +1,10 @@
-"""Some 900 bad inputs over all commands: each must end in one line and exit 2, leave and change nothing.
+"""Tries about 900 bad inputs of all commands: each must print one line, exit with 2 and change nothing.
 
     python benchmarks/bad_inputs.py            # all, in about ten minutes
-    python benchmarks/bad_inputs.py predict    # of one command
+    python benchmarks/bad_inputs.py predict    # those of one command
 
-Each input runs in a child of its own, which is ended after LIMIT seconds. A full disk and a read-only folder
-are tried where this machine allows mounting, which takes root.
+Each input runs in its own child process, which is stopped after LIMIT seconds. A full disk and a read-only
+folder are tested if this machine allows mounting, which needs root.
 """
 
 import hashlib

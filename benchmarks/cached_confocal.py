@@ -1,4 +1,4 @@
-"""What the benchmarks of losses and of students share: one sampler's draws of confocal BPAE, made once."""
+"""Draws of one sampler for confocal BPAE, which the benchmarks of losses and of students share."""
 
 import os
 from pathlib import Path

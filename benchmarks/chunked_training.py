@@ -1,11 +1,11 @@
-"""Steps per second of training on a compressed OME-Zarr, against the same images in memory.
+"""Compares training on a compressed OME-Zarr with the same images in memory, in steps per second.
 
 python benchmarks/chunked_training.py [--gigabytes 2] [--chunks 256 512 1024] [--cached 0.05] [--steps 600]
 
-The store is made in TMPDIR and deleted afterwards. `--cached` is the share of it whose decoded chunks may
-stay in memory: 0.05 is what 1 GB is to 20 GB. The student is small and learns from a sampler that costs
-nothing, so that reading matters as much as it can; both kinds alternate, and the median counts.
-OMP_NUM_THREADS=1 leaves the second of two cores to the loader, as a GPU would leave it all of them.
+The store is written to TMPDIR and deleted afterwards. `--cached` is the share of its decoded chunks that may
+stay in memory: 0.05 corresponds to 1 GB of 20 GB. The student is small and the sampler costs nothing, so that
+reading matters as much as possible. Both kinds alternate, and the median counts. OMP_NUM_THREADS=1 leaves the
+second of two cores to the loader; with a GPU it has all of them.
 """
 
 import argparse
@@ -22,7 +22,6 @@ import zarr
 import zarr.codecs
 
 from distill import train
-from distill.training import loader
 from samplers import FunctionSampler
 from students import UNet
 
@@ -50,13 +49,13 @@ def make_store(path: Path, gigabytes: float, chunk: int) -> None:
         array[i] = np.rot90(drawn[i % 16], i // 16)
 
 
-def steps_per_second(images: Any, steps: int) -> float:
+def steps_per_second(images: Any, steps: int, memory: float) -> float:
     torch.manual_seed(0)
     times: dict[int, float] = {}
     with tempfile.TemporaryDirectory() as out:
         train(
             images, FunctionSampler(lambda noisy: noisy), UNet(depth=2, filters=8), out=out,
-            steps=0, refine_steps=WARM_UP + steps, validate_every=10**6, val_fraction=0.0,
+            steps=0, refine_steps=WARM_UP + steps, validate_every=10**6, val_fraction=0.0, memory=memory,
             on_log=lambda row: times.setdefault(row["step"], time.perf_counter()),
         )  # fmt: skip
     return steps / (times[WARM_UP + steps] - times[WARM_UP])
@@ -72,7 +71,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
-    loader.MOST_CACHED = options.cached * options.gigabytes * 1e9
+    memory = options.cached * options.gigabytes * 1e9
     for chunk in options.chunks:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "images.ome.zarr"
@@ -80,14 +79,14 @@ def main() -> None:
             stored = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
             pixels = np.asarray(zarr.open_array(path / "0", mode="r"))
             pairs = [
-                (steps_per_second(pixels, options.steps), steps_per_second(path, options.steps))
+                tuple(steps_per_second(images, options.steps, memory) for images in (pixels, path))
                 for _ in range(options.repeats)
             ]
-            memory, chunked = (median(each) for each in zip(*pairs, strict=True))
+            whole, chunked = (median(each) for each in zip(*pairs, strict=True))
             print(
                 f"chunks of {chunk}: {pixels.nbytes / 1e9:.2f} GB as {stored / 1e9:.2f} GB, "
-                f"{os.environ.get('OMP_NUM_THREADS', 'all')} threads: in memory {memory:.1f} steps/s, "
-                f"from chunks {chunked:.1f}, ratio {chunked / memory:.3f}",
+                f"{os.environ.get('OMP_NUM_THREADS', 'all')} threads: in memory {whole:.1f} steps/s, "
+                f"from chunks {chunked:.1f}, ratio {chunked / whole:.3f}",
                 flush=True,
             )
 

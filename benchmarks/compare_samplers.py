@@ -1,13 +1,14 @@
-"""Samplers against each other at equal time of one core, and against a posterior in closed form.
+"""Compares samplers at equal time of one core, and with a posterior in closed form.
 
     DISTILL_TEST_DATA=... python benchmarks/compare_samplers.py confocal --minutes 0 5 --draws 1 10 100
     python benchmarks/compare_samplers.py specimen --minutes 0 5
     python benchmarks/compare_samplers.py field --minutes 5
 
-PSNR of draws and their means, trained on FOV 1's noisy frames alone (FOV 19 is never seen) or on the built-in
-specimen. dispersion: MSE(1) / MSE(infinitely many), 2 for draws of the posterior; the mean of 50 repeats that
-stands for FOV 1's truth has noise of its own, which is taken out. field: a Gaussian field in Gaussian noise,
-whose posterior is known; errors of mean, std and quantiles as root mean squares, in % of the posterior's std.
+It shows the PSNR of draws and their means after training on the noisy frames of FOV 1 alone (FOV 19 is never
+used) or on the built-in specimen. dispersion: MSE(1) / MSE(infinitely many), 2 for draws of the posterior;
+the noise of the mean of 50 repeats, the ground truth of FOV 1, is subtracted. field: a Gaussian field with
+Gaussian noise, whose posterior is known; root mean square errors of mean, std and quantiles, in % of the
+posterior's std.
 """
 
 import argparse

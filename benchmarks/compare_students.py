@@ -1,13 +1,13 @@
-"""Students side by side: parameters, work, time for an image of 512x512 and accuracy.
+"""Compares students: parameters, operations, time for an image of 512x512 and accuracy.
 
     python benchmarks/compare_students.py                            speed alone, a minute
     DISTILL_TEST_DATA=... python benchmarks/table1.py confocal       trains a sampler, and then
     DISTILL_TEST_DATA=... python benchmarks/compare_students.py --steps 1000       an hour
 
-With --steps, each student learns from the same cached draws of that sampler under L2; PSNR and SSIM
-are those of the middle frames of confocal BPAE, FOV 1 (trained on without ground truth) and FOV 19 (never
-seen); writes runs/students/students.png, accuracy against time. What is trained already is kept.
-Time as `predict` has it: channels last, eval mode, this machine's precision, all of torch's threads.
+With --steps, each student learns from the same cached draws of that sampler under L2; PSNR and SSIM are those
+of the middle frames of confocal BPAE, FOV 1 (used in training without ground truth) and FOV 19 (never used).
+It writes runs/students/students.png, accuracy against time, and keeps students that are already trained.
+Times are those of `predict`: channels last, eval mode, this machine's precision, all threads of torch.
 """
 
 import argparse

@@ -1,12 +1,12 @@
-"""What neighbouring frames in time are worth to HDN and its student, at equal steps.
+"""Measures what neighbouring frames in time improve for HDN and its student, at equal steps.
 
     python benchmarks/context.py --steps 400 --seeds 0
 
 The specimen: 24 frames of 128 x 128 px. A smooth background that never moves, and in the upper left quarter
-12 blobs (Gaussians with a std of 2 to 5 px) that go straight at 0.5 px a frame and are reflected at the
+12 blobs (Gaussians with a std of 2 to 5 px) that move straight at 0.5 px per frame and are reflected at the
 quarter's edges. Gaussian noise of 20 counts, on a signal of about 60 to 330. With and without a context both
-networks train from the same seeds for as many steps of as many patches. Flicker is the std over time of an
-answer where the signal does not change, root mean square over those pixels: 0 would be right.
+networks train with the same seeds, steps and numbers of patches. Flicker is the std over time of a result
+where the signal is constant, as the root mean square over these pixels; 0 is ideal.
 """
 
 import argparse

@@ -1,11 +1,10 @@
-"""What damaged model files do: each must be refused in one line, or load as if it were whole.
+"""Tests damaged model files: each must be refused in one line, or load without a change.
 
     python benchmarks/damaged_files.py --count 5000        (about 5 minutes on one core)
 
 Flipped bits, cut, zeroed, doubled and shifted parts of a run's three files and of every kind of noise model;
-and headers with one value replaced, whose checksum is made anew as an attacker would. "silent": it loads, and
-something in it differs. "traceback": an exception that users are not meant to read. "hang": over 5 seconds of
-work.
+and headers with one value replaced and a new checksum, as an attacker would do. "silent": the file loads with
+a difference. "traceback": an exception that is not a UserError. "hang": more than 5 seconds of work.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Students of posteriors with closed forms against the exact functionals (about 10 minutes, two cores).
+"""Compares students of posteriors in closed form with the exact functionals (about 10 minutes, two cores).
 
 python benchmarks/functionals.py [wiener] [L2] [L1] [Huber] [Tukey] [Quantiles] [MeanVariance]
 """

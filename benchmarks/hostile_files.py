@@ -1,10 +1,10 @@
-"""Files made to harm whoever opens them, under an audit hook (about half a minute).
+"""Opens files that are made to do harm, under an audit hook (about half a minute).
 
     python benchmarks/hostile_files.py
 
-Each case is a folder with a run, images and code that nobody has asked for, one file in it changed, and one
-command given there. Counted are imports from that folder, sockets and processes, files opened for writing
-outside the folder, files read in the folder beside it, and exceptions that users are not meant to read.
+Each case is a folder with a run, images and unwanted code, in which one file is changed and one command runs.
+It counts imports from that folder, sockets and processes, files opened for writing outside the folder, files
+read in the folder beside it, and exceptions that are not a UserError.
 """
 
 import importlib

@@ -1,12 +1,12 @@
-"""Commands that are killed at random moments and given again: is all as if nothing had happened?
+"""Kills commands at random moments and runs them again: is the result the same as without the kills?
 
     python benchmarks/kills.py --kills 50     train, cache, evaluate, predict, and in tiles to tif, zarr
     python benchmarks/kills.py --only train --kills 200 --inside 0.25
 
-Every trial kills one command by SIGKILL, once to three times, before it may end, each time by the clock or,
-for a share of them, inside the writing of a file: half of it written, or all of it but under no name yet. The
-folder must then be that of an undisturbed run, file for file and bit for bit but for measured times and
-memory, with no other file in it. Linux: each command runs in a fork, which is spared the imports.
+Every trial kills one command by SIGKILL one to three times before it can finish: at a random time or, for a
+share of the kills, while a file is written, when half of it is written, or all of it but before it is
+renamed. The final folder must have the same files with the same bytes as without kills, except measured times
+and memory. Linux only: each command runs in a fork, which saves the imports.
 """
 
 import argparse

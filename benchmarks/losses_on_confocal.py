@@ -1,9 +1,9 @@
-"""Every loss's student of one sampler trained on real noisy images, from the same cached draws.
+"""Compares students of all losses on real noisy images, from the same cached draws of one sampler.
 
     DISTILL_TEST_DATA=... python benchmarks/table1.py confocal      trains the sampler
     DISTILL_TEST_DATA=... python benchmarks/losses_on_confocal.py [--steps N]
 
-Confocal BPAE, FOV 1 is trained on, FOV 19 is not. Prints PSNR, SSIM and the distance of pretrained
+Confocal BPAE: FOV 1 is used in training, FOV 19 is not. Prints PSNR, SSIM and the distance of pretrained
 features (lower is better) on FOV 19's middle frame; each std map against the sampler's own std of
 100 draws; the coverage of 90 % intervals on FOV 19 before and after calibration on FOV 1. Writes
 runs/losses/students.png and std.png.

@@ -1,4 +1,4 @@
-"""The estimated noise line against the noise's variance, per brightness decile (half a minute, one core).
+"""Compares the estimated noise line with the variance of the noise, by decile of brightness (30 s, a core).
 
     DISTILL_TEST_DATA=... python benchmarks/noise_line.py
 

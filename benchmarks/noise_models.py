@@ -1,9 +1,9 @@
-"""Held-out likelihood of every noise model on real repeated frames (about 2 minutes, two cores).
+"""Measures the held-out likelihood of all noise models on real repeated frames (about 2 minutes, two cores).
 
     DISTILL_TEST_DATA=... python benchmarks/noise_models.py
 
-Confocal FOV 1, 50 frames, whose mean is the signal. "fov1": pixels that no fit to repeats has
-seen; "fov19": another field with its own mean of 50. Dequantised, nats per pixel, lower is better.
+Confocal FOV 1, 50 frames, whose mean is the signal. "fov1": pixels that no fit to repeats
+uses; "fov19": another field with its own mean of 50. Dequantised, nats per pixel, lower is better.
 """
 
 import os

@@ -1,14 +1,15 @@
-"""Prediction of images larger than memory: its peak of memory, its throughput, its time per megapixel.
+"""Measures prediction of images larger than memory: peak memory, throughput, time per megapixel.
 
     python benchmarks/predict_at_scale.py memory --gigabytes 20
     python benchmarks/predict_at_scale.py flatness --megapixels 1 10 100 1000
     python benchmarks/predict_at_scale.py kills --kills 15
 
-memory: of an OME-Zarr as large as that, with --memory 1GB: the peak of resident memory above that of the
-loaded program, and the time against pure compute: the same network on one block that is in memory.
-flatness: time per megapixel of one frame. kills: of TIFF and of Zarr, at random moments, then resumed.
+memory: for an OME-Zarr of that size with --memory 1GB, the peak of resident memory above that of the loaded
+program, and the time relative to pure computation, which is the same network on one block in memory.
+flatness: time per megapixel of one frame. kills: kills the writing of TIFF and Zarr at random moments, and
+resumes it.
 
-The images repeat noisy tiles; they lie where TMPDIR is, and are deleted afterwards. Times are CPU seconds of
+The images repeat noisy tiles. They are written to TMPDIR and deleted afterwards. Times are CPU seconds of
 all threads; OMP_NUM_THREADS=1 keeps other programs on the same cores from changing them much. Linux.
 """
 

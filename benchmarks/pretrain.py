@@ -1,13 +1,13 @@
-"""Trains the weights that ship with the package, on synthetic fields and synthetic cameras alone.
+"""Trains the weights that ship with the package, only on synthetic fields and synthetic cameras.
 
     python benchmarks/pretrain.py mean --out students/stabilized.safetensors        of StabilizedUNet
-    python benchmarks/pretrain.py correlated --out students/correlated.safetensors  where noise is correlated
+    python benchmarks/pretrain.py correlated --out students/correlated.safetensors  for correlated noise
     python benchmarks/pretrain.py spread --out samplers/stabilized.safetensors      of StabilizedSampler
     python benchmarks/pretrain.py correlated_spread --out samplers/correlated.safetensors
 
-20 to 24 CPU minutes each, after 2 for the 500 fields; --share 0.01 --fields 8 tries it out. They are written
-in half precision. `correlated` starts from the weights of `mean` that ship with the package; a spread is
-trained beside the mean that ships.
+20 to 24 CPU minutes each, after 2 for the 500 fields; --share 0.01 --fields 8 is a quick trial. They are
+written in half precision. `correlated` starts from the weights of `mean` that ship with the package; a spread
+is trained beside the mean that ships.
 
 The networks never see counts but z, in which noise of variance a * signal + b has variance 1 at any camera:
 z = 2 sqrt(y + 3/8), continued as a line below y = 0, of y = counts / a + b / a^2, whose variance is its mean.

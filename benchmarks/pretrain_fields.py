@@ -1,4 +1,4 @@
-"""Clean synthetic fields of many kinds, to train a denoiser that must not know any one look by heart.
+"""Clean synthetic fields of many kinds, so that a denoiser does not overfit to one kind of image.
 
 Each is a random mixture of layers, some of them masked by others, under a random point spread function,
 haze and uneven illumination.

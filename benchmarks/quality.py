@@ -1,4 +1,4 @@
-"""The quality table: the student after some minutes of one core, beside what a user would pick instead.
+"""The quality table: the student after some minutes of one core, compared with its alternatives.
 
     DISTILL_TEST_DATA=... python benchmarks/quality.py rivals          BM3D, 15 s an image, and the ceiling
     DISTILL_TEST_DATA=... python benchmarks/quality.py n2v --minutes 5 20
@@ -6,13 +6,13 @@
     DISTILL_TEST_DATA=... python benchmarks/quality.py confocal --minutes 0 1 5 --seeds 0 1 2
     python benchmarks/quality.py specimen --minutes 0 1 5 --seeds 0 1 2
 
-confocal: trained on FOV 1's 50 noisy frames alone; FOV 19 is never seen. specimen: the built-in one, which
-the shipped weights have never seen either. PSNR by the paper's definition, of the middle frame (specimen: of
-two). 0 minutes: the shipped weights, without training. BM3D (`pip install bm3d`, for non-commercial use) in
-the Anscombe domain of our noise line, by its exact unbiased inverse (Makitalo & Foi 2013) and by the
-algebraic one. The ceiling is a network trained on pairs of neighbouring repeats of FOV 1 (Noise2Noise).
-N2V is that of CAREamics (`pip install careamics`), its defaults, 16 patches a batch, stopped when time is up.
-Appends to runs/quality/quality.csv: one line for each image, minutes and seed.
+confocal: trained on the 50 noisy frames of FOV 1 alone; FOV 19 is never used. specimen: the built-in one,
+which the training of the shipped weights did not use either. PSNR by the paper's definition, of the middle
+frame (specimen: of two). 0 minutes: the shipped weights, without training. BM3D (`pip install bm3d`, for
+non-commercial use) in the Anscombe domain of our noise line, by its exact unbiased inverse (Makitalo & Foi
+2013) and by the algebraic one. The ceiling is a network trained on pairs of neighbouring repeats of FOV 1
+(Noise2Noise). N2V is that of CAREamics (`pip install careamics`), its defaults, 16 patches a batch, stopped
+when time is up. Appends to runs/quality/quality.csv: one line for each image, minutes and seed.
 """
 
 import argparse

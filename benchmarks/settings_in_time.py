@@ -1,9 +1,9 @@
-"""Hand-made settings beside those of `distill train --budget`, at equal CPU time.
+"""Compares other settings with those of `distill train --budget`, at equal CPU time.
 
     DISTILL_TEST_DATA=... python benchmarks/settings_in_time.py confocal --minutes 3
     python benchmarks/settings_in_time.py specimen --minutes 3
 
-Each setting is given as many steps as fit into the CPU time of one core, by the time of its own steps. PSNR
+Each setting gets as many of its steps as fit into the CPU time of one core. PSNR
 as in quality.py: FOV 1 (trained on its noisy frames alone), FOV 19 (never seen), the built-in specimen. One
 seed.
 """

@@ -1,4 +1,4 @@
-"""Losses of one process against two with the same batches: python benchmarks/several_processes.py
+"""Compares losses of one and of two processes with the same batches: python benchmarks/several_processes.py
 
 Random numbers differ between processes. So the first trainings have none, and their losses must agree number
 by number; the last, an HDN with its random draws, is compared over SEEDS. An HDN's biases in front of batch

@@ -1,4 +1,4 @@
-"""Trains, saves, loads, predicts and evaluates again and again in one process: does its memory stay flat?
+"""Trains, saves, loads, predicts and evaluates repeatedly in one process: does its memory stay constant?
 
     python benchmarks/soak.py --minutes 60
 

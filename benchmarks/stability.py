@@ -1,11 +1,11 @@
-"""Short trainings on hostile images: none may end in NaN, or with a loss above its start.
+"""Short trainings on extreme images: none may end with NaN, or with a loss above the initial one.
 
-Above is by more than 1 %: weights that are good already start at the noise, where a loss can only scatter.
+Above means by more than 1 %, because the loss of good initial weights can only vary around its minimum.
 
 python benchmarks/stability.py [--only hot zeros ...] [--samplers light ...] [--seeds 10] [--steps 50]
 
-Each line is one training, as it ends; a failure is marked. --seeds 4:7 does 4, 5 and 6: what was
-stopped goes on. Real images come from the folder DISTILL_TEST_DATA; without it those inputs are left out.
+Each line is one finished training; failures are marked. --seeds 4:7 means 4, 5 and 6, to continue after a
+stop. Real images come from the folder DISTILL_TEST_DATA; without it these inputs are omitted.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""Noise that is correlated between pixels: samplers with a student each, beside what one would pick instead.
+"""Noise that is correlated between pixels: samplers, each with a student, compared with their alternatives.
 
     python benchmarks/structured.py lines            the built-in specimen with line noise
     DISTILL_TEST_DATA=... python benchmarks/structured.py g      (or r) real widefield BPAE
 
 Prints one table and writes runs/structured/KIND/students.png. "noise left" is the slope of the error on the
-true noise after a mean over 1 x 9 pixels (lines) or 3 x 3: 1 where the structured noise passes whole, 0 where
-it is gone. "shipped" has no calibration and no training. The fitted noise models know the true noise of four
+true noise after a mean over 1 x 9 pixels (lines) or 3 x 3: 1 if all of the structured noise remains, 0 if it
+is removed. "shipped" has no calibration and no training. The fitted noise models know the true noise of four
 of the images (lines) or, where there is no truth, noisy minus the mean of the frames; so does BM3D, by a
 power spectrum (`pip install bm3d`, not for commercial use). The filters have the size that is best by the
 truth.

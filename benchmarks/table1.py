@@ -1,4 +1,4 @@
-"""Table 1 and Figure 1 with 1 to 1000 draws: of the built-in specimen, and of real confocal images.
+"""Table 1 and Figure 1 with 1 to 1000 draws: for the built-in specimen and real confocal images.
 
     python benchmarks/table1.py specimen
     DISTILL_TEST_DATA=... python benchmarks/table1.py confocal

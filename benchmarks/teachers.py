@@ -1,9 +1,9 @@
-"""Kinds of samplers that people have, each distilled: is one pass as good as the mean of 100 draws?
+"""Distils common kinds of samplers: is one pass as good as the mean of 100 draws?
 
-python benchmarks/teachers.py [NAME ...]     6 minutes of CPU for all; deepinv is left out where it is missing
+python benchmarks/teachers.py [NAME ...]     6 minutes of CPU for all; without deepinv its case is omitted
 
 Small networks and synthetic images of 96 x 96 pixels. PSNR to the truth and of the student to the mean of 100
-draws, seconds of each, and whether ONNX Runtime gives what the student gives.
+draws, seconds of each, and whether ONNX Runtime gives the same results as the student.
 """
 
 import sys

@@ -1,14 +1,15 @@
-"""Minutes of one core until the student is as good as what one would pick instead: the board.
+"""Minutes of one core until the student is as good as its alternatives: the board.
 
     DISTILL_TEST_DATA=... python benchmarks/time_to_quality.py             5 minutes for each data set
     DISTILL_TEST_DATA=... python benchmarks/time_to_quality.py --only specimen --minutes 10 --board FILE
     DISTILL_TEST_DATA=... python benchmarks/time_to_quality.py --published   the published code's 10 minutes
 
-A training of `distill train --budget` is looked at as it goes on: PSNR of the student that it would keep, by
-CPU time without the looking. Its learning rate is that of a training of so many minutes, so a shorter one
-would be better at the same time. Writes runs/time_to_quality/curves.csv and curves.png, and prints rows for
-docs/time-to-quality.md. Data: the built-in specimen; FOV 1's noisy frames, with FOV 19 never seen; widefield,
-with its noise fitted to its four frames. --published: HDN(), UNet(shared_convs=True) and PUBLISHED.
+It measures a training of `distill train --budget` while it runs: PSNR of the student that it would keep,
+against CPU time without that of the measurements. Its learning rate is that of a training of so many minutes,
+so a shorter one would be better at the same time. Writes runs/time_to_quality/curves.csv and curves.png, and
+prints rows for docs/time-to-quality.md. Data: the built-in specimen; FOV 1's noisy frames, with FOV 19 never
+seen; widefield, with its noise fitted to its four frames. --published: HDN(), UNet(shared_convs=True) and
+PUBLISHED.
 """
 
 import argparse

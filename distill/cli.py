@@ -104,7 +104,7 @@ def _denoise(arguments: list[str]) -> None:
                         help="denoise with this trained network instead of training: a finished run, a .zip "
                         "of `distill export --format bioimageio`, or pretrained, the weights in the package "
                         "(default: train)")  # fmt: skip
-    _add_options(parser, denoising.denoise, skip=("draws", "statistic", "seed", "dask", "conditions"))
+    _add_options(parser, denoising.denoise, skip=("draws", "statistic", "seed", "conditions"))
     options = _without_config(parser.parse_args(arguments))
     run, out = denoising.denoise(**options), options["out"]
     other = f"other_clean{Path(out).name.removeprefix(denoising.run_beside(out).stem)}"

@@ -1,4 +1,4 @@
-"""From noisy images to a denoised file and a report, in one call: train, predict, evaluate, report."""
+"""Denoises images in one call: trains on them, writes the result, evaluates it and writes a report."""
 
 import os
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ from distill.images.stack import Stack
 from distill.images.statistics import some_frames
 from distill.images.targets import open_target
 from distill.limits import check_limits
-from distill.memory import as_bytes, free_on
+from distill.memory import as_bytes
 from distill.prediction.blocks import Prediction, fingerprint
 from distill.prediction.plan import fitting
-from distill.prediction.predict import predict
+from distill.prediction.predict import predict, workers_of
 from distill.prediction.pretrained import PRETRAINED, pretrained_denoiser, pretrained_sampler
 from distill.prediction.tiles import check_tile
 from distill.reporting.page import report
@@ -36,10 +36,10 @@ from losses import L2
 from samplers import StabilizedSampler
 from students import StabilizedUNet
 
-FRAMES, SIDE, DRAWS = 2, 512, (1, 10)  # of the evaluation: seconds, however large the images are
-PATCH = 64  # px, or the smaller side of smaller images
-LAYOUT = ("dtype", "chunks", "shards", "pyramid")  # what decides how the output is written
-WRITTEN = "denoised.json"  # in the run: which output is whole already
+FRAMES, SIDE, DRAWS = 2, 512, (1, 10)  # of the evaluation, which takes seconds for images of any size
+PATCH = 64  # px; largest side of training patches
+LAYOUT = ("dtype", "chunks", "shards", "pyramid")  # options for the written file
+WRITTEN = "denoised.json"  # file in the run that records a finished output
 
 
 def denoise(
@@ -56,61 +56,64 @@ def denoise(
     trust: str | Sequence[str] = (),
     **options: Any,
 ) -> Run:
-    """Trains on the noisy images, writes them denoised, and judges the result without ground truth.
+    """Trains on the noisy images, denoises them, and checks the result without ground truth.
 
-    The networks are a StabilizedSampler and a StabilizedUNet under L2, which start from the weights in the
-    package. To resume a stopped call, call it again with the same arguments; a finished one changes nothing.
-    The run that is returned has report.html in its folder, and denoises the next images as `trained`.
+    The networks are a StabilizedSampler and a StabilizedUNet with the loss L2 and with the initial weights in
+    the package. To resume a stopped call, repeat it with the same arguments; a finished one changes nothing.
 
     Args:
         noisy: noisy images in raw counts: TIFF, OME-Zarr, .npy, or an array.
         out: image to write, with the axes and the pixel size of the input: .tif, .ome.tif or .ome.zarr.
-        budget: time for training, such as "90s", "10min" or "1h".
-        run: folder of the run. Default: beside `out`, clean.run for clean.tif.
-        trained: finished run, or a package that `export` wrote for bioimage.io, that denoises the images
-            without any training; or "pretrained", the shipped weights. Default: train.
+        budget: training time, such as "90s", "10min" or "1h".
+        run: folder of the run. Default: beside `out`, such as clean.run for clean.tif.
+        trained: finished run, bioimage.io package of `export`, or "pretrained" (the weights in this package),
+            which denoises the images without any training. Default: train.
         overwrite: replace `out` if it exists.
         device: "cpu", "cuda", "cuda:1" or "mps". Default: the best one of this machine.
-        precision: "auto" (bf16 where the hardware has it), "bf16" or "fp32".
-        axes: letters of the images' dimensions, of STCZYX. Default: what the file says.
-        trust: your modules whose classes the files of `trained` may name, and so import. Default: none.
-        options: of `predict`: memory, tile, halo, dtype, chunks, shards, pyramid.
+        precision: "auto" (bf16 if the hardware has it), "bf16" or "fp32".
+        axes: letters of the images' dimensions, of STCZYX. Default: those in the file.
+        trust: your own modules that the files of `trained` may import classes from. Default: none.
+        options: options of `predict`: memory, tile, halo, dtype, chunks, shards, pyramid, dask.
+
+    Returns:
+        The run. Its folder contains report.html. Pass it as `trained` to denoise further images.
 
     Raises:
-        UserError: for what cannot work, before the training starts.
+        UserError: before the training starts, for arguments or images that cannot work.
     """
     check_limits(locals() | options)
-    seconds(budget)  # its spelling
+    seconds(budget)  # UserError for an invalid time
     stack, folder = as_stack(noisy, axes), Path(run or run_beside(out))
     machine: dict[str, Any] = {"device": device, "precision": precision}
     state = Unfinished(folder / WRITTEN, _work(stack, out, budget, trained, options))
-    whole = not overwrite and os.path.exists(out) and bool(state.load())
-    if not whole:
-        _check_output(stack, out, overwrite, machine, options)
-    if whole:
-        finished = _loaded(folder, trust)
+    is_done = not overwrite and os.path.exists(out) and bool(state.load())
+    if not is_done:
+        _check_output(noisy, stack, out, overwrite, machine, options)
+    if is_done:
+        result = _loaded(folder, trust)
     elif trained is None:
         networks, patch = networks_for(stack), min(PATCH, *stack.frames.shape[2:])
-        finished = train(stack, *networks, L2(), folder, budget=budget, patch_size=patch, **machine)
+        result = train(stack, *networks, L2(), folder, budget=budget, patch_size=patch,
+                       memory=options.get("memory"), **machine)  # fmt: skip
     else:
-        finished = _taken_over(trained, stack, folder, trust)
-    if not whole:
-        predict(finished.denoiser, stack, out, overwrite=overwrite, **machine, **options)
+        result = _copied(trained, stack, folder, trust)
+    if not is_done:
+        predict(result.denoiser, noisy, out, axes=axes, overwrite=overwrite, **machine, **options)
         state.save(True)
     sample = Stack(some_frames(stack, FRAMES, SIDE), "TCYX", stack.name)
-    evaluate(finished, sample, out=folder, draws=DRAWS, **machine)
+    evaluate(result, sample, out=folder, draws=DRAWS, **machine)
     report(folder)
-    return finished
+    return result
 
 
 def networks_for(stack: Stack) -> tuple[StabilizedSampler, StabilizedUNet]:
-    """What `denoise` trains; the same each time."""
+    """The networks that `denoise` trains, with the same initial weights on every call."""
     torch.manual_seed(0)
     return StabilizedSampler(channels=_channels(stack)), _student(stack)
 
 
 def run_beside(out: str | os.PathLike[str]) -> Path:
-    """clean.run for clean.tif, clean.ome.tif or clean.ome.zarr."""
+    """Folder of the run for an output: clean.run for clean.tif, clean.ome.tif or clean.ome.zarr."""
     path = Path(out)
     stem = path.stem[:-4] if path.stem.lower().endswith(".ome") else path.stem
     return path.with_name(f"{stem}.run")
@@ -119,32 +122,35 @@ def run_beside(out: str | os.PathLike[str]) -> Path:
 def _work(
     stack: Stack, out: str | Path, budget: str, trained: Any, options: dict[str, Any]
 ) -> dict[str, Any]:
-    """What tells a call from others, for an output that is there to be recognised as its own."""
+    """JSON data that identifies a call, to recognise an existing output as its own."""
     source = Path(trained or "")
     student = source / "student.safetensors" if source.is_dir() else source
     changed = student.stat().st_mtime_ns if trained and student.exists() else 0
     networks = [str(trained and Path(trained).absolute()), changed, budget]
+    result = sorted(each for each in options.items() if each[0] != "dask")  # which does not change the result
     return {"images": fingerprint(stack), "out": str(Path(out).absolute()), "networks": networks,
-            "options": repr(sorted(options.items()))}  # fmt: skip
+            "options": repr(result)}  # fmt: skip
 
 
 def _check_output(
-    stack: Stack, out: str | Path, overwrite: bool, machine: dict[str, Any], options: dict[str, Any]
-) -> None:
-    """Everything that `predict` would refuse after the training, on a student of the same size."""
+    noisy: Images, stack: Stack, out: str | Path, overwrite: bool, machine: dict[str, Any],
+    options: dict[str, Any],
+) -> None:  # fmt: skip
+    """UserError for an output that `predict` would refuse after the training."""
     layout = {name: options[name] for name in LAYOUT if name in options}
-    memory, tile, halo = (options.get(name) for name in ("memory", "tile", "halo"))
+    memory, tile, halo, dask = (options.get(name) for name in ("memory", "tile", "halo", "dask"))
     ceiling = None if memory is None else as_bytes(memory)
     check_tile(tile)
     target = open_target(out, stack, _channels(stack), **layout)
     if not target.path.parent.is_dir():
         raise UserError(f"{out}: its folder does not exist; create it or pass another path")
     target.check(overwrite)
-    if tile is None:
-        job = Prediction(DirectDenoiser(_student(stack), L2(), _channels(stack)), stack, **machine)
-        room = ceiling or free_on(job.hardware.device) / 2
-        wanted = (lambda: job.halo) if halo is None else (lambda: halo)
-        fitting(stack.frames.shape, target.grain, wanted, job.cost(), room)
+    if tile is None or dask:
+        denoiser = DirectDenoiser(_student(stack), L2(), _channels(stack))
+        job = Prediction(denoiser, stack, **machine | ({"device": "cpu"} if dask else {}))
+        halo_of = (lambda: job.halo) if halo is None else (lambda: halo)
+        with workers_of(dask, job, noisy, ceiling=ceiling, **machine) as workers:
+            fitting(stack.frames.shape, target.grain, halo_of, job.cost(), workers.room)
 
 
 def _student(stack: Stack) -> StabilizedUNet:
@@ -159,12 +165,12 @@ def _loaded(run: Any, trust: str | Sequence[str]) -> Run:
     return Run(Path(run), load_sampler(run, trust=trust), load_denoiser(run, trust=trust))
 
 
-def _taken_over(trained: Any, stack: Stack, folder: Path, trust: str | Sequence[str]) -> Run:
-    """A copy of a finished run for these images, with which their evaluation and report may lie."""
+def _copied(trained: Any, stack: Stack, folder: Path, trust: str | Sequence[str]) -> Run:
+    """Copies a finished run to `folder`, for the evaluation and the report of these images."""
     if folder.exists() and Path(trained).exists() and folder.samefile(trained):
         return _loaded(trained, trust)
     if (folder / CHECKPOINT).exists():
-        raise UserError(f"{folder}: holds a training; pass another --run for the report of these images")
+        raise UserError(f"{folder}: contains a training; pass another --run for the report of these images")
     if trained == PRETRAINED and not Path(PRETRAINED).exists():
         copy = Run(folder, pretrained_sampler(stack), pretrained_denoiser(stack))
     else:
@@ -173,8 +179,8 @@ def _taken_over(trained: Any, stack: Stack, folder: Path, trust: str | Sequence[
         copy = replace(copy, path=folder)
         if copy.denoiser.context:
             raise UserError(
-                f"{trained}: its networks see neighbouring planes ({copy.denoiser.context}), which denoise "
-                "does not give them; run distill predict and distill evaluate with it"
+                f"{trained}: its networks need neighbouring planes ({copy.denoiser.context}), which denoise "
+                "does not support; use distill predict and distill evaluate instead"
             )
         check_conditions(stack, str(trained), copy.denoiser.conditions)
         check_channels(stack, str(trained), copy.denoiser.channels)
@@ -184,10 +190,10 @@ def _taken_over(trained: Any, stack: Stack, folder: Path, trust: str | Sequence[
 
 
 def _from_package(trained: Any, stack: Stack, folder: Path, trust: str | Sequence[str]) -> Run:
-    """It holds a student alone: what the report says of draws and noise is by the shipped sampler."""
+    """A run of a package, which has only a student. The sampler in this package draws for the report."""
     denoiser = load_denoiser(trained, trust=trust)
     if denoiser.reshapes:
         raise UserError(
-            f"{trained}: gives images of another shape than the input; run distill predict with it"
+            f"{trained}: its images have another shape than the input; use distill predict instead"
         )
     return Run(folder, pretrained_sampler(stack), denoiser)

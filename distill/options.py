@@ -1,4 +1,4 @@
-"""Command-line options as people read and type them, on top of jsonargparse's."""
+"""Command-line options: readable help, short flags, and errors in one line, on top of jsonargparse."""
 
 import argparse
 import os
@@ -15,17 +15,19 @@ import yaml
 from distill.errors import UserError
 from distill.files import check_readable
 
-MAX_VALUES, MAX_BYTES = 10_000, 1_000_000  # of a file of options
+MAX_VALUES, MAX_BYTES = 10_000, 1_000_000  # limits of a file of options
 
-_OWN = {  # jsonargparse's own options: their value, and their text
-    "_ActionHelpClassPath": (" NAME", "the options of that class"),
-    "_ActionPrintConfig": ("", "print these settings as YAML, and run nothing"),
+_OWN = {  # options that jsonargparse adds: (their value, their help)
+    "_ActionHelpClassPath": (" NAME", "show the options of that class"),
+    "_ActionPrintConfig": ("", "print these settings as YAML and exit"),
 }
 
 
 class HelpFormatter(jsonargparse.DefaultHelpFormatter):
-    """An option's text and default, without its Python type or every class of torch that would do.
-    The usage line has the required ones."""
+    """Help with the text and the default of each option, without its Python type.
+
+    The usage line contains only the required options.
+    """
 
     def __init__(self, prog: str, **options: Any) -> None:
         super().__init__(prog, **{"max_help_position": 28} | options)
@@ -33,15 +35,15 @@ class HelpFormatter(jsonargparse.DefaultHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str:
         own = _OWN.get(type(action).__name__)
         text = own[1] if own else (action.help or "").rstrip(".")
-        tells = not action.option_strings or "efault:" in text
-        untold = action.default is None or action.default is False or action.default == argparse.SUPPRESS
-        return text if tells or untold else f"{text} (default: %(default)s)"
+        in_text = not action.option_strings or "efault:" in text
+        is_empty = action.default is False or action.default in (None, (), argparse.SUPPRESS)
+        return text if in_text or is_empty else f"{text} (default: %(default)s)"
 
     def _format_usage(self, usage: Any, actions: Any, *args: Any, **kwargs: Any) -> str:
         positional = [a for a in actions if not a.option_strings]
-        needed = [a for a in actions if a.option_strings and a.required]
+        required = [a for a in actions if a.option_strings and a.required]
         parts = [{"?": f"[{a.dest}]", "+": f"{a.dest} ..."}.get(str(a.nargs), a.dest) for a in positional]
-        parts += [self._format_action_invocation(a) for a in needed]
+        parts += [self._format_action_invocation(a) for a in required]
         return f"usage: {' '.join([self._prog, *map(str, parts)])} [options]\n\n"
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
@@ -63,7 +65,7 @@ class HelpFormatter(jsonargparse.DefaultHelpFormatter):
 
 
 class Parser(jsonargparse.ArgumentParser):
-    """One line for every mistake; a flag alone means true."""
+    """A parser that raises UserError for mistakes, and accepts flags without a value as true."""
 
     def __init__(self, *args: Any, formatter_class: type = HelpFormatter, **options: Any) -> None:
         super().__init__(*args, formatter_class=formatter_class, **options)
@@ -84,39 +86,37 @@ class Parser(jsonargparse.ArgumentParser):
 
 
 def values(arguments: Sequence[str], flag: str) -> list[str]:
-    """The values of a flag, as `--flag value` or `--flag=value`."""
+    """Values of a flag that is passed as `--flag value` or `--flag=value`."""
     after = [b for a, b in pairwise([*arguments, ""]) if a == flag]
     return after + [a.partition("=")[2] for a in arguments if a.startswith(f"{flag}=")]
 
 
 def _check_no_pipe(word: str) -> None:
-    """jsonargparse opens what may be a file of settings, and to read a pipe or a device might never end."""
+    """UserError for a pipe or device, which jsonargparse might try to read as settings without an end."""
     path = word.partition("=")[2] if word.startswith("--") else word
     if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
         raise UserError(f"{path}: is a pipe or a device; pass a file or a folder")
 
 
 def check_config(path: str) -> None:
-    """A UserError for a file that is no YAML mapping of options, or that would take time without end."""
+    """UserError for a file that is not a YAML mapping of options, or would take too long to parse."""
     check_readable(path, "pass a YAML file with options")
     advice = "pass a file with lines such as steps: 600"
     try:
         text = Path(path).read_text(encoding="utf-8") if os.path.getsize(path) < MAX_BYTES else ""
-        brackets = text.count("[") + text.count("{")  # of which PyYAML's time is the square
+        brackets = text.count("[") + text.count("{")  # the time of PyYAML is quadratic in their number
         root = yaml.compose(text, yaml.SafeLoader) if brackets < MAX_VALUES else None
         count = _count_values(root, {})
     except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"{path}: not YAML that can be read ({error}); {advice}") from None
+        raise UserError(f"{path}: not valid YAML ({error}); {advice}") from None
     if not isinstance(root, yaml.MappingNode):
-        raise UserError(f"{path}: holds no options, or too many; {advice}")
+        raise UserError(f"{path}: has no options, or too many; {advice}")
     if count > MAX_VALUES:
-        raise UserError(
-            f"{path}: has {count:.3g} values with its aliases written out, allowed are {MAX_VALUES}"
-        )
+        raise UserError(f"{path}: has {count:.3g} values with its aliases expanded, allowed are {MAX_VALUES}")
 
 
 def _count_values(node: Any, known: dict[int, int]) -> int:
-    """With all aliases written out: each may stand for many. RecursionError where one contains itself."""
+    """Number of values with all aliases expanded. RecursionError if an alias contains itself."""
     if id(node) not in known:
         inner = node.value if isinstance(node, yaml.CollectionNode) else []
         parts = [part for each in inner for part in (each if isinstance(each, tuple) else [each])]
@@ -126,7 +126,7 @@ def _count_values(node: Any, known: dict[int, int]) -> int:
 
 @contextmanager
 def _plug_ins_named() -> Iterator[None]:
-    """A file of the user's that raises an error or exits when it is imported is the user's to mend."""
+    """Raises UserError with file and line if a module of the user fails or exits while it is imported."""
     try:
         yield
     except UserError:
@@ -138,8 +138,11 @@ def _plug_ins_named() -> Iterator[None]:
         if frame.f_globals.get("__name__", "").partition(".")[0] in ("argparse", "jsonargparse"):
             raise  # --help, or a bug
         where = f"{frame.f_code.co_filename}, line {line}"
-        raise UserError(f"{where}: {type(error).__name__} when imported ({error}); mend that file") from error
+        raise UserError(
+            f"{where}: {type(error).__name__} when imported ({error}); correct that file"
+        ) from error
 
 
 def is_flag(action: argparse.Action) -> bool:
+    """Whether the option is a bool, which may be passed without a value."""
     return getattr(action, "_typehint", None) is bool

@@ -2,6 +2,7 @@
 
 from losses.base import Loss
 from losses.energy import EnergyScore
+from losses.joint_mode import JointMode
 from losses.perceptual import LPIPS, Features
 from losses.pointwise import L1, L2, Huber
 from losses.tukey import Tukey
@@ -15,6 +16,7 @@ __all__ = [
     "EnergyScore",
     "Features",
     "Huber",
+    "JointMode",
     "Loss",
     "MeanVariance",
     "Quantiles",

@@ -1,4 +1,4 @@
-"""Distil samplers that are not HDN: any function that draws, and a posterior known in closed form.
+"""Distils other samplers than HDN: any function that draws, and a posterior in closed form.
 
 python recipes/any_sampler.py
 """
@@ -14,8 +14,10 @@ from students import UNet
 
 
 def shrink_shifted_haar(noisy: Tensor, sigma: float = 25.0) -> Tensor:
-    """Haar wavelet shrinkage of a randomly shifted image (B, 1, H, W): one draw of cycle spinning
-    (Coifman & Donoho, 1995), whose consensus takes the mean over all shifts."""
+    """Haar wavelet shrinkage of a randomly shifted image (B, 1, H, W).
+
+    It is one draw of cycle spinning (Coifman & Donoho, 1995), whose consensus is the mean over all shifts.
+    """
     shift = torch.randint(0, 8, (2,)).tolist()
     approximation, details = noisy.roll(shift, (2, 3)), []
     for _ in range(3):
@@ -31,7 +33,7 @@ def shrink_shifted_haar(noisy: Tensor, sigma: float = 25.0) -> Tensor:
 
 def main(*, out: str = "runs/any_sampler", steps: int = 300) -> None:
     torch.manual_seed(0)
-    # Gaussian random fields in white noise: their posterior mean is the Wiener filter.
+    # Gaussian random fields with white noise, whose posterior mean is the Wiener filter.
     field = LinearGaussianField(mean=100.0, std=40.0, correlation_length=6.0, noise_std=25.0)
     clean = field.prior(16, (128, 128))
     noisy = field.observe(clean)

@@ -1,9 +1,9 @@
-"""One sampler, one student per loss, side by side: which central tendency suits your images?
+"""Compares students of all losses for one sampler: which central tendency suits your images?
 
 python recipes/compare_losses.py                        the built-in specimen
 python recipes/compare_losses.py noisy.tif [clean.tif]  your images
 
-The sampler is trained once and draws once; every student learns from the same draws. Look at
+The sampler is trained and draws only once, and all students learn from the same draws. The result is
 runs/compare_losses/report.html.
 """
 

@@ -1,10 +1,10 @@
-"""Missing pixels, told by a mask, filled and denoised by a diffusion model of deepinv, and then in one pass.
+"""Fills in missing pixels and denoises, first with a diffusion model of deepinv, then in one pass.
 
 pip install 'posterior-distill[diffusion]'
 python recipes/diffusion_missing_pixels_l2.py [noisy.tif mask.tif]
 
-The mask is 1 where a pixel is known, else 0: one for all frames, or one for each. Both networks see it as a
-condition. Every draw is a whole diffusion, as in diffusion_unet_l2.py: use a GPU.
+The mask is 1 for known pixels and 0 for missing ones: one mask for all frames, or one for each. Both networks
+get it as a condition. Every draw is a complete diffusion, as in diffusion_unet_l2.py, so use a GPU.
 """
 
 import sys
@@ -28,7 +28,7 @@ def main(
     steps: int = 2000,
     denoiser: nn.Module | None = None,
 ) -> None:
-    # An extra, which need not be installed.
+    # An optional dependency.
     from deepinv import physics  # pyright: ignore[reportMissingImports]
     from deepinv.models import DRUNet  # pyright: ignore[reportMissingImports]
     from deepinv.optim.data_fidelity import L2 as DataFidelity  # pyright: ignore[reportMissingImports]
@@ -38,17 +38,17 @@ def main(
     rng = np.random.default_rng(0)
     known = np.asarray(read(mask).frames[:, 0]) > 0 if mask else rng.random((1, *images.shape[1:])) > 0.3
     everywhere = np.broadcast_to(known, images.shape)
-    # What missing pixels hold tells nothing; a value far from the others would only make the others alike.
+    # Missing pixels contain no information. Values far from the others would dominate the standardization.
     images = np.where(known, images, images[everywhere].mean())
 
-    # The model wants images in [0, 1]: 1 % of the known pixels lie below it and 1 % above. White noise of
-    # std 1 has differences of neighbours whose absolute values have the median 0.954.
+    # The model needs images in [0, 1]; 1 % of the known pixels are below and 1 % above. For white noise of
+    # std 1, the median absolute difference of neighbours is 0.954.
     black, white = np.percentile(images[everywhere], (1, 99)).tolist()
     both = everywhere[..., 1:] & everywhere[..., :-1]
     sigma = float(np.median(abs(np.diff(images))[both])) / 0.954 / (white - black)
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if denoiser is None:  # natural images, one channel; downloads its weights
+    if denoiser is None:  # for natural images with one channel; downloads its weights
         denoiser = DRUNet(in_channels=1, out_channels=1, pretrained="download", device=device)
     diffusion = DiffPIR(denoiser, DataFidelity(), sigma=sigma, max_iter=30, device=device)
 

@@ -1,9 +1,9 @@
-"""Images of twice the size by a diffusion model of deepinv with physics, and then in one pass.
+"""Doubles the size of images, first with a diffusion model of deepinv and its physics, then in one pass.
 
 pip install 'posterior-distill[diffusion]'
 python recipes/diffusion_super_resolution_l2.py [noisy.tif]
 
-Every draw is a whole diffusion, as in diffusion_unet_l2.py: use a GPU.
+Every draw is a complete diffusion, as in diffusion_unet_l2.py, so use a GPU.
 """
 
 import sys
@@ -26,19 +26,19 @@ def main(
     steps: int = 2000,
     denoiser: nn.Module | None = None,
 ) -> None:
-    # An extra, which need not be installed.
+    # An optional dependency.
     from deepinv import physics  # pyright: ignore[reportMissingImports]
     from deepinv.models import DRUNet  # pyright: ignore[reportMissingImports]
     from deepinv.optim.data_fidelity import L2 as DataFidelity  # pyright: ignore[reportMissingImports]
     from deepinv.sampling import DiffPIR  # pyright: ignore[reportMissingImports]
 
-    # The model wants images in [0, 1]: 1 % of the pixels lie below it and 1 % above.
+    # The model needs images in [0, 1]; 1 % of the pixels are below and 1 % above.
     images = np.asarray(read(noisy).frames) if noisy else specimen().noisy
     black, white = np.percentile(images, (1, 99)).tolist()
     noise_std = float(GaussianNoise.estimate(images).variance(torch.tensor(images.mean())).sqrt())
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if denoiser is None:  # natural images, one channel; downloads its weights
+    if denoiser is None:  # for natural images with one channel; downloads its weights
         denoiser = DRUNet(in_channels=1, out_channels=1, pretrained="download", device=device)
     sigma = noise_std / (white - black)
     sensor = physics.GaussianNoise(sigma)

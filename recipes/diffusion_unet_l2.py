@@ -1,9 +1,9 @@
-"""Distil a pretrained diffusion model (DiffPIR in deepinv) into a U-Net that denoises in one pass.
+"""Distils a pretrained diffusion model (DiffPIR in deepinv) into a U-Net that denoises in one pass.
 
 pip install 'posterior-distill[diffusion]'
 python recipes/diffusion_unet_l2.py [noisy.tif]
 
-Every draw is a whole diffusion, and the student sees `steps * 4` patches of them: use a GPU.
+Every draw is a complete diffusion, and the student learns from `steps * 4` patches of them, so use a GPU.
 """
 
 import sys
@@ -26,18 +26,18 @@ def main(
     steps: int = 2000,
     denoiser: nn.Module | None = None,
 ) -> None:
-    # An extra, which need not be installed.
+    # An optional dependency.
     from deepinv.models import DRUNet  # pyright: ignore[reportMissingImports]
     from deepinv.optim.data_fidelity import L2 as DataFidelity  # pyright: ignore[reportMissingImports]
     from deepinv.sampling import DiffPIR  # pyright: ignore[reportMissingImports]
 
-    # The model wants images in [0, 1]: 1 % of the pixels lie below it and 1 % above.
+    # The model needs images in [0, 1]; 1 % of the pixels are below and 1 % above.
     images = np.asarray(read(noisy).frames) if noisy else specimen().noisy
     black, white = np.percentile(images, (1, 99)).tolist()
     noise_std = float(GaussianNoise.estimate(images).variance(torch.tensor(images.mean())).sqrt())
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if denoiser is None:  # natural images, one channel; downloads its weights
+    if denoiser is None:  # for natural images with one channel; downloads its weights
         denoiser = DRUNet(in_channels=1, out_channels=1, pretrained="download", device=device)
     diffusion = DiffPIR(denoiser, DataFidelity(), max_iter=30, device=device)
     sampler = DiffusionSampler(diffusion, black=black, white=white, noise_std=noise_std)

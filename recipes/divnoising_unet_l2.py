@@ -23,7 +23,7 @@ def main(noisy=None, clean=None, *, out: str = "runs/divnoising_unet_l2", steps:
         noisy, clean = cells.noisy, cells.clean
         noise_model = GaussianNoise(gain=cells.gain, offset=cells.offset)
 
-    # The published network. kl_warmup keeps its latents in use; it counts training steps.
+    # The published network. kl_warmup, in training steps, keeps its latents from collapsing.
     torch.manual_seed(0)
     sampler, student = DivNoising(noise_model, kl_warmup=steps // 4), UNet(filters=16)
     run = train(noisy, sampler, student, L2(), out, steps=steps, refine_steps=steps // 3)

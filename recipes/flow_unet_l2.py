@@ -3,7 +3,7 @@
 python recipes/flow_unet_l2.py                        the built-in specimen: 3 minutes
 python recipes/flow_unet_l2.py noisy.tif clean.tif    your pairs, one clean image for each noisy one
 
-The last two pairs are held out, where there are more than four, and the table is of them.
+With more than four pairs, the last two are held out for the table.
 """
 
 import sys
@@ -27,8 +27,8 @@ def main(noisy=None, clean=None, *, out: str = "runs/flow_unet_l2", steps: int =
     known, test = slice(-2) if len(images) > 4 else slice(None), slice(-2, None)
     pairs = np.stack([images[known], truth[known]], axis=1)  # (N, 2, Y, X)
 
-    # The sampler by itself: patches, squared error, Adam. A velocity that was trained elsewhere goes in its
-    # place as it is, and needs none of this.
+    # Trains the sampler alone: patches, squared error, Adam. A velocity that was trained elsewhere can be
+    # used instead, without this training.
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     velocity = WithTime(LightUNet(3, 1))
@@ -44,7 +44,7 @@ def main(noisy=None, clean=None, *, out: str = "runs/flow_unet_l2", steps: int =
         optimizer.step()
         schedule.step()
 
-    # Frozen (steps=0). FlowMatching(velocity, clean=truth) would be trained beside the student instead.
+    # Frozen (steps=0). FlowMatching(velocity, clean=truth) would be trained together with the student.
     run = train(images[known], sampler, LightUNet(), L2(), out, steps=0, refine_steps=steps // 4,
                 batch_size=4)  # fmt: skip
 

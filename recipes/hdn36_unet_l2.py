@@ -1,10 +1,10 @@
-"""HDN3-6 for structured noise: the two finest levels see nothing of the image, so few lines can pass.
+"""HDN3-6 for structured noise: its two finest levels do not see the image, so few lines can pass.
 
 python recipes/hdn36_unet_l2.py                        the built-in specimen with line noise
 python recipes/hdn36_unet_l2.py noisy.tif              your images
 python recipes/hdn36_unet_l2.py noisy.tif clean.tif    your images, and how good the result is
 
-A fifth of the lines stays in the specimen; samplers that learn the noise leave less (docs/measured.md).
+It leaves a fifth of the lines in the specimen; samplers that learn the noise leave less (docs/measured.md).
 """
 
 import sys
@@ -20,13 +20,13 @@ from students import UNet
 
 
 def main(noisy=None, clean=None, *, out: str = "runs/hdn36_unet_l2", steps: int = 350) -> None:
-    noise_model = None  # estimated from the noisy images: too little where noise is correlated
+    noise_model = None  # estimated from the noisy images: too small for correlated noise
     if noisy is None:
         cells = specimen(noise="lines")
         noisy, clean = cells.noisy, cells.clean
         noise_model = GaussianNoise(gain=cells.gain, offset=cells.offset)
 
-    # Without the warm-up of the KL, networks of this size end with a constant image.
+    # Without a warm-up of the KL, networks of this size collapse to a constant image.
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"latents": 16, "filters": 32, "blocks": 2, "dropout": 0.0}
     sampler = HDN(noise_model, active_levels=range(3, 7), kl_warmup=steps // 2, **sizes)

@@ -1,4 +1,4 @@
-"""Train HDN and a student together on noisy images, and keep the student: it denoises in one pass.
+"""Trains HDN and a student together on noisy images. The student then denoises in one pass.
 
 python recipes/hdn_unet_l2.py                        the built-in specimen: 3 minutes on two cores
 python recipes/hdn_unet_l2.py noisy.tif              your images

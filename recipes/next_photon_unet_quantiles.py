@@ -1,4 +1,4 @@
-"""Photon counting: a network learns where the next photon falls, and a student gives its intervals at once.
+"""Photon counting: a network learns the position of the next photon, and a student predicts its intervals.
 
 python recipes/next_photon_unet_quantiles.py                            synthetic photons: 3 minutes
 python recipes/next_photon_unet_quantiles.py photons.tif [clean.tif]    your images, 1 count per photon
@@ -24,7 +24,7 @@ def main(noisy=None, clean=None, *, out: str = "runs/next_photon_unet_quantiles"
         truth = (cells.clean - cells.clean.min()) / 10  # expected photons, about 6 at the brightest pixels
         photons = np.random.default_rng(0).poisson(truth).astype(np.float32)
 
-    # The sampler by itself: patches, cross entropy, Adam. A network of yours goes in its place as it is.
+    # Trains the sampler alone: patches, cross entropy, Adam. Your own network can be used instead.
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network = WithLevel(LightUNet(2, 1))
@@ -39,7 +39,7 @@ def main(noisy=None, clean=None, *, out: str = "runs/next_photon_unet_quantiles"
         optimizer.step()
         schedule.step()
 
-    # Frozen (steps=0): its draws take 36 passes each, the student's quantiles one.
+    # Frozen (steps=0). Each of its draws takes 36 passes, the student's quantiles take one.
     loss = Quantiles()
     student = LightUNet(1, len(loss.outputs))
     run = train(noisy or photons, sampler, student, loss, out, steps=0, refine_steps=steps // 4, batch_size=4)

@@ -1,7 +1,7 @@
-"""The paper's Table 1: HDN's draws and the students under L1 and L2 on six data sets, beside its numbers.
+"""Table 1 of the paper: draws of HDN and its L1 and L2 students on six data sets, and the paper's numbers.
 
 python recipes/reproduce_table1.py                                     all of it: ten days on the paper's GPU
-python recipes/reproduce_table1.py --only convallaria --data-root DIR  one data set that is there already
+python recipes/reproduce_table1.py --only convallaria --data-root DIR  one data set that is already downloaded
 python recipes/reproduce_table1.py --fraction 0.01 --small --draws 1 10 100             hours on a CPU
 
 Data are downloaded on first use (pip install '.[data]'). To resume a command that was stopped, run it again.
@@ -29,7 +29,7 @@ CELLS = "PSNR in dB: of draws their per-pixel median / mean, of the student unde
 
 
 def networks(data: DataSet, noise_model: Path, steps: int, small: bool) -> tuple[HDN, UNet, dict[str, Any]]:
-    """The paper's networks and settings; or small ones, with those that suit them."""
+    """Networks and settings of the paper, or small networks with suitable settings."""
     levels = data.record.active_levels
     if not small:
         sampler = HDN(str(noise_model), active_levels=levels)
@@ -41,14 +41,14 @@ def networks(data: DataSet, noise_model: Path, steps: int, small: bool) -> tuple
 
 
 def finished(out: Path, settings: dict) -> dict | None:
-    """What `measure` found with the same settings, if it was ever done."""
+    """Stored results of `measure` with the same settings, if there are any."""
     file = out / "psnrs.json"
     stored = json.loads(file.read_text()) if file.exists() else {}
     return stored.get("psnrs") if stored.get("settings") == settings else None
 
 
 def measure(data: DataSet, out: Path, fraction: float, small: bool, draws: list[int]) -> dict:
-    """What Table 1 has of one data set, keyed as `Record.psnrs`."""
+    """Numbers of Table 1 for one data set, with the keys of `Record.psnrs`."""
     out.mkdir(parents=True, exist_ok=True)
     noise_model = out / "noise.npz"
     if not noise_model.exists():
@@ -56,7 +56,7 @@ def measure(data: DataSet, out: Path, fraction: float, small: bool, draws: list[
         os.replace(out / "noise.tmp", noise_model)
     steps, frames = (max(1, round(fraction * n)) for n in (STEPS, len(data.test_noisy)))
     psnrs, students = {}, []
-    for name, loss in {"l1": L1(), "l2": L2()}.items():  # as published, each with an HDN of its own
+    for name, loss in {"l1": L1(), "l2": L2()}.items():  # as published, each with its own HDN
         torch.manual_seed(0)
         sampler, student, options = networks(data, noise_model, steps, small)
         run = train(data.noisy, sampler, student, loss, out / name, steps=steps, **options)
@@ -70,7 +70,7 @@ def measure(data: DataSet, out: Path, fraction: float, small: bool, draws: list[
 
 
 def write(out: Path, settings: dict, scale: str) -> str:
-    """table1.csv and table1.md of all data sets that are finished; the latter's text."""
+    """Writes table1.csv and table1.md of all finished data sets -> the text of table1.md."""
     results = {name: psnrs for name in RECORDS if (psnrs := finished(out / name, settings))}
     images = list(next(iter(results.values())))  # the rows of `evaluate`
     lines = [

@@ -1,4 +1,4 @@
-"""The pixel-wise median of the draws in one pass: the student learns under the absolute error.
+"""Predicts the pixel-wise median of the draws in one pass, by a student of the absolute error.
 
 python recipes/stabilized_l1.py                        the built-in specimen
 python recipes/stabilized_l1.py noisy.tif              your images

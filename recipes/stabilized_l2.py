@@ -1,11 +1,11 @@
-"""Denoise in one pass, with a sampler and a student that start from the weights in the package.
+"""Denoises in one pass, with a sampler and a student that start from the weights in the package.
 
 python recipes/stabilized_l2.py                        the built-in specimen: 2 minutes of one core
 python recipes/stabilized_l2.py noisy.tif              your images
 python recipes/stabilized_l2.py noisy.tif clean.tif    your images, and how good the result is
 
-Where neighbouring pixels' noise is correlated, a noise model of repeats or dark frames makes it better
-(`distill noise-model fit --kind correlated`); structured_unet_l2.py learns one along with the signal.
+If the noise of neighbouring pixels is correlated, a noise model of repeats or dark frames improves the result
+(`distill noise-model fit --kind correlated`); structured_unet_l2.py learns one together with the signal.
 """
 
 import sys

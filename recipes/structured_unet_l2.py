@@ -1,13 +1,13 @@
-"""Row-correlated noise without any calibration: signal and noise are learnt together.
+"""Removes row-correlated noise without any calibration, by learning signal and noise together.
 
 python recipes/structured_unet_l2.py                        the built-in specimen with line noise
 python recipes/structured_unet_l2.py noisy.tif              your images
 python recipes/structured_unet_l2.py noisy.tif clean.tif    your images, and how good the result is
 
-Where repeats or frames of pure noise exist, StabilizedSampler(CorrelatedNoise.from_noise(noise, signal)) with
-self_supervised=1 is faster, and as good: on the lines of docs/measured.md 24.65 dB after a minute, with 0.12
-of the noise left, where students of this sampler reach 24.46 dB and leave 0.06. A StructuredNoiseVAE with a
-fitted noise model reaches 24.29 dB.
+If there are repeats or frames of pure noise, StabilizedSampler(CorrelatedNoise.from_noise(noise, signal))
+with self_supervised=1 is faster and as good: on the lines of docs/measured.md it reaches 24.65 dB after a
+minute and leaves 0.12 of the noise, while students of this sampler reach 24.46 dB and leave 0.06. A
+StructuredNoiseVAE with a fitted noise model reaches 24.29 dB.
 """
 
 import sys

@@ -1,8 +1,8 @@
-"""One image in, three out: unmix overlapping structures by a function of NumPy, and in one pass.
+"""Unmixes an image into three structures, first with a function of NumPy, then in one pass.
 
 python recipes/unmixing_unet_l2.py
 
-Any sampler with out_channels goes the same way, such as a MicroSplit network behind FunctionSampler.
+Any sampler with out_channels works in the same way, such as a MicroSplit network in a FunctionSampler.
 """
 
 from pathlib import Path
@@ -15,37 +15,37 @@ from losses import L2
 from samplers import NumpySampler
 from students import LightUNet
 
-# Fine, middling and coarse structures, as Gaussian random fields, whose posterior is known.
+# Fine, middling and coarse structures are Gaussian random fields with a known posterior.
 LENGTHS, STD, NOISE = (1.0, 3.0, 8.0), 30.0, 15.0  # px; counts, of each structure and of the noise
 MEANS = np.array([60.0, 80.0, 100.0])[:, None, None]  # counts
 
 
 def powers(height: int, width: int) -> np.ndarray:
-    """(3, height, width), of each structure: variance per frequency."""
+    """Power spectra of the structures (3, height, width): variance per frequency."""
     squared = np.fft.fftfreq(height)[:, None] ** 2 + np.fft.fftfreq(width) ** 2
     shapes = np.stack([np.exp(-2 * (np.pi * length) ** 2 * squared) for length in LENGTHS])
     return STD**2 * shapes / shapes.mean(axis=(1, 2), keepdims=True)
 
 
 def structures(n: int, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """(n, 3, height, width) draws of the prior, without MEANS."""
+    """Draws of the prior (n, 3, height, width), without MEANS."""
     white = np.fft.fft2(rng.standard_normal((n, 3, height, width)))
     return np.fft.ifft2(white * np.sqrt(powers(height, width))).real
 
 
 def observed(parts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(n, 3, Y, X) -> (n, Y, X): their noisy sum."""
+    """Structures (n, 3, Y, X) -> their noisy sum (n, Y, X)."""
     mixed = parts.sum(axis=1)
     return mixed + NOISE * rng.standard_normal(mixed.shape)
 
 
 def unmixed(noisy: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(B, 1, Y, X) -> one draw (B, 3, Y, X): of the prior, moved by what its sum lacks (Matheron's rule)."""
+    """Noisy (B, 1, Y, X) -> a draw (B, 3, Y, X) of the posterior, by Matheron's rule."""
     n, _, height, width = noisy.shape
     power, parts = powers(height, width), structures(n, height, width, rng)
-    lacking = np.fft.fft2(noisy[:, 0] - MEANS.sum() - observed(parts, rng))
+    difference = np.fft.fft2(noisy[:, 0] - MEANS.sum() - observed(parts, rng))
     gain = power / (power.sum(axis=0) + NOISE**2)
-    return MEANS + parts + np.fft.ifft2(gain * lacking[:, None]).real
+    return MEANS + parts + np.fft.ifft2(gain * difference[:, None]).real
 
 
 def main(*, out: str = "runs/unmixing_unet_l2", steps: int = 600, size: int = 128) -> None:

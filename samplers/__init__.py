@@ -1,7 +1,7 @@
 """Posterior samplers: draw clean images from q(signal | noisy)."""
 
 from samplers.adapters import DiffusionSampler, Ensemble, MonteCarloDropout
-from samplers.analytic import BimodalPixels, LinearGaussianField, SkewedPixels
+from samplers.analytic import BimodalPixels, LinearGaussianField, SkewedPixels, ThreeScenes
 from samplers.base import PosteriorSampler, posterior_mean, posterior_median, posterior_std
 from samplers.cached import CachedDraws
 from samplers.divnoising import DivNoising
@@ -53,6 +53,7 @@ __all__ = [
     "SkewedPixels",
     "StabilizedSampler",
     "StructuredNoiseVAE",
+    "ThreeScenes",
     "WithLevel",
     "WithTime",
     "load_noise_model",

@@ -223,6 +223,54 @@ class BimodalPixels(PosteriorSampler):
         return torch.special.ndtr(distance / self.std)
 
 
+class ThreeScenes(PosteriorSampler):
+    """One of three whole images: the likeliest is not made of the likeliest values of its pixels.
+
+    signal | noisy = location + separation * offset + std * N(0, 1), where location = center + shrink *
+    (noisy - center). A draw is of the same scene in all of its pixels, with probabilities 0.4, 0.3, 0.3. The
+    offset of bright pixels (noisy > center) is 0, 1, 1 in the three scenes, that of others 0, 1, -1. So in
+    every patch with pixels of both kinds the joint mode has the offsets (0, 0), while the modes of single
+    pixels have (1, 0), which no scene has. `center`, `separation` and `std` are in raw counts.
+    """
+
+    weights = (0.4, 0.3, 0.3)
+    bright, dark = (0.0, 1.0, 1.0), (0.0, 1.0, -1.0)  # offsets in each scene
+
+    def __init__(
+        self, center: float = 100.0, shrink: float = 0.7, separation: float = 40.0, std: float = 4.0
+    ) -> None:
+        super().__init__()
+        self.center, self.shrink, self.separation, self.std = center, shrink, separation, std
+        _positive(self, "separation", "std")
+        if separation < 8 * std:
+            raise ValueError(
+                f"ThreeScenes: got separation={separation}, std={std}; needs separation >= 8 * std, where "
+                "the scenes do not shift each other's peaks"
+            )
+
+    def sample(self, noisy: Tensor, n: int = 1) -> Tensor:
+        chosen = torch.multinomial(noisy.new_tensor(self.weights), n * len(noisy), replacement=True)
+        offsets = noisy.new_tensor([self.bright, self.dark])[:, chosen]  # (2, n * B)
+        bright, dark = offsets.reshape(2, n, len(noisy), *[1] * (noisy.ndim - 1))
+        noise = torch.randn((n, *noisy.shape), dtype=noisy.dtype, device=noisy.device)
+        signal = self._location(noisy) + self.separation * torch.where(noisy > self.center, bright, dark)
+        return signal + self.std * noise
+
+    def mean(self, noisy: Tensor) -> Tensor:
+        return self._location(noisy) + 0.6 * self.separation * (noisy > self.center)
+
+    def mode(self, noisy: Tensor) -> Tensor:
+        """The mode of each pixel by itself."""
+        return self._location(noisy) + self.separation * (noisy > self.center)
+
+    def joint_mode(self, noisy: Tensor) -> Tensor:
+        """The likeliest scene."""
+        return self._location(noisy)
+
+    def _location(self, noisy: Tensor) -> Tensor:
+        return self.center + self.shrink * (noisy - self.center)
+
+
 def _positive(sampler: PosteriorSampler, *names: str) -> None:
     for name in names:
         value = getattr(sampler, name)

@@ -18,27 +18,30 @@ LEARNING_RATE = 2e-3
 class PosteriorSampler(nn.Module, ABC):
     """Draws clean images from q(signal | noisy). Input and output are in raw counts.
 
-    Subclasses implement `sample`, and `training_step` if they can be trained. They may set the attributes:
+    Subclasses implement `sample`, and `training_step` if they can be trained. They may set these attributes.
 
-    out_channels: number of channels of a draw. Default: None, the channels of the noisy image without
-        conditions.
-    scale: factor from the size of the noisy image to that of a draw, one number or one each for Y and X.
-        Default: 1.
-    out_names: names of the draws' channels in written files. Default: those of the noisy image, if it has as
-        many channels.
-    context: neighbouring planes that are further channels of the noisy image, such as "T2", after those of
-        the plane that is drawn. `train` sets it and runs store it. Default: none.
-    dims: 2 for a sampler of images (Y, X), 3 for one of volumes (Z, Y, X). Default: 2.
-    conditions: number of conditions, such as a mask, which are the last channels of the input in their own
-        units. `train` sets it and runs store it. Default: 0, which accepts as many as `train` gets.
-    isotropic: whether the noise stays the same if it is rotated and mirrored, so that training may augment
-        patches by both. Default: True.
-    mirrors: if not isotropic, the mirrorings that keep the noise the same, see `NoiseModel.mirrors`.
-    free_draws: number of draws that cost no more than one draw. The student learns from as many. Default: 1.
-    logged: further numbers of the last training step for metrics.jsonl, 0-dimensional tensors. Names that
-        start with "kl" are in nats per image, and training warns if their sum collapses to zero.
-    learning_rate: default learning rate of `train`, for AdamW. Default: 2e-3.
-    files: names of constructor arguments that may be files or URLs. They are never read from a model file.
+    Attributes:
+        out_channels: number of channels of a draw. Default: None, the channels of the noisy image without
+            conditions.
+        scale: factor from the size of the noisy image to that of a draw, one number or one each for Y and X.
+            Default: 1.
+        out_names: names of the draws' channels in written files. Default: those of the noisy image, if it has
+            as many channels.
+        context: neighbouring planes that are further channels of the noisy image, such as "T2", after those
+            of the plane that is drawn. `train` sets it and runs store it. Default: none.
+        dims: 2 for a sampler of images (Y, X), 3 for one of volumes (Z, Y, X). Default: 2.
+        conditions: number of conditions, such as a mask, which are the last channels of the input in their
+            own units. `train` sets it and runs store it. Default: 0, which accepts as many as `train` gets.
+        isotropic: whether the noise stays the same if it is rotated and mirrored, so that training may
+            augment patches by both. Default: True.
+        mirrors: if not isotropic, the mirrorings that keep the noise the same, see `NoiseModel.mirrors`.
+        free_draws: number of draws that cost no more than one draw. The student learns from as many. Default:
+            1.
+        logged: further numbers of the last training step for metrics.jsonl, 0-dimensional tensors. Names that
+            start with "kl" are in nats per image, and training warns if their sum collapses to zero.
+        learning_rate: default learning rate of `train`, for AdamW. Default: 2e-3.
+        files: names of constructor arguments that may be files or URLs. They are never read from a model
+            file.
     """
 
     out_channels: int | None = None

@@ -28,7 +28,8 @@ from distill.hardware import Hardware, synchronize, working_memory
 from distill.plots.pictures import middle_plane
 from distill.prediction.receptive_field import maps_in_tiles
 from distill.prediction.tiles import fixed_tile
-from samplers import NoiseModel, PosteriorSampler
+from samplers import ChannelNoise, GaussianNoise, NoiseModel, PosteriorSampler
+from students import StabilizedUNet
 
 Metrics = dict[str, Callable[[Tensor, Tensor], float]]
 
@@ -93,7 +94,7 @@ def compare(
                 with whole_file(folder / "images.npz") as part, open(part, "wb") as file:
                     first: dict[str, Any] = {answer.name: middle_plane(answer.mean)[0] for answer in answers}
                     np.savez(file, **first)
-            judged = _judged(answers, noisy, clean, metrics, noise_model_of(sampler))
+            judged = _judged(answers, noisy, clean, metrics, noise_model_of(sampler, denoiser.backbone))
             frames.append((judged, _parts(answers, noisy, clean, total, denoiser.loss.outputs[0])))
             state.save(frames)
             drawn.delete()
@@ -199,10 +200,21 @@ def _memory(
     return memory
 
 
-def noise_model_of(sampler: PosteriorSampler) -> NoiseModel | None:
-    """The sampler's noise model on the CPU, if it has one in raw counts."""
+def noise_model_of(sampler: PosteriorSampler, student: nn.Module) -> NoiseModel | None:
+    """The sampler's noise model in raw counts, on the CPU; without one, the line that `train` estimated."""
     noise_model = getattr(sampler, "noise_model", None)
-    return copy.deepcopy(noise_model).cpu() if isinstance(noise_model, NoiseModel) else None
+    if isinstance(noise_model, NoiseModel):
+        return copy.deepcopy(noise_model).cpu()
+    networks = (getattr(sampler, "mean", None), student)
+    lines = [_noise_line(each) for each in networks if isinstance(each, StabilizedUNet)]
+    return lines[0] if lines else None
+
+
+def _noise_line(network: StabilizedUNet) -> NoiseModel:
+    """The estimated noise. For correlated noise only its variance is right."""
+    lines = zip(network.gain.flatten().tolist(), network.offset.flatten().tolist(), strict=True)
+    models = [GaussianNoise(gain=gain, offset=offset) for gain, offset in lines]
+    return models[0] if len(models) == 1 else ChannelNoise(models)
 
 
 def _fingerprint(

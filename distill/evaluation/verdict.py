@@ -68,24 +68,24 @@ def _finding(student: Row) -> str:
 _ALONG = "({correlation_x:.2f} along x, {correlation_y:.2f} along y)"
 SENTENCES = {
     "noise": "The residuals look like noise: nothing of the image seems to be lost.",
-    "nothing": "Nothing was removed: the student gives the noisy images back.",
+    "nothing": "Nothing was removed: the student returns the noisy images.",
     "correlated": f"Neighbouring pixels of the residuals are correlated {_ALONG}: either the noise itself is "
     "correlated, or structure of the image was removed with it.",
-    "smooth noise left": f"Neighbouring pixels of the residuals are correlated negatively {_ALONG}: noise "
+    "smooth noise left": f"Neighbouring pixels of the residuals are negatively correlated {_ALONG}: noise "
     "that is smooth from pixel to pixel seems to be left in the image.",
-    "strong": "The residuals have a std of {residual_std:.3g} where the noise model expects "
-    "{expected_std:.3g} counts: structure of the image was removed with the noise, or the noise model is "
+    "strong": "The residuals have a std of {residual_std:.3g} counts, but the noise model expects "
+    "{expected_std:.3g}: structure of the image was removed with the noise, or the noise model is "
     "too narrow.",
-    "weak": "The residuals have a std of {residual_std:.3g} where the noise model expects "
-    "{expected_std:.3g} counts: noise is left in the image, or the noise model is too wide.",
+    "weak": "The residuals have a std of {residual_std:.3g} counts, but the noise model expects "
+    "{expected_std:.3g}: noise is left in the image, or the noise model is too wide.",
 }
 _MODEL = (
     "fit a noise model to repeats or dark frames (distill noise-model fit --kind correlated), and train with "
     "it (distill train --sampler.noise_model FILE)."
 )
 STEPS = {
-    "noise": "Next: look at the pictures; a longer training (--budget 20min) may make fine detail a little "
-    "better.",
+    "noise": "Next: look at the pictures; a longer training (--budget 20min) may improve fine detail a "
+    "little.",
     "correlated": "Next: look for structure in the picture of the residuals. If the noise is correlated, "
     + _MODEL,
     "smooth noise left": f"Next: look at the zoom; if noise is left there, {_MODEL}",

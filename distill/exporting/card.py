@@ -1,4 +1,4 @@
-"""What a repository says of the model in it: a README whose head the hub reads."""
+"""The model card of a repository: a README with a header for the hub."""
 
 from pathlib import Path
 
@@ -6,15 +6,15 @@ import yaml
 
 from distill.runs.describe import describe_run
 
-# Those that the hub lists by their SPDX identifiers in small letters; of others it takes a name and a link.
+# The hub lists these by their SPDX identifiers in lower case; others need a name and a link.
 LISTED = ("mit", "apache-2.0", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0",
           "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0", "mpl-2.0", "unlicense", "isc")  # fmt: skip
 TAGS = ["denoising", "image-restoration", "microscopy", "unsupervised-learning", "posterior-distill"]
-HIDDEN = ("last",)  # of what `distill info` tells: a row of figures
+HIDDEN = ("last",)  # line of `distill info` that the card omits: the last metrics
 TEXT = """# {name}
 
 A {what} of posterior-distill ([Salmon & Krull 2023](https://arxiv.org/abs/2310.18116)), for noisy images
-like those that it was trained on: same microscope, same settings. It takes and gives raw counts.
+like those that it was trained on: same microscope, same settings. Input and output are raw counts.
 {picture}
 | what | in this model |
 |---|---|
@@ -26,13 +26,13 @@ like those that it was trained on: same microscope, same settings. It takes and 
     distill pull {repo} --out runs/{name}
     distill predict runs/{name} noisy.tif --out clean.tif{draws}
 
-It was trained without ground truth. Look at what it removes from your images before you measure in them
-(`distill evaluate runs/{name} noisy.tif`).
+It was trained without ground truth. Before you measure anything in denoised images, check what the model
+removes (`distill evaluate runs/{name} noisy.tif`).
 """
 
 
 def card(run: Path, repo: str, license: str, has_picture: bool) -> str:
-    """The README of a run that is shared as `repo`, NAME/REPO."""
+    """The model card of a run. repo: NAME/REPO. has_picture: whether the repository has a preview."""
     has_student = (run / "student.safetensors").exists()
     lines = [line.partition(" ") for line in describe_run(run).splitlines()[1:]]
     rows = [(key, value.strip().replace("|", r"\|")) for key, _, value in lines if key not in HIDDEN]
@@ -40,7 +40,7 @@ def card(run: Path, repo: str, license: str, has_picture: bool) -> str:
         name=repo.partition("/")[2],
         repo=repo,
         what="one-pass denoiser" if has_student else "posterior sampler",
-        picture="\n![a part of an image: noisy, draws, student](preview.png)\n" if has_picture else "",
+        picture="\n![part of an image: noisy, draws, student](preview.png)\n" if has_picture else "",
         table="\n".join(f"| {key} | {value} |" for key, value in rows),
         draws="" if has_student else " --draws 100",
     )

@@ -1,4 +1,4 @@
-"""Runs as Hugging Face repositories: sent with a model card, and checked when they are fetched."""
+"""Shares runs as Hugging Face repositories with a model card, and fetches and checks shared runs."""
 
 import logging
 import os
@@ -34,17 +34,20 @@ def push(
     private: bool = False,
     trust: str | Sequence[str] = (),
 ) -> str:
-    """Shares a run as a Hugging Face repository -> its address.
+    """Uploads a run to a Hugging Face repository -> its address.
 
-    Sent are its networks, the calibration of its student, a model card and, where `evaluate` has left its
-    picture, a preview, which shows a part of your image; nothing else of the folder.
+    It uploads the networks, the calibration of the student, a model card and, if `evaluate` wrote a picture,
+    a preview, which shows a part of your image. It uploads nothing else of the folder.
 
     Args:
         run: a finished run or its folder.
-        repo: NAME/REPO, which is made if there is none; a new version of the files if there is.
-        license: what others may do with the model, an SPDX identifier such as MIT or CC-BY-4.0. No default.
-        private: let nobody else see the repository.
-        trust: your modules whose classes the run's files may name, and so have imported. Default: none.
+        repo: NAME/REPO. It is created if it does not exist; otherwise the files get a new version.
+        license: licence of the model for others, an SPDX identifier such as MIT or CC-BY-4.0. Required.
+        private: make the repository visible to yourself only.
+        trust: your own modules that the run's files may import classes from. Default: none.
+
+    Raises:
+        UserError: if the run is not finished or damaged, nobody is logged in, or the upload fails.
     """
     check_limits({"run": run, "repo": repo, "license": license, "trust": trust})
     _check_name(repo)
@@ -56,14 +59,12 @@ def push(
     files = _files(run, trust)
     files[CARD] = card(run, repo, license, PREVIEW in files).encode()
     if hub.get_token() is None:
-        raise UserError(f"{repo}: nobody is logged in who could write there; {LOGIN}")
+        raise UserError(f"{repo}: you are not logged in; {LOGIN}")
     with _in_one_line(repo):
         api = hub.HfApi(library_name="posterior-distill")
         address = api.create_repo(repo, private=private or None, exist_ok=True)
         if private and not api.model_info(repo).private:
-            raise UserError(
-                f"{repo}: is there already, and public; pass another name, or leave out --private"
-            )
+            raise UserError(f"{repo}: exists already and is public; pass another name, or omit --private")
         added = [
             hub.CommitOperationAdd(path_in_repo=name, path_or_fileobj=file) for name, file in files.items()
         ]
@@ -74,38 +75,41 @@ def push(
 def pull(
     repo: str, out: str | os.PathLike[str], *, revision: str | None = None, trust: str | Sequence[str] = ()
 ) -> Path:
-    """Fetches a run that `push` has shared -> its folder, which is there whole and checked, or not at all.
+    """Downloads a run that was shared with `push` -> its folder, which is only written if all is complete.
 
     Args:
         repo: NAME/REPO.
-        out: folder to write, which is not there yet.
-        revision: a branch, a tag or a commit. Default: the newest.
-        trust: your modules whose classes the run's files may name, and so have imported. Default: none.
+        out: folder to write, which must not exist yet.
+        revision: branch, tag or commit. Default: the newest.
+        trust: your own modules that the run's files may import classes from. Default: none.
+
+    Raises:
+        UserError: if the download fails, or the files are damaged or would run code.
     """
     check_limits({"repo": repo, "out": out, "revision": revision, "trust": trust})
     _check_name(repo)
     out = Path(out)
     if os.path.lexists(out):
-        raise UserError(f"{out}: exists already; pass a folder that does not")
+        raise UserError(f"{out}: exists already; pass a new folder")
     check_folder(out)
     hub = extra("huggingface_hub", "hub", "pull")
     with _in_one_line(repo):
         api = hub.HfApi(library_name="posterior-distill")
-        there = api.model_info(repo, revision=revision, files_metadata=True)
-    sizes = {each.rfilename: each.size or 0 for each in there.siblings or [] if each.rfilename in FETCHED}
+        info = api.model_info(repo, revision=revision, files_metadata=True)
+    sizes = {each.rfilename: each.size or 0 for each in info.siblings or [] if each.rfilename in FETCHED}
     if not sizes.keys() & {*NETWORKS}:
         raise UserError(
-            f"{repo}: holds no {' or '.join(NETWORKS)}; distill opens what `distill push` has sent"
+            f"{repo}: has no {' or '.join(NETWORKS)}; distill opens repositories of `distill push` only"
         )
     check_folder(out, sum(sizes.values()))
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
-        fetched, run = Path(folder, "fetched"), Path(folder, "run")
+        download, run = Path(folder, "download"), Path(folder, "run")
         with _in_one_line(repo):
-            api.snapshot_download(repo, revision=there.sha, local_dir=fetched, allow_patterns=[*sizes])
+            api.snapshot_download(repo, revision=info.sha, local_dir=download, allow_patterns=[*sizes])
         run.mkdir()
-        for name in sizes:  # the hub's client leaves notes of its own beside them
-            os.replace(fetched / name, run / name)
+        for name in sizes:  # without the files of the hub's client
+            os.replace(download / name, run / name)
         check_links(run)
         try:
             for name in sizes.keys() & {*NETWORKS}:
@@ -122,32 +126,37 @@ def _check_name(repo: str) -> None:
 
 
 def _files(run: Path, trust: str | Sequence[str]) -> dict[str, Any]:
-    """Their names in the repository, and where they are. UserError for damage, for classes that are neither
-    ours nor trusted, and where nothing is left that others could open."""
+    """Files to upload, by their names in the repository.
+
+    Raises UserError for damaged files, for classes that are neither ours nor trusted, and if no network is
+    left that others could open.
+    """
     files: dict[str, Any] = {}
     for name, load in NETWORKS.items():
         if (run / name).exists() and _is_described(run / name):
             load(run, trust=trust)
             files[name] = run / name
     if not files:
-        raise UserError(f"{run}: none of its networks can be rebuilt by name; share what made them instead")
+        raise UserError(
+            f"{run}: its networks cannot be rebuilt by name; share the code that builds them instead"
+        )
     pictures = [run / name for name in ("evaluation.png", PREVIEW) if (run / name).exists()]
     files |= {CALIBRATION: run / CALIBRATION} if (run / CALIBRATION).exists() else {}
     return files | ({PREVIEW: pictures[0]} if pictures else {})
 
 
 def _is_described(path: Path) -> bool:
-    """Whether others can build it: a plain function, for instance, is in no file."""
+    """Whether others can rebuild the network. No file contains, for instance, a plain function."""
     header = tensors.load(path)[1]
-    is_whole = not [key for key in ("sampler", "backbone", "loss") if header.get(key, ...) is None]
-    if not is_whole:
-        log.warning("%s: not sent, since it cannot be rebuilt by name", path)
-    return is_whole
+    is_complete = not [key for key in ("sampler", "backbone", "loss") if header.get(key, ...) is None]
+    if not is_complete:
+        log.warning("%s: not uploaded, because it cannot be rebuilt by name", path)
+    return is_complete
 
 
 @contextmanager
 def _in_one_line(repo: str) -> Iterator[None]:
-    """The hub's client raises errors of many kinds and many lines."""
+    """Raises UserError in one line for the errors of the hub's client, which have many kinds and lines."""
     from huggingface_hub import errors
 
     try:
@@ -160,13 +169,13 @@ def _in_one_line(repo: str) -> Iterator[None]:
         status = getattr(getattr(error, "response", None), "status_code", None)
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         if isinstance(error, errors.RevisionNotFoundError):
-            what = "no such revision; pass a branch, a tag or a commit of it"
+            what = "no such revision; pass a branch, a tag or a commit"
         elif isinstance(error, errors.RepositoryNotFoundError):
-            what = f"no such repository, or none that you may see; check its name, or {LOGIN}"
+            what = f"no such repository, or no access to it; check its name, or {LOGIN}"
         elif isinstance(error, errors.LocalTokenNotFoundError) or status in (401, 403):
-            what = f"refused to you ({reason}); {LOGIN} as somebody who may"
+            what = f"access denied ({reason}); {LOGIN} as a user with access"
         elif status:
-            what = f"the hub refuses it ({reason}); mend that, or try again later"
+            what = f"the hub refused the request ({reason}); correct that, or try again later"
         else:
             what = f"the hub cannot be reached ({reason}); check the connection, and try again"
         raise UserError(f"{repo}: {what}") from error

@@ -1,4 +1,4 @@
-"""What networks are told beside the noisy image, as further channels: a mask, a map of the noise level."""
+"""Conditions: further input channels beside the noisy image, such as a mask or a map of the noise level."""
 
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -17,7 +17,7 @@ from samplers.cached import fingerprint
 
 @dataclass(eq=False)
 class ConditionedStack(Stack):
-    """A stack whose frames are (N, C + K, Y, X): those of `image`, then the K maps of `conditions`."""
+    """A stack with frames (N, C + K, Y, X): the channels of `image`, then the K maps of `conditions`."""
 
     image: Stack = field(kw_only=True)
     conditions: Stack = field(kw_only=True)
@@ -28,9 +28,10 @@ class ConditionedStack(Stack):
 
 
 def conditioned(stack: Stack, conditions: Images | None) -> Stack:
-    """The stack as a ConditionedStack, or without conditions as it is.
+    """The stack with its conditions, or unchanged without conditions.
 
-    conditions: one frame for all of the stack's, or one for each. Errors: maps of another size, NaN.
+    conditions: one frame for all frames of the stack, or one for each. Raises UserError if their size or
+    number does not fit, or if they contain NaN.
     """
     if conditions is None:
         return stack
@@ -39,17 +40,16 @@ def conditioned(stack: Stack, conditions: Images | None) -> Stack:
     if own != size or count not in (1, n):
         raise UserError(
             f"conditions: got frames {tuple(maps.frames.shape)} (N, C, Y, X) for {n} noisy frames of "
-            f"{size[0]} x {size[1]} pixels; pass one frame, or as many, of the same size"
+            f"{size[0]} x {size[1]} pixels; pass one frame, or {n}, of the same size"
         )
-    if maps.pixels.dtype.itemsize * maps.pixels.size <= SCAN_BYTES:  # of larger ones the answer tells
+    if maps.pixels.dtype.itemsize * maps.pixels.size <= SCAN_BYTES:  # NaN in larger ones shows in the result
         check_finite(maps)
     own_fields = {each.name: getattr(stack, each.name) for each in fields(Stack)}
     return ConditionedStack(**own_fields, image=stack, conditions=maps)
 
 
 def seen_by(network: Any, name: str, stack: Stack, conditions: Images | None) -> Stack:
-    """The images as the sampler or student called `name` sees them: as volumes, in its context, with its
-    conditions."""
+    """The images as a network sees them: as volumes, with its context, its conditions. name: for messages."""
     stack = viewed(stack, network.dims, network.context, conditions)
     check_conditions(stack, name, network.conditions)
     return stack
@@ -69,36 +69,36 @@ def viewed(stack: Stack, dims: int, context: str | None, conditions: Images | No
 
 
 def identity(stack: Stack) -> str | None:
-    """A fingerprint of its conditions, if it has some."""
+    """A fingerprint of the conditions; None without any."""
     return fingerprint(stack.conditions.frames)[:16] if isinstance(stack, ConditionedStack) else None
 
 
 def condition_count(stack: Stack) -> int:
-    """How many of the last channels of its frames are conditions."""
+    """Number of the last channels of the frames that are conditions."""
     return stack.conditions.frames.shape[1] if isinstance(stack, ConditionedStack) else 0
 
 
 def check_conditions(stack: Stack, name: str, expected: int) -> None:
-    """A UserError for a stack of other conditions than the networks of `name` see."""
+    """UserError if the stack does not have the expected number of conditions. name: of the networks."""
     count = condition_count(stack)
     if count == expected:
         return
     if not expected:
         raise UserError(
-            f"conditions: got {count}, but {name} sees the image alone; pass none, or "
+            f"conditions: got {count}, but {name} uses the image only; pass none, or "
             f"a sampler whose attribute conditions is {count}"
         )
     raise UserError(
-        f"conditions: got {count or 'none'}, but {name} sees {expected} beside the image, such as a mask; "
+        f"conditions: got {count or 'none'}, but {name} needs {expected}, such as a mask; "
         f"pass --conditions with {expected} {'channels' if expected > 1 else 'channel'}"
     )
 
 
 class ConditionedFrames:
-    """(N, C + K, Y, X) over frames (N, C, Y, X) and maps (1 or N, K, Y, X).
+    """Frames (N, C, Y, X) and maps (1 or N, K, Y, X) joined to (N, C + K, Y, X).
 
-    Index the first axis with a whole number, a slice or an index array, the others with slices; only what is
-    indexed is read.
+    Index the first axis with an integer, a slice or an index array, the others with slices. Only the indexed
+    part is read.
     """
 
     ndim = 4

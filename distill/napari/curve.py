@@ -1,4 +1,4 @@
-"""The student's loss against steps, drawn as it learns."""
+"""A plot of the student's loss against steps, updated during training."""
 
 import time
 from pathlib import Path
@@ -12,13 +12,13 @@ from matplotlib.lines import Line2D
 from distill.files import read_json_lines
 from distill.plots.curves import DRAWS, STUDENT
 
-GREY = "#888888"  # seen on dark and light themes
-EVERY = 1.0  # s between two drawings: on a GPU, rows come faster
-HELD_OUT = ("val_split_error", "val_student_loss")  # the first that a training has: what it chooses by
+GREY = "#888888"  # visible in dark and light themes
+EVERY = 1.0  # s; shortest time between two updates, since a GPU logs faster
+HELD_OUT = ("val_split_error", "val_student_loss")  # shows the first metric that the training logs
 
 
 class Curve(FigureCanvasQTAgg):
-    """Two lines, each with an axis of its own: on the patches it learns from, and on those held out."""
+    """The loss on training patches and the loss on held-out patches, each with its own axis."""
 
     def __init__(self) -> None:
         super().__init__(Figure(figsize=(3, 2), layout="constrained", facecolor="none"))
@@ -32,7 +32,7 @@ class Curve(FigureCanvasQTAgg):
         self.drawn = 0.0
 
     def begin(self, folder: Path | None) -> None:
-        """With what a run that resumes has in its folder; hidden without a training."""
+        """Starts with the rows of a run that resumes from its folder; None hides the plot."""
         metrics = folder / "metrics.jsonl" if folder else None
         self.rows = read_json_lines(metrics) if metrics and metrics.exists() else []
         self.setVisible(folder is not None)
@@ -40,8 +40,8 @@ class Curve(FigureCanvasQTAgg):
 
     def add(self, row: dict[str, Any]) -> None:
         self.rows = [each for each in self.rows if each.get("step", row["step"]) < row["step"]] + [row]
-        validated = any(key in row for key in HELD_OUT)
-        if validated or time.monotonic() - self.drawn > EVERY:
+        is_validation = any(key in row for key in HELD_OUT)
+        if is_validation or time.monotonic() - self.drawn > EVERY:
             self._draw_rows()
 
     def _draw_rows(self) -> None:

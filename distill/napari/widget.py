@@ -1,4 +1,4 @@
-"""The Denoise widget: an image layer, networks for it, a button, and what it is doing."""
+"""The Denoise widget: choices of the image layer and the networks, buttons, and the progress."""
 
 # pyright: reportMissingImports=false
 
@@ -33,15 +33,15 @@ NETWORKS = [
 
 
 class Denoise(QWidget):
-    """Its work runs in a thread, which tells by the signal `news`; only the main thread touches layers."""
+    """The widget. A thread does the work and emits `news`, because only the main thread may use layers."""
 
     news = Signal(object)
 
     def __init__(self, viewer: Viewer) -> None:
         super().__init__()
         self.viewer = viewer
-        self.worker: Any = None  # while it works
-        self.preview: Any = None  # the layer of that name
+        self.worker: Any = None  # the running worker
+        self.preview: Any = None  # the preview layer
         self.image = ComboBox(label="image", choices=self._images)
         self.networks = ComboBox(label="networks", choices=NETWORKS)
         self.folder = FileEdit(label="run folder", mode=FileDialogMode.EXISTING_DIRECTORY)
@@ -63,7 +63,7 @@ class Denoise(QWidget):
         self.networks.changed.connect(self._suggest)
         self.button.clicked.connect(self.start)
         self.cancel.clicked.connect(self.stop)
-        self.news.connect(self._told)
+        self.news.connect(self._show_news)
         self.destroyed.connect(self.stop)
         for event in (self.viewer.layers.events.inserted, self.viewer.layers.events.removed):
             event.connect(self.form.reset_choices)
@@ -72,7 +72,7 @@ class Denoise(QWidget):
         return [layer for layer in reversed(self.viewer.layers) if isinstance(layer, Image)]
 
     def _suggest(self) -> None:
-        """The folder that belongs to the choice; that of a finished run is the user's to choose."""
+        """Suggests the folder of a new run. The user selects that of a finished run."""
         self.folder.enabled = self.networks.value != PRETRAINED
         if self.image.value is not None and self.networks.value in BUDGETS:
             self.folder.value = run_folder(self.image.value)
@@ -104,12 +104,12 @@ class Denoise(QWidget):
         worker.start()
 
     def stop(self) -> None:
-        """Also as napari closes, by the worker's own `quit`."""
+        """Stops the worker; napari does the same when it closes."""
         if self.worker is not None:
             self.worker.quit()
-            self.status.setText("stopping within some steps ...")
+            self.status.setText("stopping after the current steps ...")
 
-    def _told(self, news: dict[str, Any]) -> None:
+    def _show_news(self, news: dict[str, Any]) -> None:
         layer = news["layer"]
         if "step" in news:
             self.curve.add(news)
@@ -144,24 +144,24 @@ class Denoise(QWidget):
         self.preview = None
 
     def _add(self, layer: Image, maps: dict[str, np.ndarray]) -> None:
-        """The central image on top; a std or quantiles below it, hidden."""
+        """Adds the central image on top, and others such as a std or quantiles as hidden layers below."""
         self._end_preview()
         (_, centre), *others = maps.items()
         for name, image in reversed(others):
             self.viewer.add_image(image, visible=False, **beside(layer, image, name))
-        look = {} if "channel_axis" in beside(layer, centre, "") else {"colormap": layer.colormap}
-        self.viewer.add_image(centre, **look, **beside(layer, centre, "denoised"))
+        colours = {} if "channel_axis" in beside(layer, centre, "") else {"colormap": layer.colormap}
+        self.viewer.add_image(centre, **colours, **beside(layer, centre, "denoised"))
         self._show(1.0, "done")
 
     def _finished(self) -> None:
         self.button.enabled, self.cancel.enabled = True, False
         if self.worker is not None and self.worker.abort_requested:
-            self._show(0.0, "stopped; the same choices resume a training")
+            self._show(0.0, "stopped; press Denoise with the same choices to resume")
         self.worker = None
 
 
 def run_folder(layer: Image) -> Path:
-    """Beside the layer's file, or in the home folder."""
+    """Folder of a new run: beside the file of the layer, or in the home folder."""
     if layer.source.path:
         return run_beside(layer.source.path)
     return Path.home() / "posterior-distill" / (re.sub(r"[^\w.-]+", "_", layer.name) + ".run")

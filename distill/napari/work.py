@@ -1,4 +1,4 @@
-"""What the button starts, in a thread of its own: networks for a layer's stack, then their answer."""
+"""The work of the Denoise button in its own thread: trains or loads networks, and denoises a layer."""
 
 import sys
 from collections.abc import Callable
@@ -21,18 +21,23 @@ from losses import L2
 from samplers.base import evaluating
 from students import StabilizedUNet
 
-FINISHED = "run"  # beside PRETRAINED and budgets
-VALIDATE_EVERY = 50  # steps: some previews in a minute
-SIDE = 512  # px: of what a preview denoises
+FINISHED = "run"  # the third choice of networks, with PRETRAINED and budgets
+VALIDATE_EVERY = 50  # steps; gives several previews per minute
+SIDE = 512  # px; side of the denoised part of a preview
 Tell = Callable[[dict[str, Any]], object]
 
 
 def answer(stack: Stack, networks: str, folder: Path, frame: Callable[[], int], tell: Tell) -> None:
-    """Trains or loads, then denoises, and tells what is new: a row of metrics, a `preview`, the `share`
-    that is denoised, and in the end the `maps` by name, or why they are `refused`.
+    """Trains or loads networks and denoises the stack.
 
-    networks: PRETRAINED, FINISHED, or a budget. folder: of the run, finished or to be trained. frame: which
-    one a preview shows. tell: may raise KeyboardInterrupt to stop, with a checkpoint.
+    Args:
+        stack: noisy images.
+        networks: PRETRAINED, FINISHED, or a training budget such as "5 min".
+        folder: folder of the finished or the new run.
+        frame: returns the index of the frame for previews.
+        tell: gets the progress: rows of metrics, `preview` images, the finished `share`, and finally the
+            `maps` (all output images by name), or the error text `refused`. It may raise KeyboardInterrupt
+            to stop, which writes a checkpoint.
     """
     _keep_llvm_single()
     try:
@@ -51,8 +56,11 @@ def answer(stack: Stack, networks: str, folder: Path, frame: Callable[[], int], 
 
 
 def _keep_llvm_single() -> None:
-    """torch imports triton where there is one, though nothing here needs it. With the LLVM of a Mesa driver
-    in the process, which draws napari's window on many a Linux machine, that is a segmentation fault."""
+    """Prevents torch from importing triton, which is not needed here.
+
+    On Linux, napari's window may be drawn by a Mesa driver, which loads its own LLVM library. Together with
+    the LLVM of triton, that ends in a segmentation fault.
+    """
     libraries = Path("/proc/self/maps")
     if "triton" not in sys.modules and libraries.exists() and "libLLVM" in libraries.read_text():
         sys.modules["triton"] = None  # pyright: ignore[reportArgumentType]
@@ -79,11 +87,11 @@ def _denoiser(
 
 
 def preview(student: StabilizedUNet, stack: Stack, frame: int) -> np.ndarray:
-    """One frame with the student's answer in its middle, shown at every place of the stack, in no memory."""
-    shown = np.array(stack.frames[frame], np.float32)
-    rows, columns = (slice((n - min(n, SIDE)) // 2, (n + min(n, SIDE)) // 2) for n in shown.shape[1:])
+    """A frame whose centre is denoised, as a stack that repeats it at every position without more memory."""
+    image = np.array(stack.frames[frame], np.float32)
+    rows, columns = (slice((n - min(n, SIDE)) // 2, (n + min(n, SIDE)) // 2) for n in image.shape[1:])
     device = next(student.parameters()).device
-    noisy = torch.from_numpy(shown[None, :, rows, columns]).to(device)
+    noisy = torch.from_numpy(image[None, :, rows, columns]).to(device)
     with evaluating(student):
-        shown[:, rows, columns] = student.denoise(noisy)[0].cpu().numpy()
-    return stack.restore(np.broadcast_to(shown, (len(stack.frames), *shown.shape)))
+        image[:, rows, columns] = student.denoise(noisy)[0].cpu().numpy()
+    return stack.restore(np.broadcast_to(image, (len(stack.frames), *image.shape)))

@@ -113,7 +113,7 @@ def predict(
     settings["device"] = "cpu" if dask else device
     job = Prediction(run, noisy, **settings)
     targets = [] if out is None else _targets(out, job, dtype, options)
-    with _workers(dask, job, noisy, device, precision, ceiling) as workers:
+    with workers_of(dask, job, noisy, device, precision, ceiling) as workers:
         stack, room = job.stack, workers.room
         if math.prod(stack.frames.shape) * stack.pixels.dtype.itemsize <= min(SCAN_BYTES, room):
             check_finite(stack)  # larger ones are checked block by block
@@ -128,10 +128,11 @@ def predict(
     return _result(targets[0], room)
 
 
-def _workers(
+def workers_of(
     dask: str | None, job: Prediction, noisy: Images, device: str | None, precision: Precision,
     ceiling: float | None,
 ) -> AbstractContextManager[Workers]:  # fmt: skip
+    """This process, or the cluster `dask`; see `predict`. ceiling: most memory, in bytes."""
     if dask is None:
         return nullcontext(this_process(job, ceiling))
     extra("distributed", "dask", f"dask {dask}")

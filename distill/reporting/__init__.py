@@ -1,1 +1,1 @@
-"""One HTML page of finished runs."""
+"""An HTML report about finished runs."""

@@ -1,4 +1,4 @@
-"""One self-contained HTML page of one or several runs: the paper's Table 1, Figures 1 and 3, curves."""
+"""Writes a self-contained HTML page about one or several runs: tables, pictures, curves, settings."""
 
 import csv
 import json
@@ -31,9 +31,9 @@ from distill.runs.checkpoint import CHECKPOINT_HEADER
 from distill.runs.describe import ROLES, check_links, describe_run, is_finished
 from samplers.noise import npz
 
-PICTURE_BYTES = 2_000_000_000  # of one frame: the input, its averages of draws, the student's maps
-RESUME = "run its `distill train` again, which goes on where it was stopped"
-PASS = "pass the folder that `distill train` or `distill denoise` wrote"
+PICTURE_BYTES = 2_000_000_000  # largest size of the images of one frame in a file of `evaluate`
+RESUME = "to resume it, run its `distill train` again"
+PASS = "pass a folder of `distill train` or `distill denoise`"
 MADE_HERE = '<meta name="generator" content="distill report">'
 
 
@@ -43,13 +43,16 @@ def report(
     *,
     overwrite: bool = False,
 ) -> Path:
-    """Writes the page -> its path; it needs no network and no other file.
+    """Writes an HTML page about runs -> its path. The page needs no network and no other files.
 
     Args:
-        runs: finished runs or their folders, also those of a sampler without a student. What `evaluate` left
-            in them, or in folders within, is shown, and so is what `calibrate` did.
-        out: HTML file to write. Default: report.html in the first run's folder.
-        overwrite: replace `out` if it exists and is no earlier report.
+        runs: finished runs or their folders, with or without a student. The page shows their training, and
+            the results of `evaluate` and `calibrate` in these folders and their subfolders.
+        out: HTML file to write. Default: report.html in the folder of the first run.
+        overwrite: replace `out` even if it is not a report.
+
+    Raises:
+        UserError: if a run is not finished, its files are damaged, or `out` cannot be written.
     """
     check_limits(locals())
     runs = [Path(run) for run in ([runs] if isinstance(runs, str | os.PathLike) else runs)]
@@ -84,24 +87,24 @@ def _check(out: Path, overwrite: bool) -> None:
     if out.is_dir():
         raise UserError(f"{out}: is a folder; pass the name of a file")
     if out.exists() and not overwrite and MADE_HERE not in out.read_text(encoding="utf-8", errors="replace"):
-        raise UserError(f"{out}: exists, and is no earlier report; pass another name, or overwrite")
+        raise UserError(f"{out}: exists and is not a report; pass another name, or --overwrite")
 
 
 @contextmanager
 def _damage_named(path: Path) -> Iterator[None]:
-    """What a run's folder holds may be torn, or not belong together."""
+    """UserError for files of a run that are damaged or do not belong together."""
     try:
         yield
     except UserError:
         raise
     except (OSError, ValueError, LookupError, TypeError, BadZipFile, csv.Error) as error:
         raise UserError(
-            f"{path}: damaged or incomplete ({type(error).__name__}: {error}); delete it, or make it again"
+            f"{path}: damaged or incomplete ({type(error).__name__}: {error}); delete it, or create it again"
         ) from error
 
 
 def _table1(runs: list[Path]) -> list[list[str]]:
-    """The paper's Table 1 of all runs, headings first."""
+    """Rows of a table of all runs as Table 1 of the paper, headings first."""
     rows: list[Row] = []
     for run, label in zip(runs, distinct([run.name for run in runs]), strict=True):
         tables = [_rows(table) for table in _tables(run)]
@@ -113,7 +116,7 @@ def _table1(runs: list[Path]) -> list[list[str]]:
 
 
 def _tables(run: Path) -> list[Path]:
-    """What `evaluate` left in the run's folder or within, except in other runs there; oldest first."""
+    """Tables of `evaluate` in the run's folder and below, except in other runs there; oldest first."""
     others = {path.parent for role in ROLES for path in run.rglob(f"*/{role}.safetensors")}
     tables = sorted(run.rglob("evaluation.csv"), key=lambda table: table.stat().st_mtime)
     return [table for table in tables if not any(table.is_relative_to(other) for other in others)]
@@ -132,13 +135,13 @@ def _run(run: Path) -> dict[str, Any]:
             plots.append(curves.coverage(json.loads(calibration.read_text(encoding="utf-8"))))
     checkpoint = run / "checkpoint.safetensors"  # may have been deleted to save space
     settings = tensors.load(checkpoint, CHECKPOINT_HEADER)[1]["settings"] if checkpoint.exists() else {}
-    cost, evaluated = run / "cost.txt", []
+    cost, evaluations = run / "cost.txt", []
     for table in _tables(run):
         with _damage_named(table):
-            evaluated.append(_evaluated(table))
+            evaluations.append(_evaluation(table))
     return {
         "name": run.name,
-        "evaluated": evaluated,
+        "evaluations": evaluations,
         "plots": _inline(plots),
         "cost": cost.read_text(encoding="utf-8") if cost.exists() else "",
         "description": describe_run(run),
@@ -146,8 +149,8 @@ def _run(run: Path) -> dict[str, Any]:
     }
 
 
-def _evaluated(table: Path) -> dict[str, Any]:
-    """What `evaluate` left beside this table."""
+def _evaluation(table: Path) -> dict[str, Any]:
+    """The results of `evaluate` for the template, from this table and the files beside it."""
     rows, residuals = _rows(table), table.with_name("residuals.png")
     checks = table.with_name("checks.csv")
     data = str(rows[0]["data"])
@@ -158,7 +161,7 @@ def _evaluated(table: Path) -> dict[str, Any]:
     scores = {str(row["image"]): float(row["psnr_mean"]) for row in rows if "psnr_mean" in row}
     has_truth = TRUTH in images
     return {
-        "title": "Images given as an array" if data == Stack.name else data,
+        "title": "Images from an array" if data == Stack.name else data,
         "verdict": verdict(rows),
         "next": next_step(rows),
         "table": _cells(rows),
@@ -170,14 +173,14 @@ def _evaluated(table: Path) -> dict[str, Any]:
 
 
 def _inline(plots: list[tuple[str, str]]) -> list[tuple[Markup, str]]:
-    return [(Markup(svg), caption) for svg, caption in plots]  # matplotlib has escaped the texts in it
+    return [(Markup(svg), caption) for svg, caption in plots]  # matplotlib escapes texts in its SVG
 
 
 def _cells(rows: list[Row]) -> list[list[str]]:
-    """Headings, and a line for each row; columns without a number are left out."""
-    shown = [key for key in HEADINGS if any(isinstance(row.get(key), float) for row in rows)]
-    lines = [["", *(HEADINGS[key][0] for key in shown)]]
+    """Cells of a table: headings, then one line per row. Columns without numbers are omitted."""
+    keys = [key for key in HEADINGS if any(isinstance(row.get(key), float) for row in rows)]
+    lines = [["", *(HEADINGS[key][0] for key in keys)]]
     for row in rows:
-        numbers = [f"{row[k]:.{HEADINGS[k][1]}f}" if isinstance(row.get(k), float) else "" for k in shown]
+        numbers = [f"{row[k]:.{HEADINGS[k][1]}f}" if isinstance(row.get(k), float) else "" for k in keys]
         lines.append([str(row["image"]), *numbers])
     return lines

@@ -21,6 +21,7 @@ from distill.images.context import plane_count
 from distill.images.sources import Images, as_stack
 from distill.images.statistics import statistics
 from distill.limits import check_limits
+from distill.memory import as_bytes
 from distill.runs.checkpoint import save_run
 from distill.runs.rebuild import describe
 from distill.runs.run import Run
@@ -91,6 +92,7 @@ def train(
     self_supervised: float | None = None,
     context: str | None = None,
     conditions: Images | None = None,
+    memory: str | float | None = None,
 ) -> Run:
     """Trains `student` to predict in one pass what averaging draws of `sampler` would give.
 
@@ -107,23 +109,22 @@ def train(
             or `refine_steps` than before.
         steps: updates of both networks. Default: as many as fit into `budget`; 600 if only refine_steps is
             passed.
-        refine_steps: updates of the student alone, on draws of the finished sampler. Default: as many as fit
-            into `budget`; 1000 if only steps is passed.
+        refine_steps: updates of the student alone, with the finished sampler. Default: as many as fit into
+            `budget`; 1000 if only steps is passed.
         budget: training time such as "10min", from which steps and refine_steps are computed. Default
             without these: "5min" for a sampler with trained initial weights, otherwise "15min".
         batch_size: patches per update, summed over all processes (docs/several-gpus.md).
-        micro_batch: patches that a process computes at once. Their gradients are added up.
+        micro_batch: patches that a process computes at once; gradients are summed.
         patch_size: side of the square patches, in pixels. Patches of volumes have a quarter as many planes,
             or all that there are.
         draws: draws per patch for the student. Default: the larger of loss.min_draws and
             sampler.free_draws, usually 1.
         optimizer: name of a class in torch.optim. Each network has its own optimizer.
-        lr: learning rate of the sampler. Default: its `learning_rate`, usually 2e-3; 4e-4 for the published
-            HDN, because an HDN of more than 32 filters or 2 blocks per level diverges at higher rates; a
-            quarter for trained initial weights.
+        lr: learning rate of the sampler. Default: its `learning_rate`, usually 2e-3, and 4e-4 for the
+            published HDN; a quarter for trained initial weights.
         student_lr: learning rate of the student. Default: half of `lr` (of 2e-3 without lr), because a
             student without normalisation layers diverges at higher rates; a quarter for trained initial
-            weights, and less with fewer than 2 million pixels, to avoid overfitting.
+            weights, and less for fewer than 2 million pixels.
         schedule: "cosine" (warm-up, then a decay to zero) or "plateau" (as published).
         clip: largest norm of a network's gradient; None for no clipping.
         ema: decay of the running average of the student's weights, which is the final student; 0 for none.
@@ -136,27 +137,28 @@ def train(
             does that with the same seed.
         device: "cpu", "cuda", "cuda:1", "mps". Default: the best one of this machine.
         precision: "auto" (bf16 if the hardware has it), "bf16" or "fp32".
-        compile: use torch.compile for both networks, which costs some minutes first and is faster afterwards.
-        tensorboard: write the numbers of metrics.jsonl to event files in `out` as well.
+        compile: torch.compile both networks, faster after some minutes.
+        tensorboard: also write the metrics to event files in `out`.
         on_log: function that the main process calls with every row of metrics.jsonl, a dictionary of
             numbers. Like Ctrl-C, a KeyboardInterrupt from it stops the training with a checkpoint, also in a
             thread. Default: none.
-        axes: letters of the images' dimensions, of STCZYX. Default: the axes in the file.
+        axes: letters of the images' dimensions, of STCZYX. Default: those in the file.
         init: initial weights: "pretrained" (those in the package, for networks that have some:
             StabilizedSampler and StabilizedUNet), "none", or a finished run, for instance of other images.
             With steps=0 the sampler of that run is used unchanged.
         self_supervised: share of the student's loss that is its error on a part of the image's own light
-            (`SplitRisk`); the rest is its distance to draws. Default: 1 for an L2 loss, a StabilizedUNet
-            and noise without correlation between pixels, because draws are only as good as their sampler;
-            otherwise 0. With a fitted CorrelatedNoise, 1 may help for a minute and harm later.
-        context: neighbouring planes that both networks see in addition to the plane that they denoise: "T2"
-            for two before and two after in time, "Z1" for one above and one below. They are further
-            channels, the nearest first (0, -1, +1, -2, +2), mirrored at both ends. Draws and the sampler's
-            likelihood cover the denoised plane only, as in HDN and DivNoising with in_channels. Default:
-            none.
+            (`SplitRisk`); the rest is its distance to draws. Default: 1 for L2, a StabilizedUNet and noise
+            without correlation between pixels, because draws are only as good as their sampler; otherwise 0.
+            With a fitted CorrelatedNoise, 1 may help for a minute and harm later.
+        context: neighbouring planes that both networks see in addition to the denoised plane: "T2" for two
+            before and two after in time, "Z1" for one above and one below. They are further channels, the
+            nearest first (0, -1, +1, -2, +2), mirrored at both ends. The sampler draws the denoised plane
+            only, as HDN and DivNoising do with in_channels. Default: none.
         conditions: further images that both networks see, such as a mask of known pixels or a map of the
             noise level: one frame for all images, or one for each. They are the last input channels, in
             their own units; scale them to about 0 to 1. Default: none.
+        memory: most memory of each process for decoded chunks of images that are read from a disk, such as
+            2GB. Default: half of the free memory, at most 8.6 GB.
 
     Raises:
         UserError: before anything is written, for arguments, images or networks that cannot work; in
@@ -164,6 +166,7 @@ def train(
             skipped, and counted as `skipped` in metrics.jsonl.
     """
     check_limits(locals())
+    cached = None if memory is None else as_bytes(memory)
     processes = Processes(batch_size, micro_batch)
     loss, out = loss or L2(), check_folder(out, space(sampler, student))
     check_resumable(out)
@@ -257,7 +260,7 @@ def train(
     processes.seed(seed)
     with (
         resumed(out, state, settings, metrics),
-        loaded(patches, batch_size, generator, allowed, processes.part) as batches,
+        loaded(patches, batch_size, generator, allowed, processes.part, cached) as batches,
         tqdm(total=total, initial=state.step, unit="step", smoothing=0.1, disable=not processes.main) as bar,
         stop_signals() as stop,
     ):

@@ -27,13 +27,14 @@ def loaded(
     generator: np.random.Generator,
     allowed: Sequence[int],
     part: slice = slice(None),
+    cached: float | None = None,
 ) -> Iterator[Iterator[torch.Tensor]]:
     """Yields an endless iterator of the batches that repeated calls of `patches.sample` would return.
 
     All random numbers are drawn here in order, and the threads only read. After each batch, the state of
     `generator` is the one that `sample` would leave, however many batches were read in advance, so a run
-    that is stopped resumes with the next batch. Inside, decoded chunks may use half of the free memory,
-    because a patch is much smaller than the chunks that have to be decoded for it.
+    that is stopped resumes with the next batch. Inside, decoded chunks are kept, because a patch is much
+    smaller than the chunks that have to be decoded for it.
 
     Args:
         patches: source of the patches.
@@ -41,6 +42,7 @@ def loaded(
         generator: random numbers of the positions and orientations.
         allowed: orientations that patches may have, see `Patches.sample`.
         part: the part of each batch that is read. Default: all of it.
+        cached: most bytes of decoded chunks. Default: half of the free memory, at most MOST_CACHED.
     """
     threads = ThreadPoolExecutor(max(1, min(4, cores() - 1)), "patches")
     size = 4 * batch_size * patches.frames.shape[1] * math.prod(patches.sides)
@@ -60,7 +62,7 @@ def loaded(
             yield result
 
     try:
-        with CACHE.limited_to(min(free_memory() / 2, MOST_CACHED)):
+        with CACHE.limited_to(cached or min(free_memory() / 2, MOST_CACHED)):
             yield batches()
     finally:
         threads.shutdown(cancel_futures=True)

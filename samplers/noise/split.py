@@ -19,10 +19,7 @@ from samplers.noise.photons import PhotonNoise, ring_mean
 from students.stabilized import StabilizedUNet
 
 log = logging.getLogger(__name__)
-SHARES = (
-    0.5,
-    0.9,
-)  # share of the light in the input: the whole image has more, but the rest is to tell of errors
+SHARES = 0.5, 0.9  # range of the light's share in the input; the whole image has more, the rest shows errors
 FAR = 30.0  # standard deviations beyond which a deviation is not noise, and counts linearly
 WHITE = 0.1  # correlation between the residuals of neighbouring pixels above which noise is correlated
 LINES = 0.2  # difference of that between rows and columns: at most 0.1 for independent pixels, 0.3 for lines
@@ -112,7 +109,7 @@ class LightSplit(nn.Module):
 
 @torch.compiler.disable
 def random_share() -> float:
-    """A share of the light for one training step, so that networks learn what more light changes."""
+    """A random share of the light for a training step, so that networks learn the effect of more light."""
     return float(torch.empty(()).uniform_(*SHARES))
 
 

@@ -211,11 +211,11 @@ def test_sums_of_losses_as_json_as_yaml_and_as_a_sum(stack, capsys):
         (["predict", "pretrained", "huge.tif", "--out", "x.tif"], "beyond 1e+18"),
         (["train", "/dev/zero"], "is a pipe or a device"),
         (["train", "noisy.tif", "--config", "pipe"], "is a pipe or a device"),
-        (["train", "noisy.tif", "--config", "empty.tif"], "holds no options"),
-        (["train", "noisy.tif", "--config", "binary.yaml"], "not YAML"),
+        (["train", "noisy.tif", "--config", "empty.tif"], "has no options"),
+        (["train", "noisy.tif", "--config", "binary.yaml"], "not valid YAML"),
         (["train", "noisy.tif", "--config", "bomb.yaml"], "bomb.yaml: has 3.58e+10 values"),
-        (["train", "noisy.tif", "--config=loop.yaml"], "not YAML"),
-        (["train", "noisy.tif", "--config", "list.yaml"], "holds no options"),
+        (["train", "noisy.tif", "--config=loop.yaml"], "not valid YAML"),
+        (["train", "noisy.tif", "--config", "list.yaml"], "has no options"),
         (["train", "noisy.tif", "--sampler", "raises.X"], "raises.py, line 1: ZeroDivisionError"),
         (["train", "noisy.tif", "--loss", "L1 + exits.X"], "exits.py, line 2: SystemExit"),
         (["train", "noisy.tif", "--config", "exits.yaml"], "exits.py, line 2: SystemExit"),
@@ -299,7 +299,7 @@ def test_every_command_explains_itself(command, capsys, monkeypatch):
     assert main([*command.split(), "--help"]) == 0
     text = capsys.readouterr().out
     assert "usage: distill " + command in text and "torch.nn" not in text and "type:" not in text
-    assert len(text.splitlines()) <= 120 and "--on_log" not in text
+    assert len(text.splitlines()) <= 130 and "--on_log" not in text
     options = re.findall(r"^  -\S.*(?:\n    .*)*", text, re.MULTILINE)
     assert len(options) >= 3
     for option in options:

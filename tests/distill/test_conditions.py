@@ -163,15 +163,15 @@ def test_what_does_not_fit_is_one_line(tmp_path, noisy):
     plain = train(noisy, FunctionSampler(lambda x: x), UNet(**TINY), out=tmp_path / "plain", **SHORT)
     nan = np.full((48, 40), np.nan)
     for call, told in {
-        lambda: predict(run, noisy): "conditions: got none, but .*run sees 1 beside the image",
+        lambda: predict(run, noisy): "conditions: got none, but .*run needs 1, such as",
         lambda: evaluate(run, noisy): "pass --conditions with 1 channel",
         lambda: cache_draws(run, noisy, tmp_path / "draws"): "conditions: got none, but",
-        lambda: predict(run, noisy, conditions=np.ones((1, 2, 48, 40))): "got 2, but .* sees 1",
+        lambda: predict(run, noisy, conditions=np.ones((1, 2, 48, 40))): "got 2, but .* needs 1",
         lambda: predict(run, noisy, conditions=np.ones((48, 41))): r"got frames \(1, 1, 48, 41\)",
-        lambda: predict(run, noisy, conditions=np.ones((3, 48, 40))): "pass one frame, or as many, of",
+        lambda: predict(run, noisy, conditions=np.ones((3, 48, 40))): "pass one frame, or \\d+, of",
         lambda: predict(run, noisy, conditions=nan): "are NaN",
-        lambda: predict(plain, noisy, conditions=np.ones((48, 40))): "sees the image alone; pass none",
-        lambda: train(noisy, run.sampler, UNet(**TINY), out=tmp_path / "new", **SHORT): "Sampler sees 1",
+        lambda: predict(plain, noisy, conditions=np.ones((48, 40))): "uses the image only; pass none",
+        lambda: train(noisy, run.sampler, UNet(**TINY), out=tmp_path / "new", **SHORT): "Sampler needs 1",
     }.items():  # fmt: skip
         with pytest.raises(UserError, match=told) as raised:
             call()

@@ -42,10 +42,10 @@ def test_trained_and_used(folder, noisy, capsys):
         (line,) = capsys.readouterr().err.strip().splitlines()
         return line
 
-    assert "conditions: got none, but Blank sees 1 beside the image" in refused(train)
+    assert "conditions: got none, but Blank needs 1, such as" in refused(train)
     assert main([*train, *told]) == 0
     assert "distill predict run noisy.tif --conditions mask.tif --out" in capsys.readouterr().out
-    assert "but run sees 1 beside the image" in refused(["predict", "run", "noisy.tif", "--out", "out.tif"])
+    assert "but run needs 1, such as" in refused(["predict", "run", "noisy.tif", "--out", "out.tif"])
     assert "run sees 1" in refused(["denoise", "noisy.tif", "--out", "out.tif", "--with", "run", *told[2:]])
     assert main(["predict", "run", "noisy.tif", "--out", "out.tif", *told]) == 0
     assert tifffile.imread("out.tif").shape == noisy.shape

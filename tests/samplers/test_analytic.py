@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from samplers import BimodalPixels, LinearGaussianField, SkewedPixels
+from samplers import BimodalPixels, LinearGaussianField, SkewedPixels, ThreeScenes
 
 PIXELWISE = [SkewedPixels(), BimodalPixels(), BimodalPixels(weight_low=0.6, weight_high=0.8)]
 LEVELS = torch.tensor([20.0, 80.0, 100.0, 113.0, 200.0]).view(1, 1, 1, -1)
@@ -17,7 +17,7 @@ def seeded():
     torch.manual_seed(0)
 
 
-@pytest.mark.parametrize("sampler", [LinearGaussianField(), *PIXELWISE])
+@pytest.mark.parametrize("sampler", [LinearGaussianField(), *PIXELWISE, ThreeScenes()])
 def test_interface(sampler):
     noisy = 100 + 20 * torch.randn(2, 3, 9, 14)
     draws = sampler.sample(noisy, 5)
@@ -75,6 +75,28 @@ def test_mode_is_the_highest_point(sampler, level):
     assert log_density(sampler, noisy, grid).max() <= log_density(sampler, noisy, mode) + 1e-12
 
 
+def test_the_likeliest_scene_is_not_made_of_the_likeliest_values():
+    scenes, noisy = ThreeScenes(), torch.tensor([[80.0, 130.0]]).double().view(1, 1, 1, 2)
+    draws = scenes.sample(noisy.expand(200_000, 1, 1, 2))[0].flatten(1)  # (n, 2): a dark and a bright pixel
+    assert (draws.mean(0) - scenes.mean(noisy).flatten()).abs().max() < 0.5
+    location = torch.tensor([86.0, 121.0])
+    offsets = torch.tensor(list(zip(scenes.dark, scenes.bright, strict=True)))
+
+    def density(at, peaks):
+        squares = ((at - peaks) / scenes.std).square().flatten(1).sum(1)
+        return float((torch.tensor(scenes.weights) * (-squares / 2).exp()).sum())
+
+    for pixel, mode in enumerate(scenes.mode(noisy).flatten()):
+        peaks = location[pixel] + 40 * offsets[:, pixel, None]
+        assert all(density(mode, peaks) >= density(at, peaks) for at in torch.arange(0.0, 200.0, 0.25))
+        near = ((draws[:, pixel] - mode).abs() < 2).double().mean()
+        assert near == pytest.approx(0.383 * (0.6 if pixel else 0.4), abs=0.01)
+    peaks, joint = location + 40 * offsets, scenes.joint_mode(noisy).flatten()
+    grid = torch.cartesian_prod(torch.arange(20.0, 160.0, 1.0), torch.arange(60.0, 200.0, 1.0))
+    assert all(density(joint, peaks) >= density(at, peaks) for at in grid)
+    assert density(scenes.mode(noisy).flatten(), peaks) < 1e-10
+
+
 @pytest.mark.parametrize("shape", [(5, 6), (4, 7)])
 def test_wiener_filter_and_posterior_match_dense_matrices(shape):
     field = LinearGaussianField(mean=50, std=7, correlation_length=1.5, noise_std=4)
@@ -118,6 +140,7 @@ def test_field_takes_volumes():
         lambda: LinearGaussianField(std=0),
         lambda: SkewedPixels(spread=-1),
         lambda: BimodalPixels(separation=5),
+        lambda: ThreeScenes(separation=5),
         lambda: SkewedPixels().quantile(LEVELS, 1.0),
     ],
 )

@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from torch import nn
 
+from distill.evaluation.compare import noise_model_of
 from distill.evaluation.residuals import residual_scores
 from distill.evaluation.tables import write_csv
 from distill.evaluation.verdict import SENTENCES, STEPS, next_step, read_table, verdict
-from samplers import GaussianNoise
+from samplers import HDN, FunctionSampler, GaussianNoise
+from students import StabilizedUNet
 
 
 @pytest.fixture
@@ -41,6 +44,23 @@ def test_smooth_noise_that_is_left(signal):
 @pytest.mark.parametrize(("std", "words"), [(5.0, "too narrow"), (20.0, "too wide")])
 def test_residuals_against_the_noise_model(signal, std, words):
     assert words in told(signal + 10 * torch.randn_like(signal), signal, std)
+
+
+def test_without_a_noise_model_the_estimated_line_is_compared(signal):
+    student = StabilizedUNet(2, 2)
+    gain, offset = (torch.tensor(values)[:, None, None] for values in ([2.0, 0.0], [-100.0, 64.0]))
+    both = torch.cat([signal, signal])
+    student.prepare(both[None], both.mean((1, 2), keepdim=True), both.std((1, 2), keepdim=True), gain, offset)
+    noise_model = noise_model_of(FunctionSampler(torch.clone), student)
+    assert noise_model is not None
+    row = residual_scores(both + 10 * torch.randn_like(both), both, noise_model)
+    variance = (2 * signal.mean() - 100 + 64) / 2
+    assert row["expected_std"] == pytest.approx(float(variance) ** 0.5, rel=0.02)
+    own = GaussianNoise(5.0)
+    assert (
+        isinstance(model := noise_model_of(HDN(own, levels=2), student), GaussianNoise) and model.std == 5.0
+    )
+    assert noise_model_of(FunctionSampler(torch.clone), nn.Identity()) is None
 
 
 def test_nothing_removed(signal):

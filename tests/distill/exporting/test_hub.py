@@ -109,7 +109,7 @@ def test_the_card_says_what_it_is_and_under_which_licence(run, shared, capsys):
 def test_what_no_name_describes_is_left_out(run, shared, caplog):
     checkpoint.save_sampler(run / "sampler.safetensors", FunctionSampler(lambda x: x))
     push(run, "lab/student", license="MIT")
-    assert "not sent" in caplog.text
+    assert "not uploaded" in caplog.text
     assert {path.name for path in (shared / "lab/student").iterdir()} == {
         "student.safetensors", "README.md", "preview.png"}  # fmt: skip
 
@@ -131,10 +131,10 @@ def answer(kind: type, status: int) -> Exception:
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (answer(errors.RepositoryNotFoundError, 404), "no such repository, or none that you may see"),
+        (answer(errors.RepositoryNotFoundError, 404), "no such repository, or no access to it"),
         (answer(errors.RevisionNotFoundError, 404), "no such revision"),
-        (answer(errors.HfHubHTTPError, 403), "refused to you .*hf auth login"),
-        (answer(errors.HfHubHTTPError, 503), "the hub refuses it"),
+        (answer(errors.HfHubHTTPError, 403), "access denied .*hf auth login"),
+        (answer(errors.HfHubHTTPError, 503), "the hub refused the request"),
         (ConnectionError("no\nroute"), "the hub cannot be reached .*check the connection"),
     ],
 )
@@ -168,7 +168,7 @@ def test_without_network_without_login_without_a_licence(run, offline, monkeypat
 
 
 def test_private_is_not_public(run, shared):
-    with pytest.raises(UserError, match="there already, and public"):
+    with pytest.raises(UserError, match="exists already and is public"):
         push(run, "lab/x", license="MIT", private=True)
     assert not list((shared / "lab/x").iterdir())
 
@@ -187,7 +187,7 @@ def test_nothing_that_is_damaged_foreign_or_linked_is_fetched_or_sent(run, share
         pull("lab/x", "out")
     student.unlink()
     (shared / "lab/x/sampler.safetensors").unlink()
-    with pytest.raises(UserError, match="holds no student"):
+    with pytest.raises(UserError, match="has no student"):
         pull("lab/x", "out")
     assert not list(Path().glob("out*")) and not list(Path().glob(".out*"))
     Path("private.png").touch()

@@ -149,6 +149,17 @@ def test_a_cluster_of_this_machine_ends_with_the_command(tmp_path, image):
     assert not [each for each in psutil.Process().children(recursive=True) if "spawn_main" in each.cmdline()]
 
 
+def test_denoise_predicts_on_a_cluster_that_it_checks_before_the_training(tmp_path, image, address):
+    command = ["denoise", str(image), "--device", "cpu"]
+    for folder, options in {"one": [], "many": ["--dask", address]}.items():
+        out = ["--out", str(tmp_path / folder / "a.tif"), "--with", "pretrained", *options]
+        assert main([*command, *out]) == 0
+    results = [(tmp_path / folder / "a.tif").read_bytes() for folder in ("one", "many")]
+    assert results[0] == results[1]
+    assert main([*command, "--out", str(tmp_path / "b.tif"), "--dask", "local:0"]) == 2
+    assert not (tmp_path / "b.run").exists()
+
+
 def test_clusters_that_cannot_work_are_one_line(tmp_path, image, monkeypatch):
     monkeypatch.setattr("distill.prediction.cluster.SECONDS", 1)
     student = denoiser(LightUNet(width=8))

@@ -76,7 +76,7 @@ def test_nothing_of_the_user_is_replaced_or_deleted(run, tmp_path):
     mine.write_text("<p>mine</p>")
     link = tmp_path / "link.html"
     link.symlink_to(mine)
-    for out, message in ((student, "ends in .html"), (mine, "no earlier report"), (link, "no earlier report"),
+    for out, message in ((student, "ends in .html"), (mine, "is not a report"), (link, "is not a report"),
                          (tmp_path, "ends in .html")):  # fmt: skip
         before = student.read_bytes()
         with pytest.raises(UserError, match=message):

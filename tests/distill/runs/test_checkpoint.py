@@ -9,7 +9,7 @@ from distill import DirectDenoiser, UserError, load_denoiser, load_sampler
 from distill.runs.checkpoint import save_denoiser, save_sampler
 from distill.runs.rebuild import describe, rebuild
 from distill.runs.tensors import load, save
-from losses import L1, L2, LPIPS, Features, Huber, MeanVariance, Quantiles, Tukey, WeightedSum
+from losses import L1, L2, LPIPS, Features, Huber, JointMode, MeanVariance, Quantiles, Tukey, WeightedSum
 from samplers import HDN, FunctionSampler, GaussianNoise, LinearGaussianField
 from students import UNet
 
@@ -63,6 +63,7 @@ def test_damage_is_told_from_truth(tmp_path):
         UNet(2, 3, depth=2, filters=4, shared_convs=True),
         Huber(0.3),
         Tukey(c=1.5, min_draws=16),
+        JointMode(c=1.5, window=4),
         Quantiles((0.1, 0.5, 0.9)),
         MeanVariance(),
         Features("resnet18"),

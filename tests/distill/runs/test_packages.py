@@ -83,11 +83,11 @@ def twice(archive: zipfile.ZipFile) -> None:
     [
         (
             lambda archive: archive.writestr("weights.pt", b"x"),
-            "holds no student.safetensors; .* opens those",
+            "has no student.safetensors; .* opens packages",
         ),
-        (bomb, "would take 20 MB of memory, from 0.0.* MB"),
-        (link, "holds a link, or a path out of it"),
-        (twice, "holds 2 student.safetensors"),
+        (bomb, "would grow from 0.0.* MB to 20 MB of memory"),
+        (link, "has a link, or a path outside of it"),
+        (twice, "has 2 student.safetensors"),
         (lambda archive: archive.writestr("../../owned", b"x"), "a path out of it"),
         (lambda archive: archive.writestr("/owned", b"x"), "a path out of it"),
         (lambda archive: archive.writestr("..\\owned", b"x"), "a path out of it"),
@@ -120,7 +120,7 @@ def test_damage_and_foreign_classes_are_refused_as_in_a_run(tmp_path):
         with suppress(UserError):  # none where no byte of the student is hit
             load_denoiser(path)
     path.write_bytes(b"no archive")
-    with pytest.raises(UserError, match="damaged, or no package"):
+    with pytest.raises(UserError, match="damaged, or not a package"):
         load_denoiser(path)
     with pytest.raises(UserError, match="no sampler"):
         load_sampler(path)

@@ -9,7 +9,7 @@ from torch import nn
 from distill import UserError, load_denoiser, load_sampler, train
 from distill.training.engine import PUBLISHED
 from distill.training.patches import Patches
-from losses import L1, L2, LPIPS, Features, MeanVariance, Quantiles, Tukey, WeightedSum
+from losses import L1, L2, LPIPS, Features, JointMode, MeanVariance, Quantiles, Tukey, WeightedSum
 from samplers import (
     HDN,
     AutoregressiveNoise,
@@ -145,6 +145,7 @@ def test_what_is_saved_is_what_was_trained(noisy, tiny_hdn, tiny_unet, tmp_path)
     "make",
     [
         lambda weights: Tukey(min_draws=5),
+        lambda weights: JointMode(min_draws=5),
         lambda weights: Quantiles((0.1, 0.5, 0.9)),
         lambda weights: MeanVariance(),
         lambda weights: LPIPS("squeeze", weights),

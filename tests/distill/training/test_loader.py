@@ -58,6 +58,16 @@ def test_chunks_train_as_arrays_do_and_resume_exactly(noisy, tmp_path, monkeypat
     assert student(chunked(noisy), tmp_path / "parts", 6).equal(whole)
 
 
+def test_memory_is_the_ceiling_of_decoded_chunks(noisy, tmp_path):
+    limits = []
+    options = dict(memory="3KB", on_log=lambda row: limits.append((CACHE.limit, CACHE.size)))
+    student(chunked(noisy), tmp_path / "run", 6, **options)
+    assert limits and all(limit == 3000 and 0 < size <= 3000 for limit, size in limits)
+    with pytest.raises(UserError, match="memory: got 'much'; pass a size such as 2GB"):
+        student(chunked(noisy), tmp_path / "none", 6, memory="much")
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_damaged_chunk_stops_the_training_in_one_line(noisy):
     broken = chunked(noisy, fail_at=(2, 1, 1)).frames
     told = pytest.raises(UserError, match=r"chunk \(2, 1, 1\): cannot be read \(checksum\)")
