@@ -22,10 +22,11 @@ class Volumes(Stack):
 
     @cached_property
     def frames(self) -> "VolumeFrames":
-        lead = [(a, n) for a, n in zip(self.axes, self.pixels.shape, strict=True) if a in "STZ"]
-        numbers = np.arange(len(self.planes.frames)).reshape([n for _, n in lead])
-        along_z = np.moveaxis(numbers, [a for a, _ in lead].index("Z"), -1)
-        return VolumeFrames(self.planes.frames, along_z.reshape(-1, along_z.shape[-1]))
+        sizes = dict(zip(self.axes, self.pixels.shape, strict=True))
+        lead = [a for a in self.axes if a in "STZ"]
+        numbers = np.arange(len(self.planes.frames)).reshape([sizes[a] for a in lead])
+        along_z = np.moveaxis(numbers, lead.index("Z"), -1)
+        return VolumeFrames(self.planes.frames, along_z.reshape(-1, sizes["Z"]))
 
     def check_frames(self, shape: Sequence[int]) -> None:
         n, _, *size = self.frames.shape
