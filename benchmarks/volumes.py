@@ -35,8 +35,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def trained(kind: str, volume: Specimen, seed: int, steps: int, refine_steps: int, out: Path) -> Run:
-    """Patches of either kind have 32768 pixels in a batch; a volume's coarsest level has 8 times finer
-    pixels."""
+    """Batches of either kind have 32768 pixels; those of the coarsest level have a side of 8 px in volumes
+    and of 16 px in planes, of which a volume has few."""
     torch.manual_seed(seed)
     noise_model = GaussianNoise(gain=volume.gain, offset=volume.offset)
     smaller: dict[str, Any] = {"levels": 2, "dims": 3} if kind == "3-D" else {}

@@ -15,6 +15,7 @@ from distill import (
     UserError,
     cache_draws,
     calibrate,
+    denoise,
     evaluate,
     export,
     load_denoiser,
@@ -131,6 +132,15 @@ def test_a_stopped_training_resumes_to_the_same_networks(run, stacks, tmp_path):
 
 def psnr_of(clean: np.ndarray, image: np.ndarray) -> float:
     return float(20 * np.log10(np.ptp(clean)) - 10 * np.log10(np.square(clean - image).mean()))
+
+
+def test_a_run_denoises_other_volumes(run, stacks, tmp_path):
+    tifffile.imwrite(tmp_path / "other.tif", stacks[1].pixels[:1], imagej=True, metadata={"axes": "TZYX"})
+    exact: dict[str, Any] = dict(device="cpu", precision="fp32")
+    copied = denoise(tmp_path / "other.tif", tmp_path / "out.tif", trained=run.path, **exact)
+    expected = predict(run, stacks[1], **exact)[0]
+    np.testing.assert_allclose(tifffile.imread(tmp_path / "out.tif"), expected, rtol=1e-5)
+    assert (copied.path / "report.html").exists()
 
 
 @pytest.mark.parametrize("name", ["out.tif", "out.ome.zarr"])
