@@ -30,7 +30,7 @@ from students import LightUNet
 OUT, DRAWS, TRIAL = Path("runs/volumes"), (1, 10, 100), 12
 SETTINGS: dict[str, dict[str, Any]] = {
     "2-D": {"batch_size": 8, "patch_size": 64},
-    "3-D": {"batch_size": 4, "patch_size": 32},
+    "3-D": {"batch_size": 2, "patch_size": 32},
 }
 
 

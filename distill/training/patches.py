@@ -27,8 +27,12 @@ def orientations(
 
 
 def patch_shape(frames: Sequence[int], patch_size: int) -> tuple[int, ...]:
-    """Sides of the patches of frames of shape (N, C, *S): squares, of volumes a quarter as many planes."""
-    depth = [min(n, max(1, patch_size // 4)) for n in frames[2:-2]]
+    """Sides of the patches of frames of shape (N, C, *S): squares, of volumes half as many planes.
+
+    With fewer, a network's coarsest level would have a single plane in training. The weights for the planes
+    above and below would then only see zeros from beyond the border, stay random, and spoil whole volumes.
+    """
+    depth = [min(n, max(1, patch_size // 2)) for n in frames[2:-2]]
     return (*depth, patch_size, patch_size)
 
 

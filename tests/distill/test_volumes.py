@@ -78,15 +78,15 @@ def test_frames_are_volumes_whatever_the_order_of_the_axes():
 
 
 def test_patches_are_cut_from_all_planes_and_mirrored_along_z():
-    pixels = np.arange(1000 * 6.0).reshape(6, 25, 40)
+    pixels = np.arange(1000 * 12.0).reshape(12, 25, 40)
     frames = as_volumes(Stack(pixels, "ZYX")).frames
     regions, held_out = split(frames, 0.2, 8, 0)
     patches = Patches(frames, regions, 8)
     places = patches.places(200, np.random.default_rng(0), [0])
-    assert set(places[1].tolist()) == set(range(5))  # 2 of 6 planes, a quarter of 8
+    assert set(places[1].tolist()) == set(range(9))  # 4 of 12 planes, half of 8
     for patch in patches.cut(places).numpy():
         z, y, x = (int(each) for each in np.unravel_index(int(patch.min()), pixels.shape))
-        np.testing.assert_array_equal(patch[0], pixels[z : z + 2, y : y + 8, x : x + 8])
+        np.testing.assert_array_equal(patch[0], pixels[z : z + 4, y : y + 8, x : x + 8])
     grid = Patches(frames, held_out, 8).grid(64)
     assert len(grid) == 3 * grid.flatten(1).min(1).values.remainder(1000).unique().numel()  # 3 layers
     inside = {v for _, y0, y1, x0, x1 in held_out for v in pixels[:, y0:y1, x0:x1].ravel().tolist()}
