@@ -149,7 +149,8 @@ def _check_output(
     target.check(overwrite)
     if tile is None or dask:
         denoiser = DirectDenoiser(_student(stack), L2(), _channels(stack))
-        job = Prediction(denoiser, stack, **machine | ({"device": "cpu"} if dask else {}))
+        hardware: dict[str, Any] = machine | ({"device": "cpu"} if dask else {})
+        job = Prediction(denoiser, stack, **hardware)
         halo_of = (lambda: job.halo) if halo is None else (lambda: halo)
         with workers_of(dask, job, noisy, ceiling=ceiling, **machine) as workers:
             fitting(stack.frames.shape, target.grain, halo_of, job.cost(), workers.room)

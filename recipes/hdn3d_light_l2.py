@@ -27,8 +27,7 @@ def main(noisy=None, clean=None, *, out: str = "runs/hdn3d_light_l2", steps: int
     # dims=3 is all that makes them networks of volumes. They halve every axis twice less than those of images
     # do, since a stack has fewer planes than rows.
     torch.manual_seed(0)
-    smaller: dict[str, Any] = LIGHT | {"levels": 2}
-    sampler = HDN(noise_model, dims=3, **smaller)
+    sampler = HDN(noise_model, **LIGHT | dict[str, Any](levels=2, dims=3))
     student = LightUNet(dims=3, depth=2)
     run = train(
         noisy, sampler, student, L2(), out, steps=steps, refine_steps=steps // 2, batch_size=2, patch_size=32

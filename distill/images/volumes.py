@@ -22,11 +22,10 @@ class Volumes(Stack):
 
     @cached_property
     def frames(self) -> "VolumeFrames":
-        sizes = dict(zip(self.axes, self.pixels.shape, strict=True))
-        lead = [a for a in self.axes if a in "STZ"]
-        numbers = np.arange(len(self.planes.frames)).reshape([sizes[a] for a in lead])
-        along_z = np.moveaxis(numbers, lead.index("Z"), -1)
-        return VolumeFrames(self.planes.frames, along_z.reshape(-1, sizes["Z"]))
+        lead = {a: n for a, n in zip(self.axes, self.pixels.shape, strict=True) if a in "STZ"}
+        numbers = np.arange(len(self.planes.frames)).reshape(list(lead.values()))
+        along_z = np.moveaxis(numbers, list(lead).index("Z"), -1)
+        return VolumeFrames(self.planes.frames, along_z.reshape(-1, lead["Z"]))
 
     def check_frames(self, shape: Sequence[int]) -> None:
         n, _, *size = self.frames.shape
