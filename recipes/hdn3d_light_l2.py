@@ -30,7 +30,7 @@ def main(noisy=None, clean=None, *, out: str = "runs/hdn3d_light_l2", steps: int
     sampler = HDN(noise_model, **LIGHT | dict[str, Any](levels=2, dims=3))
     student = LightUNet(dims=3, depth=2)
     run = train(
-        noisy, sampler, student, L2(), out, steps=steps, refine_steps=steps // 2, batch_size=4, patch_size=32
+        noisy, sampler, student, L2(), out, steps=steps, refine_steps=steps // 2, batch_size=2, patch_size=32
     )
 
     predict(run, noisy, f"{out}/denoised.tif", overwrite=True)
