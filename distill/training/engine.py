@@ -115,7 +115,7 @@ def train(
             "5min" for a sampler with trained initial weights, otherwise "15min".
         batch_size: patches per update, summed over all processes (docs/several-gpus.md).
         micro_batch: patches that a process computes at once; gradients are summed.
-        patch_size: side of the patches, in pixels. Patches of volumes have half as many planes, or all planes.
+        patch_size: side of the patches, in pixels. Patches of volumes have half as many planes, or all.
         draws: draws per patch for the student. Default: the larger of loss.min_draws and
             sampler.free_draws, usually 1.
         optimizer: name of a class in torch.optim, for each network.
