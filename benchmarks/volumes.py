@@ -15,6 +15,7 @@ import importlib.util
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,15 +28,18 @@ from samplers import HDN, LIGHT, GaussianNoise
 from students import LightUNet
 
 OUT, DRAWS, TRIAL = Path("runs/volumes"), (1, 10, 100), 12
-SETTINGS = {"2-D": {"batch_size": 8, "patch_size": 64}, "3-D": {"batch_size": 4, "patch_size": 32}}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "2-D": {"batch_size": 8, "patch_size": 64},
+    "3-D": {"batch_size": 2, "patch_size": 32},
+}
 
 
 def trained(kind: str, volume: Specimen, seed: int, steps: int, refine_steps: int, out: Path) -> Run:
-    """Patches of either kind have 32768 pixels in a batch; a volume's coarsest level has 8 times finer
-    pixels."""
+    """Batches of either kind have 32768 pixels; those of the coarsest level have a side of 8 px in volumes
+    and of 16 px in planes, of which a volume has few."""
     torch.manual_seed(seed)
     noise_model = GaussianNoise(gain=volume.gain, offset=volume.offset)
-    smaller = {"levels": 2, "dims": 3} if kind == "3-D" else {}
+    smaller: dict[str, Any] = {"levels": 2, "dims": 3} if kind == "3-D" else {}
     sampler = HDN(noise_model, **(LIGHT | smaller))
     student = LightUNet(dims=3, depth=2) if kind == "3-D" else LightUNet()
     return train(

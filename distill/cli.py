@@ -132,7 +132,7 @@ def _train(arguments: list[str]) -> None:
                         help="initial weights: pretrained (those in the package, for networks that have "
                         "some), none, or a finished run, for instance of other images")  # fmt: skip
     parser.add_argument("--trust", type=str | Sequence[str], metavar="MODULE", default=(),
-                        help="your own modules that the run of --init may import classes from")  # fmt: skip
+                        help="your modules that the run of --init may import")  # fmt: skip
     _add_options(parser, engine.train, skip=("on_log",))
     arguments = [_full_name(arguments, i) for i in range(len(arguments))]
     config = parser.parse_args(arguments)

@@ -18,6 +18,7 @@ from distill.images.sources import Images, as_stack, check_channels
 from distill.images.stack import Stack
 from distill.images.statistics import some_frames
 from distill.images.targets import open_target
+from distill.images.volumes import as_volumes
 from distill.limits import check_limits
 from distill.memory import as_bytes
 from distill.prediction.blocks import Prediction, fingerprint
@@ -100,7 +101,8 @@ def denoise(
     if not is_done:
         predict(result.denoiser, noisy, out, axes=axes, overwrite=overwrite, **machine, **options)
         state.save(True)
-    sample = Stack(some_frames(stack, FRAMES, SIDE), "TCYX", stack.name)
+    seen = as_volumes(stack) if result.denoiser.dims == 3 else stack
+    sample = Stack(some_frames(seen, FRAMES, SIDE), "TCZYX" if seen is not stack else "TCYX", stack.name)
     evaluate(result, sample, out=folder, draws=DRAWS, **machine)
     report(folder)
     return result
@@ -147,7 +149,8 @@ def _check_output(
     target.check(overwrite)
     if tile is None or dask:
         denoiser = DirectDenoiser(_student(stack), L2(), _channels(stack))
-        job = Prediction(denoiser, stack, **machine | ({"device": "cpu"} if dask else {}))
+        here: dict[str, Any] = machine | ({"device": "cpu"} if dask else {})  # the cluster has the device
+        job = Prediction(denoiser, stack, **here)
         halo_of = (lambda: job.halo) if halo is None else (lambda: halo)
         with workers_of(dask, job, noisy, ceiling=ceiling, **machine) as workers:
             fitting(stack.frames.shape, target.grain, halo_of, job.cost(), workers.room)

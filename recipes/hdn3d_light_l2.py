@@ -7,6 +7,7 @@ python recipes/hdn3d_light_l2.py noisy.tif clean.tif    your stack, and how good
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,10 +27,10 @@ def main(noisy=None, clean=None, *, out: str = "runs/hdn3d_light_l2", steps: int
     # dims=3 is all that makes them networks of volumes. They halve every axis twice less than those of images
     # do, since a stack has fewer planes than rows.
     torch.manual_seed(0)
-    sampler = HDN(noise_model, **(LIGHT | {"levels": 2, "dims": 3}))
+    sampler = HDN(noise_model, **LIGHT | dict[str, Any](levels=2, dims=3))
     student = LightUNet(dims=3, depth=2)
     run = train(
-        noisy, sampler, student, L2(), out, steps=steps, refine_steps=steps // 2, batch_size=4, patch_size=32
+        noisy, sampler, student, L2(), out, steps=steps, refine_steps=steps // 2, batch_size=2, patch_size=32
     )
 
     predict(run, noisy, f"{out}/denoised.tif", overwrite=True)

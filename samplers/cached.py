@@ -102,6 +102,8 @@ class FramesAndDraws:
     checksum.
     """
 
+    ndim = 4
+
     def __init__(self, frames: Any, draws: np.ndarray, header: dict[str, Any], path: str) -> None:
         self.frames, self._draws, self._path = frames, draws, path
         self._unchecked = dict(enumerate(header["checksums"]))

@@ -129,6 +129,8 @@ class WithTime(nn.Module):
 class Pairs:
     """Noisy and clean frames (N, C, Y, X) as one (N, 2 C, Y, X), of which only the indexed part is read."""
 
+    ndim = 4
+
     def __init__(self, noisy: Any, clean: Any) -> None:
         self._both = (noisy, clean)
         n, channels, *size = noisy.shape

@@ -36,7 +36,7 @@ def specimen_volume(depth: int = 32, size: int = 128, *, seed: int = 0, photons:
 
 def _shells(rng: Generator, shape: np.ndarray) -> np.ndarray:
     """Ellipsoids with a bright envelope and a dim, uneven inside."""
-    position, image = np.stack(np.indices(shape)), np.zeros(shape)
+    position, image = np.indices(shape.tolist()), np.zeros(shape)
     texture = 1 + 0.6 * _unit_variance(_blurred(rng.standard_normal(shape)))
     for _ in range(max(3, int(shape.prod() / 25_000))):
         centre, radii = rng.uniform(0, shape), rng.uniform(7, 13, 3)

@@ -94,7 +94,7 @@ def compare(
                 with whole_file(folder / "images.npz") as part, open(part, "wb") as file:
                     first: dict[str, Any] = {answer.name: middle_plane(answer.mean)[0] for answer in answers}
                     np.savez(file, **first)
-            judged = _judged(answers, noisy, clean, metrics, noise_model_of(sampler, denoiser.backbone))
+            judged = _judged(answers, noisy, clean, metrics, noise_model_of(sampler, denoiser))
             frames.append((judged, _parts(answers, noisy, clean, total, denoiser.loss.outputs[0])))
             state.save(frames)
             drawn.delete()
@@ -200,14 +200,13 @@ def _memory(
     return memory
 
 
-def noise_model_of(sampler: PosteriorSampler, student: nn.Module) -> NoiseModel | None:
+def noise_model_of(sampler: PosteriorSampler, denoiser: nn.Module) -> NoiseModel | None:
     """The sampler's noise model in raw counts, on the CPU; without one, the line that `train` estimated."""
     noise_model = getattr(sampler, "noise_model", None)
     if isinstance(noise_model, NoiseModel):
         return copy.deepcopy(noise_model).cpu()
-    networks = (getattr(sampler, "mean", None), student)
-    lines = [_noise_line(each) for each in networks if isinstance(each, StabilizedUNet)]
-    return lines[0] if lines else None
+    networks = (*sampler.modules(), *denoiser.modules())
+    return next((_noise_line(each) for each in networks if isinstance(each, StabilizedUNet)), None)
 
 
 def _noise_line(network: StabilizedUNet) -> NoiseModel:

@@ -108,7 +108,7 @@ def evaluate(
     with locked(out, "evaluate"):
         compared = compare(sampler, denoiser, pairs, draws, hardware, metrics, out / UNFINISHED)
         rows = [{"data": noisy.name, "run": Path(run).name} | row for row in compared[0]]
-        noise_model = noise_model_of(sampler, denoiser.backbone)
+        noise_model = noise_model_of(sampler, denoiser)
         shown = middle_plane(denoiser.plane(pairs[0][0], dim=0))
         _write(out, rows, *compared[1:], shown, pairs[0][1], noise_model)
         shutil.rmtree(out / UNFINISHED)

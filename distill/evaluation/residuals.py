@@ -35,9 +35,9 @@ def residual_scores(noisy: Tensor, denoised: Tensor, noise_model: NoiseModel | N
         # It draws pixel by pixel, which takes minutes.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            drawn = noise_model.sample(denoised)
-        row["expected_std"] = float((drawn - denoised).std())
-        row["expected_nll"] = _nll(noise_model, drawn, denoised)
+            sample = noise_model.sample(denoised)
+        row["expected_std"] = float((sample - denoised).std())
+        row["expected_nll"] = _nll(noise_model, sample, denoised)
     return row
 
 

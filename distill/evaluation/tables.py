@@ -84,8 +84,8 @@ def distinct(names: Sequence[str]) -> list[str]:
 def _score(row: Row | None) -> str:
     if row is None:
         return ""
-    mean, middle = row["psnr_mean"], row["psnr_median"]
-    return f"{mean:.2f}" if mean == middle else f"{mean:.2f} ({middle:.2f})"
+    mean, median = row["psnr_mean"], row["psnr_median"]
+    return f"{mean:.2f}" if mean == median else f"{mean:.2f} ({median:.2f})"
 
 
 def _number(value: str | float | None, digits: int) -> str:

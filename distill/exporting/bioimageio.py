@@ -149,12 +149,13 @@ def _describe(weights: Path, denoiser: DirectDenoiser, author: str, license: str
 
 
 def _channels(denoiser: DirectDenoiser) -> str:
-    told = f", then {denoiser.conditions} of what is told beside the image" * bool(denoiser.conditions)
+    """Description of the input channels."""
+    maps = f", then {denoiser.conditions} conditions such as a mask" * bool(denoiser.conditions)
     if denoiser.context is None:
-        return f"{denoiser.plane_channels}{told}"
-    axis, reach = parsed(denoiser.context)
-    order = ", ".join(f"{axis}{step:+d}" for d in range(1, reach + 1) for step in (-d, d))
-    return f"{denoiser.plane_channels} of the plane itself, then those of its neighbours {order}{told}"
+        return f"{denoiser.plane_channels}{maps}"
+    axis, distance = parsed(denoiser.context)
+    order = ", ".join(f"{axis}{step:+d}" for d in range(1, distance + 1) for step in (-d, d))
+    return f"{denoiser.plane_channels} of the plane itself, then those of its neighbours {order}{maps}"
 
 
 def _test_image(denoiser: DirectDenoiser) -> Tensor:

@@ -174,13 +174,13 @@ def _examples(denoiser: DirectDenoiser) -> list[Example]:
 def _difference(answer: backends.Answer, examples: list[Example]) -> str:
     """The first map that `answer` does not give as the examples have it; empty if there is none."""
     centres = np.concatenate([next(iter(maps.values())).flatten() for _, maps in examples])
-    allowed = max(TOLERANCE * np.ptp(centres), 1e-6 * abs(centres).max())  # float32 has 1e-7 of the counts
+    tolerance = max(TOLERANCE * np.ptp(centres), 1e-6 * abs(centres).max())  # float32 has 1e-7 of the counts
     for noisy, maps in examples:
-        found = answer(noisy)
+        output = answer(noisy)
         for name, expected in maps.items():
-            size, error = list(noisy.shape), float((found[name] - expected).abs().max())
-            if found[name].shape != expected.shape or not error <= allowed:
-                return f"{name} of images {size} is {error:.3g} counts off, allowed are {allowed:.3g}"
+            size, error = list(noisy.shape), float((output[name] - expected).abs().max())
+            if output[name].shape != expected.shape or not error <= tolerance:
+                return f"{name} of images {size} is {error:.3g} counts off, allowed are {tolerance:.3g}"
     return ""
 
 

@@ -22,10 +22,10 @@ class Volumes(Stack):
 
     @cached_property
     def frames(self) -> "VolumeFrames":
-        lead = [(a, n) for a, n in zip(self.axes, self.pixels.shape, strict=True) if a in "STZ"]
-        numbers = np.arange(len(self.planes.frames)).reshape([n for _, n in lead])
-        along_z = np.moveaxis(numbers, [a for a, _ in lead].index("Z"), -1)
-        return VolumeFrames(self.planes.frames, along_z.reshape(-1, along_z.shape[-1]))
+        lead = {a: n for a, n in zip(self.axes, self.pixels.shape, strict=True) if a in "STZ"}
+        numbers = np.arange(len(self.planes.frames)).reshape(list(lead.values()))
+        along_z = np.moveaxis(numbers, list(lead).index("Z"), -1)
+        return VolumeFrames(self.planes.frames, along_z.reshape(-1, lead["Z"]))
 
     def check_frames(self, shape: Sequence[int]) -> None:
         n, _, *size = self.frames.shape

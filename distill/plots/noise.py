@@ -57,8 +57,8 @@ def noise_autocorrelation(path: Path, model: NoiseModel, noise: np.ndarray, sign
     lags = min(LAGS, side - 1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        drawn = model.sample(torch.full((16, side, side), signal)) - signal
-    maps = {"real": autocorrelation(noise, lags).numpy(), "sampled": autocorrelation(drawn, lags).numpy()}
+        sample = model.sample(torch.full((16, side, side), signal)) - signal
+    maps = {"real": autocorrelation(noise, lags).numpy(), "sampled": autocorrelation(sample, lags).numpy()}
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     axes = figure.subplots(1, 3)
     for axis, (name, values) in zip(axes, maps.items(), strict=False):

@@ -43,8 +43,8 @@ def residual_picture(
         against.plot(signal, std, label="its std")
         if noise_model is not None and not isinstance(noise_model, AutoregressiveNoise):
             level = torch.from_numpy(signal).float()[:, None].expand(-1, 4096)[None, None]
-            drawn = noise_model.sample(level) - level
-            against.plot(signal, drawn.std(-1)[0, 0].numpy(), "k--", label="the noise model's std")
+            sample = noise_model.sample(level) - level
+            against.plot(signal, sample.std(-1)[0, 0].numpy(), "k--", label="the noise model's std")
         against.axhline(0, color="grey", linewidth=0.5)
         against.set(title="residual against signal", xlabel="signal (counts)", ylabel="counts")
         correlation.legend(fontsize=8)

@@ -111,33 +111,31 @@ def train(
             passed.
         refine_steps: updates of the student alone, with the finished sampler. Default: as many as fit into
             `budget`; 1000 if only steps is passed.
-        budget: training time such as "10min", from which steps and refine_steps are computed. Default
-            without these: "5min" for a sampler with trained initial weights, otherwise "15min".
+        budget: training time such as "10min", which determines steps and refine_steps. Default without these:
+            "5min" for a sampler with trained initial weights, otherwise "15min".
         batch_size: patches per update, summed over all processes (docs/several-gpus.md).
         micro_batch: patches that a process computes at once; gradients are summed.
-        patch_size: side of the square patches, in pixels. Patches of volumes have a quarter as many planes,
-            or all that there are.
+        patch_size: side of the patches, in pixels. Patches of volumes have half as many planes, or all.
         draws: draws per patch for the student. Default: the larger of loss.min_draws and
             sampler.free_draws, usually 1.
-        optimizer: name of a class in torch.optim. Each network has its own optimizer.
-        lr: learning rate of the sampler. Default: its `learning_rate`, usually 2e-3, and 4e-4 for the
-            published HDN; a quarter for trained initial weights.
+        optimizer: name of a class in torch.optim, for each network.
+        lr: learning rate of the sampler. Default: its `learning_rate`, usually 2e-3 (published HDN:
+            4e-4); a quarter for trained initial weights.
         student_lr: learning rate of the student. Default: half of `lr` (of 2e-3 without lr), because a
             student without normalisation layers diverges at higher rates; a quarter for trained initial
             weights, and less for fewer than 2 million pixels.
         schedule: "cosine" (warm-up, then a decay to zero) or "plateau" (as published).
         clip: largest norm of a network's gradient; None for no clipping.
-        ema: decay of the running average of the student's weights, which is the final student; 0 for none.
+        ema: decay of the running average of the student's weights, the final student; 0 for none.
         val_fraction: held-out share of the frames, or of the area of a single frame.
-        validate_every: steps between validations. Each one writes a checkpoint and a preview picture.
-        patience: number of validations without a better student after which training stops. Default: no
-            early stop.
-        seed: seed of the patches, the draws and the validation split. In Python it does not set the
-            initial weights: call torch.manual_seed before you build the networks. The command line
-            does that with the same seed.
+        validate_every: steps between validations, each with a checkpoint and a preview.
+        patience: validations without a better student after which training stops. Default: never.
+        seed: seed of patches, draws and the validation split. In Python it does not set the initial weights:
+            call torch.manual_seed before you build the networks. The command line does that with the same
+            seed.
         device: "cpu", "cuda", "cuda:1", "mps". Default: the best one of this machine.
         precision: "auto" (bf16 if the hardware has it), "bf16" or "fp32".
-        compile: torch.compile both networks, faster after some minutes.
+        compile: torch.compile both networks, for long runs.
         tensorboard: also write the metrics to event files in `out`.
         on_log: function that the main process calls with every row of metrics.jsonl, a dictionary of
             numbers. Like Ctrl-C, a KeyboardInterrupt from it stops the training with a checkpoint, also in a
@@ -149,7 +147,7 @@ def train(
         self_supervised: share of the student's loss that is its error on a part of the image's own light
             (`SplitRisk`); the rest is its distance to draws. Default: 1 for L2, a StabilizedUNet and noise
             without correlation between pixels, because draws are only as good as their sampler; otherwise 0.
-            With a fitted CorrelatedNoise, 1 may help for a minute and harm later.
+            With a fitted CorrelatedNoise, 1 may help at first.
         context: neighbouring planes that both networks see in addition to the denoised plane: "T2" for two
             before and two after in time, "Z1" for one above and one below. They are further channels, the
             nearest first (0, -1, +1, -2, +2), mirrored at both ends. The sampler draws the denoised plane

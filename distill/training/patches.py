@@ -27,8 +27,12 @@ def orientations(
 
 
 def patch_shape(frames: Sequence[int], patch_size: int) -> tuple[int, ...]:
-    """Sides of the patches of frames of shape (N, C, *S): squares, of volumes a quarter as many planes."""
-    depth = [min(n, max(1, patch_size // 4)) for n in frames[2:-2]]
+    """Sides of the patches of frames of shape (N, C, *S): squares, of volumes half as many planes.
+
+    With fewer, a network's coarsest level would have a single plane in training. The weights for the planes
+    above and below would then only see zeros from beyond the border, stay random, and spoil whole volumes.
+    """
+    depth = [min(n, max(1, patch_size // 2)) for n in frames[2:-2]]
     return (*depth, patch_size, patch_size)
 
 
@@ -96,7 +100,7 @@ class Patches:
         self.regions = np.asarray(regions, dtype=np.int64).reshape(-1, 5)
         self.patch_size, self.sides = patch_size, patch_shape(frames.shape, patch_size)
         # Patch positions along Z; images count as one plane.
-        self._layers = frames.shape[2] - self.sides[0] + 1 if frames.ndim == 5 else 1
+        self._layers = frames.shape[2] - self.sides[0] + 1 if len(frames.shape) == 5 else 1
         _, y0, y1, x0, x1 = self.regions.T
         self._rows = np.maximum(y1 - y0 - patch_size + 1, 0)  # patch positions along each side
         self._columns = np.maximum(x1 - x0 - patch_size + 1, 0)
@@ -147,7 +151,7 @@ class Patches:
         size = self.patch_size
         _, y0, y1, x0, x1 = self.regions.T
         rows, columns = (y1 - y0) // size, (x1 - x0) // size
-        layers = self.frames.shape[2] // self.sides[0] if self.frames.ndim == 5 else 1
+        layers = self.frames.shape[2] // self.sides[0] if len(self.frames.shape) == 5 else 1
         ends = np.cumsum(rows * columns * layers)
         total = int(ends[-1])
         # A random tile of each stretch of tiles: a fixed stride might select a single column of the image.
@@ -158,7 +162,7 @@ class Patches:
         down, right = np.divmod(flat, columns[region])
         margin_y, margin_x = ((y1 - y0) % size // 2)[region], ((x1 - x0) % size // 2)[region]
         plain = np.zeros(len(flat), dtype=np.int64)
-        plane = plane * (self.sides[0] if self.frames.ndim == 5 else 1)
+        plane = plane * (self.sides[0] if len(self.frames.shape) == 5 else 1)
         return self.cut((region, plane, margin_y + down * size, margin_x + right * size, plain))
 
     def cut(self, places: Places) -> torch.Tensor:

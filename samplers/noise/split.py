@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -107,10 +107,12 @@ class LightSplit(nn.Module):
         return (weight * error).mean() / (weight * variance).mean() * (1 - share)
 
 
-@torch.compiler.disable
-def random_share() -> float:
+def _random_share() -> float:
     """A random share of the light for a training step, so that networks learn the effect of more light."""
     return float(torch.empty(()).uniform_(*SHARES))
+
+
+random_share = cast(Callable[[], float], torch.compiler.disable(_random_share))  # numbers are in no graph
 
 
 def can_be_split(noise_model: nn.Module | None) -> bool:

@@ -182,7 +182,7 @@ def test_what_does_not_fit_is_one_line(tmp_path, noisy):
 @pytest.mark.parametrize(
     ("sampler", "student", "options", "told"),
     [
-        (StabilizedSampler(), LightUNet(2), {}, "StabilizedSampler takes none; pass a sampler that does"),
+        (StabilizedSampler(), LightUNet(2), {}, "StabilizedSampler takes none; pass a sampler that takes"),
         (FunctionSampler(shrunk), StabilizedUNet(), {}, "StabilizedUNet takes none"),
         (HDN(GaussianNoise(10.0), levels=2, filters=4, blocks=1), LightUNet(2), {}, "HDN takes none"),
         (FlowMatching(nn.Identity()), LightUNet(2), {}, "FlowMatching takes none"),

@@ -46,7 +46,7 @@ def test_trained_and_used(folder, noisy, capsys):
     assert main([*train, *told]) == 0
     assert "distill predict run noisy.tif --conditions mask.tif --out" in capsys.readouterr().out
     assert "but run needs 1, such as" in refused(["predict", "run", "noisy.tif", "--out", "out.tif"])
-    assert "run sees 1" in refused(["denoise", "noisy.tif", "--out", "out.tif", "--with", "run", *told[2:]])
+    assert "run needs 1" in refused(["denoise", "noisy.tif", "--out", "out.tif", "--with", "run", *told[2:]])
     assert main(["predict", "run", "noisy.tif", "--out", "out.tif", *told]) == 0
     assert tifffile.imread("out.tif").shape == noisy.shape
     assert main(["evaluate", "run", "noisy.tif", "--draws", "1", *told]) == 0

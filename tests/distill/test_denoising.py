@@ -106,7 +106,7 @@ def test_a_training_is_not_replaced_by_a_copy_of_another(images, capsys):
     Path("clean.run").mkdir()
     Path("clean.run/checkpoint.safetensors").touch()
     assert main(["denoise", "noisy.tif", "--out", "clean.tif", "--with", "pretrained"]) == 2
-    assert "holds a training" in capsys.readouterr().err
+    assert "contains a training" in capsys.readouterr().err
 
 
 def test_the_evaluation_is_of_a_sample(monkeypatch, tmp_path):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from distill import specimen
+from distill import specimen, specimen_volume
 from distill.datasets import RECORDS, DataSet
 from samplers import GaussianMixtureNoise, GaussianNoise
 
@@ -73,6 +73,17 @@ def test_the_others(recipe, tmp_path, monkeypatch, capsys):
     tifffile.imwrite("clean.tif", cells.clean, metadata={"axes": "TYX"})
     loaded(recipe).main("noisy.tif", "clean.tif", out="run", steps=4)
     assert "dB" in capsys.readouterr().out and list((tmp_path / "run").glob("**/denoised.tif"))
+
+
+@pytest.mark.slow
+def test_a_volume(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    cells = specimen_volume(8, 64)
+    tifffile.imwrite("noisy.tif", cells.noisy, metadata={"axes": "ZYX"})
+    tifffile.imwrite("clean.tif", cells.clean, metadata={"axes": "ZYX"})
+    loaded("hdn3d_light_l2").main("noisy.tif", "clean.tif", out="run", steps=3)
+    assert "10 draws" in capsys.readouterr().out
+    assert tifffile.imread("run/denoised.tif").shape == (8, 64, 64)
 
 
 @pytest.mark.slow

@@ -154,7 +154,7 @@ def test_without_network_without_login_without_a_licence(run, offline, monkeypat
         "push run x --license MIT": "must be NAME/REPO",
         "pull ../x --out out": "must be NAME/REPO",
         "push nothing lab/x --license MIT": "not a finished run",
-        "push run lab/x --license MIT": "nobody is logged in",
+        "push run lab/x --license MIT": "not logged in",
     }.items():
         monkeypatch.setattr(hub, "get_token", lambda: None)
         assert main(arguments.split()) == 2

@@ -49,15 +49,15 @@ def test_a_run_inside_another_is_shown_once(run, tmp_path):
     inner = run / "inner"
     shutil.copytree(run, inner, ignore=shutil.ignore_patterns("inner"))
     page = report([run, inner], tmp_path / "nested.html").read_text()
-    assert page.count("<h3>Images given as an array</h3>") == 2 * 3 and page.count("<h2>Table 1</h2>") == 1
+    assert page.count("<h3>Images from an array</h3>") == 2 * 3 and page.count("<h2>Table 1</h2>") == 1
     assert page.count("draws beside their means") == 2  # not where nothing was drawn
 
 
 def test_only_finished_runs_have_one(tmp_path):
-    with pytest.raises(UserError, match="not a finished run; pass the folder"):
+    with pytest.raises(UserError, match="not a finished run; pass a folder"):
         report(tmp_path)
     (tmp_path / "checkpoint.safetensors").touch()
-    with pytest.raises(UserError, match="not a finished run; run its `distill train` again"):
+    with pytest.raises(UserError, match="not a finished run; to resume it, run its `distill train` again"):
         report(tmp_path)
 
 
@@ -67,7 +67,7 @@ def test_a_sampler_without_a_student(noisy, tmp_path):
     evaluate(tmp_path, noisy, draws=[1, 2], frames=1, device="cpu")
     evaluate(tmp_path, noisy, noisy.mean(0), tmp_path / "truth", draws=[1, 2], frames=1, device="cpu")
     page = report(tmp_path).read_text()
-    assert page.count("<h3>Images given as an array</h3>") == 2 and page.count("2 draws") >= 4
+    assert page.count("<h3>Images from an array</h3>") == 2 and page.count("2 draws") >= 4
     assert "Residuals" in page and page.count("<svg") == 1 and "One pass" not in page
 
 
