@@ -13,6 +13,7 @@ truth.
 
 import argparse
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,10 +92,11 @@ def on_draws(noisy: np.ndarray, run: Run, steps: int) -> DirectDenoiser:
     600 times for 4 patches of 64 px but let it learn from all 8 at once, and from larger patches at the rate
     that suits a network from scratch: the shipped weights were made for other noise. docs/measured.md has
     what each of these is worth."""
-    cached = cache_draws(run, noisy, run.path / "draws", draws=8)
     settings: dict[str, Any] = dict(steps=0, refine_steps=steps, init="none", validate_every=50)
     settings |= dict(batch_size=2, patch_size=128, student_lr=1.5e-3)
-    return train(noisy, cached, run.denoiser.backbone, L2(), run.path / "student", **settings).denoiser
+    with tempfile.TemporaryDirectory() as folder:
+        cached = cache_draws(run, noisy, Path(folder) / "draws", draws=8)
+        return train(noisy, cached, run.denoiser.backbone, L2(), run.path / "student", **settings).denoiser
 
 
 def main() -> None:
