@@ -79,6 +79,7 @@ def test_the_commands_of_the_guides_run(folder, capsys):
         tifffile.imwrite(f"{name}clean_truth.tif", cells.clean, metadata={"axes": "TYX"})
     for name in ("other", "movie"):
         tifffile.imwrite(f"{name}.tif", cells.noisy, metadata={"axes": "TYX"})
+    tifffile.imwrite("stack.tif", np.tile(cells.noisy, (4, 1, 1)), metadata={"axes": "ZYX"})
     tifffile.imwrite("mask.tif", (np.random.default_rng(0).random((64, 64)) > 0.3).astype(np.uint8))
     dark = np.random.default_rng(0).normal(100, 5, (4, 64, 64)).astype(np.float32)
     tifffile.imwrite("dark.tif", dark, metadata={"axes": "TYX"})

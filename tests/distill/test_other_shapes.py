@@ -113,7 +113,7 @@ def test_evaluated_against_a_truth_of_the_output_shape_and_without(kind, tmp_pat
     assert report(run).exists()
     rows = evaluate(run, noisy, out=tmp_path / "without", draws=[2])
     assert [row["image"] for row in rows] == ["2 draws", "student"]
-    with pytest.raises(UserError, match=r"clean: got frames .* pass one frame, or as many, of \(C, Y, X\)"):
+    with pytest.raises(UserError, match=r"clean: got frames .* pass one frame, or as many, of \(C, \*S\)"):
         evaluate(run, noisy, noisy, tmp_path / "wrong", draws=[1])
 
 
