@@ -145,9 +145,9 @@ def test_no_weights_are_needed_to_load_a_student():
 
 def test_without_weights_and_without_internet_there_is_one_line(offline, monkeypatch, tmp_path):
     pytest.importorskip("lpips")
-    hub = pytest.importorskip("huggingface_hub")
+    constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     image = torch.zeros(1, 1, 32, 32)
     for loss, advice in [(LPIPS(), "alexnet-owt-7be5be79.pth elsewhere"), (Features("resnet18"), "weights=")]:
         with pytest.raises(ValueError, match=f"no internet.*{advice}") as caught:
