@@ -360,7 +360,10 @@ def _import(arguments: list[str]) -> None:
     parser.add_argument("checkpoint", type=str, help=".ckpt of the Direct Denoiser, or _vae.net of HDN")
     parser.add_argument("--out", type=str, required=True, help="folder to write the run to")
     _add_options(parser, published.import_published)
-    run = published.import_published(**_without_config(parser.parse_args(arguments)))
+    _print_next_step(published.import_published(**_without_config(parser.parse_args(arguments))))
+
+
+def _print_next_step(run: Any) -> None:
     how = "" if has_student(run) else " --draws 100"
     print(f"{run}: written. Now: distill predict {run} IMAGES{how} --out clean.tif")
 
@@ -380,9 +383,7 @@ def _pull(arguments: list[str]) -> None:
     parser.add_argument("repo", type=str, help="NAME/REPO")
     parser.add_argument("--out", type=str, required=True, help="folder to write, which must not exist yet")
     _add_options(parser, hub.pull)
-    run = hub.pull(**_without_config(parser.parse_args(arguments)))
-    how = "" if has_student(run) else " --draws 100"
-    print(f"{run}: written. Now: distill predict {run} IMAGES{how} --out clean.tif")
+    _print_next_step(hub.pull(**_without_config(parser.parse_args(arguments))))
 
 
 def _info(arguments: list[str]) -> None:

@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from losses.base import Loss
+from losses.annealed import Annealed
 from losses.tukey import STEEPEST
 
 
-class JointMode(Loss):
+class JointMode(Annealed):
     """Tukey's biweight of whole patches: the student learns a likely patch, not likely pixels.
 
     The distance of two patches is the root mean square of their difference. With u = distance(draw,
@@ -49,35 +49,21 @@ class JointMode(Loss):
         min_scale: float = 0.01,
         min_draws: int = 16,
     ) -> None:
-        super().__init__()
-        if c <= 0 or window < 2 or min_scale <= 0 or min_draws < 3:
+        super().__init__(warmup, anneal, min_scale, min_draws)
+        if c <= 0 or window < 2:
             raise ValueError(
-                f"JointMode: got {c=}, {window=}, {min_scale=}, {min_draws=}; c and min_scale must be above "
-                "0, window at least 2 (for single pixels use Tukey), min_draws at least 3"
+                f"JointMode: got {c=}, {window=}; c must be above 0, window at least 2 (for single pixels "
+                "use Tukey)"
             )
-        if warmup < 0 or anneal <= 0 or warmup + anneal > 1:
-            raise ValueError(
-                f"JointMode: got {warmup=}, {anneal=}; they are shares of the training, so warmup must be at "
-                "least 0, anneal above 0, and their sum at most 1"
-            )
-        self.c, self.window, self.warmup, self.anneal = c, window, warmup, anneal
-        self.min_scale, self.min_draws = min_scale, min_draws
-        self.progress = 1.0
-
-    def schedule(self, progress: float) -> None:
-        self.progress = progress
+        self.c, self.window = c, window
 
     def forward(self, prediction: Tensor, draws: Tensor) -> Tensor:
-        if len(draws) < self.min_draws:
-            raise ValueError(f"JointMode: got {len(draws)} draws, needs at least min_draws={self.min_draws}")
-        annealed = 1.0
-        if self.training:
-            annealed = min(1.0, max(0.0, (self.progress - self.warmup) / self.anneal))
+        self.check_draws(draws)
         mean = draws.mean(dim=0)
         with torch.no_grad():
             narrow = self.c * self._to_nearest(draws).median(dim=0).values.clamp_min(self.min_scale)
             widest = (3 * self._squares(draws - mean).mean(dim=0).sqrt()).maximum(narrow)
-            radius = widest * (narrow / widest) ** annealed  # (B, 1, H', W'), of every patch
+            radius = widest * (narrow / widest) ** self.annealed  # (B, 1, H', W'), of every patch
         inside = (1 - self._squares(draws - prediction) / radius.square()).clamp_min(0)
         biweight = radius * (1 - inside**3) / STEEPEST
         far = ((self._squares(prediction - mean) + 1e-12).sqrt() - widest).clamp_min(0)

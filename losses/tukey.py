@@ -2,12 +2,12 @@
 
 from torch import Tensor
 
-from losses.base import Loss
+from losses.annealed import Annealed
 
 STEEPEST = 96 / (25 * 5**0.5)  # largest slope of 1 - (1 - u^2)^3, at u = 1 / sqrt(5)
 
 
-class Tukey(Loss):
+class Tukey(Annealed):
     """A robust error that ignores draws further than c scales away: the student learns a mode.
 
     With u = (draw - prediction) / (c * scale) it is 1 - (1 - u^2)^3 where |u| < 1, and 1 beyond. So its
@@ -48,33 +48,14 @@ class Tukey(Loss):
         min_scale: float = 0.01,
         min_draws: int = 8,
     ) -> None:
-        super().__init__()
+        super().__init__(warmup, anneal, min_scale, min_draws)
         if not 0 < c <= start:
             raise ValueError(f"Tukey: got c={c}, start={start}; c must be positive and at most start")
-        if warmup < 0 or anneal <= 0 or warmup + anneal > 1:
-            raise ValueError(
-                f"Tukey: got warmup={warmup}, anneal={anneal}; they are shares of the training, so warmup "
-                "must be at least 0, anneal above 0, and their sum at most 1"
-            )
-        if min_scale <= 0 or min_draws < 3:
-            raise ValueError(
-                f"Tukey: got min_scale={min_scale}, min_draws={min_draws}; the scale needs a positive "
-                "floor and at least 3 draws"
-            )
-        self.c, self.start, self.warmup, self.anneal = c, start, warmup, anneal
-        self.min_scale, self.min_draws = min_scale, min_draws
-        self.progress = 1.0
-
-    def schedule(self, progress: float) -> None:
-        self.progress = progress
+        self.c, self.start = c, start
 
     def forward(self, prediction: Tensor, draws: Tensor) -> Tensor:
-        if len(draws) < self.min_draws:
-            raise ValueError(f"Tukey: got {len(draws)} draws, needs at least min_draws={self.min_draws}")
-        annealed = 1.0
-        if self.training:
-            annealed = min(1.0, max(0.0, (self.progress - self.warmup) / self.anneal))
-        c = self.start * (self.c / self.start) ** annealed
+        self.check_draws(draws)
+        c = self.start * (self.c / self.start) ** self.annealed
         median = _median(draws)
         # 1.4826 for the std of Gaussian draws, n / (n - 0.8) for few of them (Croux & Rousseeuw, 1992)
         scale = 1.4826 * _median((draws - median).abs()) * len(draws) / (len(draws) - 0.8)
@@ -84,7 +65,7 @@ class Tukey(Loss):
         inside = (1 - (residual / (c * scale)).square()).clamp_min(0)
         biweight = c * scale * (1 - inside**3) / STEEPEST
         far = ((median - prediction).abs() - self.start * scale).clamp_min(0)
-        return annealed * biweight.mean() + (1 - annealed) * residual.abs().mean() + far.mean()
+        return self.annealed * biweight.mean() + (1 - self.annealed) * residual.abs().mean() + far.mean()
 
 
 def _median(draws: Tensor) -> Tensor:
