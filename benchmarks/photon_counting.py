@@ -7,6 +7,7 @@ has the width that is best by the truth; BM3D (`pip install bm3d`, not for comme
 Anscombe domain, by the exact unbiased inverse; the shipped weights estimate the noise from the images.
 """
 
+import importlib.util
 import sys
 
 import numpy as np
@@ -50,7 +51,8 @@ def main(folder: str = RUN) -> None:
     filtered = {width: gaussian_filter(photons[index], (0, width, width)) for width in widths}
     best = min(filtered, key=lambda width: np.square(filtered[width] - truth[index]).mean())
     tell(f"Gaussian filter, {best} px", filtered[best])
-    tell("BM3D", np.stack([bm3d_of_photons(photons[i]) for i in index]))
+    if importlib.util.find_spec("bm3d"):
+        tell("BM3D", np.stack([bm3d_of_photons(photons[i]) for i in index]))
     tell("shipped weights, no training", pretrained_denoiser(as_stack(photons))(noisy))
     tell("shipped weights, 100 draws", posterior_mean(pretrained_sampler(as_stack(photons)), noisy, 100))
     sampler, student = load_sampler(folder), load_denoiser(folder)

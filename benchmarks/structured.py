@@ -90,8 +90,7 @@ def fm2s_like(noisy: np.ndarray, smooth: np.ndarray, noise: CorrelatedNoise) -> 
 def on_draws(noisy: np.ndarray, run: Run, steps: int) -> DirectDenoiser:
     """The student of a run after so many steps on 8 draws of each whole image, which cost as much as drawing
     600 times for 4 patches of 64 px but let it learn from all 8 at once, and from larger patches at the rate
-    that suits a network from scratch: the shipped weights were made for other noise. docs/measured.md has
-    what each of these is worth."""
+    that suits a network from scratch: the shipped weights were made for other noise."""
     settings: dict[str, Any] = dict(steps=0, refine_steps=steps, init="none", validate_every=50)
     settings |= dict(batch_size=2, patch_size=128, student_lr=1.5e-3)
     with tempfile.TemporaryDirectory() as folder:
