@@ -56,7 +56,8 @@ def main(folder: str = RUN) -> None:
     tell("shipped weights, no training", pretrained_denoiser(as_stack(photons))(noisy))
     tell("shipped weights, 100 draws", posterior_mean(pretrained_sampler(as_stack(photons)), noisy, 100))
     sampler, student = load_sampler(folder), load_denoiser(folder)
-    for n in (1, 10):
+    tell("GAP, one pass (predictive)", sampler.predictive(noisy))
+    for n in (1, 10, 100):
         tell(f"GAP, {n} draws", posterior_mean(sampler, noisy, n))
     tell("student of GAP (median)", student(noisy))
 

@@ -112,8 +112,9 @@ def next_photon() -> Teacher:
     clean = specimen(FRAMES, SIZE).clean[:, None]
     clean = (clean - clean.min()) / 4  # about 15 photons where it is brightest
     photons = np.random.default_rng(0).poisson(clean).astype(np.float32)
-    sampler = NextPhoton(WithLevel(LightUNet(2, width=16)), gain=1.0, growth=0.25, accumulation=10)
-    trained(sampler, sampler.cross_entropy, photons)
+    bright = np.random.default_rng(1).poisson(10 * clean).astype(np.float32)
+    sampler = NextPhoton(WithLevel(LightUNet(2, 2, width=16)), gain=1.0, growth=0.25, accumulation=10)
+    trained(sampler, sampler.cross_entropy, bright)
     return Teacher(sampler, LightUNet(width=16), photons, clean)
 
 

@@ -1,7 +1,10 @@
 """Photon counting: a network learns the position of the next photon, and a student predicts its intervals.
 
-python recipes/next_photon_unet_quantiles.py                            synthetic photons: 3 minutes
-python recipes/next_photon_unet_quantiles.py photons.tif [clean.tif]    your images, 1 count per photon
+python recipes/next_photon_unet_quantiles.py                                  synthetic photons: 3 minutes
+python recipes/next_photon_unet_quantiles.py bright.tif dim.tif [clean.tif]    yours, 1 count per photon
+
+The network learns from bright images, which are noisy, too, and draws from the posterior of dim ones by adding
+photons until they are ten times brighter.
 """
 
 import sys
@@ -16,18 +19,21 @@ from samplers import NextPhoton, WithLevel
 from students import LightUNet
 
 
-def main(noisy=None, clean=None, *, out: str = "runs/next_photon_unet_quantiles", steps: int = 1000) -> None:
-    if noisy:
-        photons, truth = np.asarray(read(noisy).frames)[:, 0], clean
+def main(
+    bright=None, dim=None, clean=None, *, out: str = "runs/next_photon_unet_quantiles", steps: int = 1000
+) -> None:
+    if bright:
+        photons = np.asarray(read(bright).frames)[:, 0]
     else:
-        cells = specimen()
-        truth = (cells.clean - cells.clean.min()) / 10  # expected photons, about 6 at the brightest pixels
-        photons = np.random.default_rng(0).poisson(truth).astype(np.float32)
+        cells, rng = specimen(), np.random.default_rng(0)
+        clean = (cells.clean - cells.clean.min()) / 10  # expected photons, about 6 at the brightest pixels
+        dim = rng.poisson(clean).astype(np.float32)
+        photons = rng.poisson(10 * clean).astype(np.float32)
 
     # Trains the sampler alone: patches, cross entropy, Adam. Your own network can be used instead.
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    network = WithLevel(LightUNet(2, 1))
+    network = WithLevel(LightUNet(2, 2))
     sampler = NextPhoton(network, gain=1.0).to(device)
     optimizer = torch.optim.Adam(sampler.parameters(), 1e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -39,13 +45,13 @@ def main(noisy=None, clean=None, *, out: str = "runs/next_photon_unet_quantiles"
         optimizer.step()
         schedule.step()
 
-    # Frozen (steps=0). Each of its draws takes 36 passes, the student's quantiles take one.
+    # Frozen (steps=0). Each of its draws takes 25 passes, the student's quantiles take one.
     loss = Quantiles()
     student = LightUNet(1, len(loss.outputs))
-    run = train(noisy or photons, sampler, student, loss, out, steps=0, refine_steps=steps // 4, batch_size=4)
+    run = train(dim, sampler, student, loss, out, steps=0, refine_steps=steps // 4, batch_size=4)
 
-    predict(run, noisy or photons, f"{out}/denoised.tif", overwrite=True)
-    evaluate(run, noisy or photons, truth, frames=2, draws=(1, 10))
+    predict(run, dim, f"{out}/denoised.tif", overwrite=True)
+    evaluate(run, dim, clean, frames=2, draws=(1, 10))
     print(Path(out, "evaluation.md").read_text(encoding="utf-8"))
     print(f"student, denoised images, pictures and tables: {report(run)}")
 

@@ -14,13 +14,11 @@ from students.precision import in_float32
 class FlatVAE(nn.Module):
     """A VAE on standardized images, whose latents ~ N(mean, exp(logvar)) have 1 / 2^depth of their size."""
 
-    def __init__(
-        self, channels: int, depth: int, filters: int, latents: int, in_channels: int, dims: int
-    ) -> None:
+    def __init__(self, channels: int, depth: int, filters: int, latents: int, dims: int) -> None:
         super().__init__()
         self.multiple = 2**depth
         widths = [filters * 2**i for i in range(depth)]
-        wide = zip([in_channels, *widths], widths, strict=False)
+        wide = zip([channels, *widths], widths, strict=False)
         self.down = nn.Sequential(*[nn.Sequential(*_convs(a, b, dims), MAX_POOL[dims](2)) for a, b in wide])
         self.to_mean = CONV[dims](widths[-1], latents, 3, padding=1)
         self.to_logvar = CONV[dims](widths[-1], latents, 3, padding=1)
@@ -65,7 +63,7 @@ class DivNoising(VAESampler):
         latents: number of channels of the latents.
         kl_warmup: training steps over which the weight of the KL rises from 0 to 1. It prevents posterior
             collapse, after which the authors retrained, up to 20 times, and then with such a ramp.
-        in_channels: number of channels that the encoder sees, those of neighbouring planes included.
+        in_channels: number of channels of the model, those of neighbouring planes included, see VAESampler.
             Default: `channels`, without neighbouring planes.
         dims: 2 for images, 3 for volumes, of which all axes are halved.
     """
@@ -87,7 +85,7 @@ class DivNoising(VAESampler):
             if value < 1:
                 raise ValueError(f"DivNoising: got {name}={value}, must be at least 1")
         self.depth, self.filters, self.latents = depth, filters, latents
-        self.vae = FlatVAE(channels, depth, filters, latents, self.in_channels, dims)
+        self.vae = FlatVAE(self.in_channels, depth, filters, latents, dims)
 
     def kl_cost(self, kl: Tensor) -> Tensor:
         """(B,) -> scalar: mean nats per image."""

@@ -31,7 +31,7 @@ class HDN(VAESampler):
         active_levels: see LadderVAE.
         unshuffle: see LadderVAE.
         growth: see LadderVAE.
-        in_channels: number of channels that the encoder sees, those of neighbouring planes included.
+        in_channels: number of channels of the model, those of neighbouring planes included, see VAESampler.
             Default: `channels`, without neighbouring planes.
         dims: 2 for images, 3 for volumes, see LadderVAE. Noise models are of planes, one after another.
     """
@@ -62,8 +62,8 @@ class HDN(VAESampler):
         self.active_levels = None if active_levels is None else sorted(active_levels)
         self.unshuffle, self.growth = unshuffle, growth
         self.vae = LadderVAE(
-            channels, levels, latents, filters, blocks, dropout, patch_size, self.active_levels,
-            unshuffle, growth, self.in_channels, dims,
+            self.in_channels, levels, latents, filters, blocks, dropout, patch_size, self.active_levels,
+            unshuffle, growth, dims,
         )  # fmt: skip
         self.width = sum(self.vae.widths) / len(self.vae.widths)
 

@@ -141,8 +141,6 @@ class LadderVAE(nn.Module):
             arithmetic.
         growth: factor from the filters of one level to those of the next coarser one, which are rounded to
             multiples of 8.
-        in_channels: number of channels of the encoded images. Default: `channels`, the number of channels of
-            the signal.
         dims: 2 for images (Y, X), 3 for volumes (Z, Y, X), of which all axes are halved.
     """
 
@@ -158,7 +156,6 @@ class LadderVAE(nn.Module):
         active_levels: Iterable[int] | None = None,
         unshuffle: int = 1,
         growth: float = 1.0,
-        in_channels: int | None = None,
         dims: int = 2,
     ) -> None:
         super().__init__()
@@ -179,7 +176,7 @@ class LadderVAE(nn.Module):
         image_channels = channels * unshuffle**dims
         top_size = max(1, -(-patch_size // self.multiple))
         self.stem = nn.Sequential(
-            CONV[dims]((in_channels or channels) * unshuffle**dims, filters, 5, padding=2),
+            CONV[dims](image_channels, filters, 5, padding=2),
             nn.ELU(inplace=True),
             ResidualBlock(filters, dropout, gated=False, dims=dims),
         )

@@ -1,5 +1,6 @@
 """Photon counting: a network that predicts where the next photon falls (Krull et al. 2023)."""
 
+import logging
 import math
 from collections.abc import Iterator
 from typing import cast
@@ -12,7 +13,9 @@ from samplers.noise.channels import ChannelNoise, estimate_noise
 from samplers.noise.gaussian import GaussianNoise
 from students.padding import crop, pad_to_multiple
 
+log = logging.getLogger(__name__)
 LEAST_SHARE, MOST_SHARE = 0.01, 0.99  # shares of an image's photons that the network sees in training
+BEYOND = 1.5  # factor above the brightest image of the training from which draws are reported as unreliable
 
 
 class NextPhoton(PosteriorSampler):
@@ -39,12 +42,14 @@ class NextPhoton(PosteriorSampler):
         channels: number of channels of the images.
         growth: photons that are added between two passes of the network, as a fraction of those in the image.
         accumulation: photons of a finished draw, as a multiple of those of the image. A draw takes
-            log(accumulation) / log(1 + growth) passes, 36 by default. The network sees brighter images
-            there than those that it was trained on.
+            log(accumulation) / log(1 + growth) passes, 25 by default.
     """
 
     gain_of: Tensor
     black_of: Tensor
+    brightest: (
+        Tensor  # photons per pixel of the brightest patch of the training; 0 if it was trained elsewhere
+    )
 
     def __init__(
         self,
@@ -54,7 +59,7 @@ class NextPhoton(PosteriorSampler):
         black: float = 0.0,
         channels: int = 1,
         growth: float = 0.1,
-        accumulation: float = 30.0,
+        accumulation: float = 10.0,
     ) -> None:
         super().__init__()
         if not (0 < growth <= 1 and 1 < accumulation < math.inf and (gain is None or gain > 0)):
@@ -67,6 +72,8 @@ class NextPhoton(PosteriorSampler):
         self.passes = math.ceil(math.log(accumulation) / math.log1p(growth))
         self.register_buffer("gain_of", torch.full((channels, 1, 1), gain or 1.0))
         self.register_buffer("black_of", torch.full((channels, 1, 1), float(black)))
+        self.register_buffer("brightest", torch.zeros(()))
+        self._warned = False
 
     def prepare(self, noisy: Tensor, mean: Tensor, std: Tensor) -> None:
         if self.gain is not None:
@@ -94,6 +101,7 @@ class NextPhoton(PosteriorSampler):
     def draws(self, noisy: Tensor, n: int) -> Iterator[Tensor]:
         with evaluating(self):
             start = self.photons(noisy)
+            self._check_brightness(start)
             shares = self._log_shares(start).exp()  # the first pass is the same for all draws
         for _ in range(n):
             with evaluating(self):
@@ -110,11 +118,24 @@ class NextPhoton(PosteriorSampler):
     def cross_entropy(self, noisy: Tensor) -> Tensor:
         """Cross entropy, in nats per photon, of the photons that the network did not see: a scalar."""
         photons = self.photons(noisy)
+        self.brightest = self.brightest.maximum(_level(photons).max())
         width = math.log(MOST_SHARE / LEAST_SHARE)
         share = MOST_SHARE * (-width * torch.rand_like(photons[:, :1, :1, :1])).exp()
         part = torch.binomial(photons, share.expand_as(photons).contiguous())
         rest = photons - part
         return -(rest * self._log_shares(part)).sum() / rest.sum().clamp(min=1)
+
+    def _check_brightness(self, photons: Tensor) -> None:
+        """Warns once if a draw takes the network to images that are brighter than those of its training."""
+        brightness = float(_level(photons).max()) * self.accumulation
+        if self._warned or not 0 < BEYOND * float(self.brightest) < brightness:
+            return
+        self._warned = True
+        log.warning(
+            "NextPhoton: draws add photons up to %.3g per pixel, but the network was trained up to %.3g, so the "
+            "draws are biased; train it on brighter images, or use its posterior mean alone (predictive)",
+            brightness, float(self.brightest),
+        )  # fmt: skip
 
     def _accumulated(self, photons: Tensor, shares: Tensor) -> Tensor:
         """Distribution of the next photon after `passes` rounds of adding photons."""
@@ -137,11 +158,13 @@ class WithLevel(nn.Module):
     """Makes a network of photons from an image network.
 
     The backbone sees the difference of each pixel from the image's mean, relative to that mean, and the
-    logarithm of the mean as a further channel. So the network also works on brighter images than those that
-    it was trained on.
+    logarithm of the mean as a further channel. From that it predicts the pixel without its own photons, as a
+    Gamma distribution; its mean given the pixel's photons is the answer. So pixels of bright images keep
+    their photons, whatever the network predicts, and errors do not grow when photons are added.
 
     Args:
-        backbone: network (B, C + 1, H, W) -> (B, C, H, W), such as UNet(in_channels=2) for C = 1.
+        backbone: network (B, C + 1, H, W) -> (B, 2 * C, H, W), such as UNet(2, 2) for C = 1: the logarithms of
+            the mean relative to the image's mean, and of the shape of the Gamma distribution.
     """
 
     def __init__(self, backbone: nn.Module) -> None:
@@ -149,9 +172,21 @@ class WithLevel(nn.Module):
         self.backbone, self.multiple = backbone, getattr(backbone, "multiple", 1)
 
     def forward(self, photons: Tensor) -> Tensor:
-        level = photons.mean(dim=(1, 2, 3), keepdim=True) + 0.1  # an image may have no photon at all
+        level = _level(photons) + 0.1  # an image may have no photon at all
         plane = level.log().expand(-1, 1, *photons.shape[2:])
-        return self.backbone(torch.cat([(photons / level).sqrt() - 1, plane / 5], dim=1))
+        answer = self.backbone(torch.cat([(photons / level).sqrt() - 1, plane / 5], dim=1)).float()
+        if answer.shape[1] != 2 * photons.shape[1]:
+            raise ValueError(
+                f"WithLevel: the backbone gives {answer.shape[1]} channels for {photons.shape[1]} of the image, must "
+                "be twice as many; pass such as UNet(2, 2) for one channel"
+            )
+        mean, shape = answer.clamp(-8, 8).exp().chunk(2, dim=1)
+        return ((photons + shape) / (1 + shape / (mean * level))).log()
+
+
+def _level(photons: Tensor) -> Tensor:
+    """Mean number of photons per pixel of each image (B, 1, 1, 1)."""
+    return photons.mean(dim=(1, 2, 3), keepdim=True)
 
 
 def _total(photons: Tensor) -> Tensor:

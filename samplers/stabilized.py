@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from losses import EnergyScore
 from samplers.base import PosteriorSampler, evaluating
 from samplers.noise import NoiseModel, load_noise_model
-from samplers.noise.split import LightSplit, can_be_split, random_share
+from samplers.noise.split import LightSplit, can_be_split
 from samplers.vae import DRAW_PIXELS
 from students import LightUNet, StabilizedUNet
 from students.noise_conditioned import smooth_noise
@@ -160,7 +160,7 @@ class StabilizedSampler(PosteriorSampler):
         """
         if self.light is None:
             raise ValueError("StabilizedSampler: has no noise model yet; call prepare")
-        share = random_share()
+        share = self.light.random_share()
         first, second = self.light(noisy, share)
         centre, inputs = self.answer(first, share)
         loss = self.light.error(self._counts(centre, noisy, share), second, noisy, share)

@@ -41,8 +41,10 @@ class VAESampler(PosteriorSampler):
         noise_model: p(noisy | signal), or the .npz file of one. None: estimated from the training images.
         channels: number of channels of the image.
         kl_warmup: training steps over which the weight of the KL rises from 0 to 1.
-        in_channels: number of channels that the encoder sees: those of the plane, followed by those of
-            neighbouring planes. The likelihood and the draws are of the plane alone. Default: `channels`.
+        in_channels: number of channels of the model: those of the plane, followed by those of neighbouring
+            planes. It decodes all of them and returns the plane, so draws are from p(signal | all these planes).
+            With a likelihood of the plane alone, the encoder that is best in the ELBO would ignore the others.
+            Default: `channels`.
         dims: 2 for images, 3 for volumes.
     """
 
@@ -123,29 +125,34 @@ class VAESampler(PosteriorSampler):
 
     def encode(self, noisy: Tensor) -> list[Tensor]:
         """Raw counts (B, in_channels, *S) -> the network's feature maps."""
-        if self.in_channels == self.channels:
-            return self.vae.encode((noisy - self.mean) / self.std)
         if noisy.shape[1] != self.in_channels:
             raise ValueError(
                 f"{type(self).__name__}: got {noisy.shape[1]} channels, sees {self.in_channels} with those "
                 "of its context; pass the run of this sampler, or images with as many channels"
             )
-        planes = noisy.unflatten(1, (-1, self.channels))
-        return self.vae.encode(((planes - self.mean) / self.std).flatten(1, 2))
+        return self.vae.encode(((self.each_plane(noisy) - self.mean) / self.std).view_as(noisy))
+
+    def each_plane(self, images: Tensor) -> Tensor:
+        """(B, in_channels, *S) -> (B * planes, channels, *S): the plane and its neighbours, one by one."""
+        return images.unflatten(1, (-1, self.channels)).flatten(0, 1)
+
+    def raw(self, signal: Tensor) -> Tensor:
+        """The network's standardized signal (B, in_channels, *S) -> raw counts."""
+        return (self.each_plane(signal) * self.std + self.mean).view_as(signal)
 
     def training_step(self, noisy: Tensor) -> tuple[Tensor, Tensor]:
         """(negative ELBO in nats per pixel of raw counts, the draw (B, C, *S) of that pass)."""
-        features, noisy = self.encode(noisy), self.plane(noisy)
-        signal, kl = self.vae.decode(features, *noisy.shape[2:])
-        signal = signal * self.std + self.mean
+        signal, kl = self.vae.decode(self.encode(noisy), *noisy.shape[2:])
+        signal = self.raw(signal)
         if self.noise_model is None:
             raise ValueError(
                 f"{type(self).__name__}: has no noise model yet; call prepare, or pass one to the constructor"
             )
-        likelihood = self.noise_model.log_likelihood(as_planes(noisy), as_planes(signal))
-        reconstruction = -likelihood.mean()
+        # The best encoder in the ELBO is p(latents | all that has a likelihood): neighbouring planes included.
+        planes, signals = self.each_plane(noisy), self.each_plane(signal)
+        reconstruction = -self.noise_model.log_likelihood(as_planes(planes), as_planes(signals)).mean()
         self.log_kl(kl)
-        return reconstruction + self.warmed_up(self.kl_cost(kl)) / noisy[0].numel(), signal
+        return reconstruction + self.warmed_up(self.kl_cost(kl)) / noisy[0].numel(), self.plane(signal)
 
     def draws(self, noisy: Tensor, n: int) -> Iterator[Tensor]:
         """Encodes once, and decodes as many draws at a time as DRAW_PIXELS allows."""
@@ -157,7 +164,7 @@ class VAESampler(PosteriorSampler):
             with evaluating(self):  # not around the yield, where it would leak to the caller
                 repeated = [feature.repeat(k, *[1] * (feature.ndim - 1)) for feature in features]
                 signal, _ = self.vae.decode(repeated, *noisy.shape[2:])
-                signal = signal * self.std + self.mean
+                signal = self.plane(self.raw(signal))
             yield from signal.unflatten(0, (k, len(noisy)))
 
     def sample(self, noisy: Tensor, n: int = 1) -> Tensor:

@@ -17,7 +17,7 @@ from distill.denoiser import DirectDenoiser
 from distill.errors import UserError
 from losses import L2, Loss
 from samplers.base import evaluating
-from samplers.noise.split import LightSplit, can_be_split, random_share
+from samplers.noise.split import LightSplit, can_be_split
 from students import StabilizedUNet
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ class SplitRisk(nn.Module):
         self.denoiser, self.light = denoiser, light
 
     def forward(self, noisy: Tensor) -> Tensor:
-        share = random_share()
+        share = self.light.random_share()
         first, second = self.light(noisy, share)
         return self.light.error(self.denoiser.image(first, share), second, noisy, share)
 

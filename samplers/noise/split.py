@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -93,6 +93,15 @@ class LightSplit(nn.Module):
         """Draws an observation of a signal (B, C, H, W) by the whole light."""
         return self.noise.sample(signal)
 
+    @torch.compiler.disable  # a number that changes with every step does not belong in a graph
+    def random_share(self) -> float:
+        """Share of the light that networks see in a training step: random, so that they learn what more gives.
+
+        Always half if noise is correlated. Then its model is an approximation, and the parts are the less
+        independent the more their shares differ.
+        """
+        return 0.5 if self.correlated else float(torch.empty(()).uniform_(*SHARES))
+
     def variance(self, signal: Tensor) -> Tensor:
         """Variance of the whole light's noise at a signal, (B, C, H, W), in counts squared."""
         return torch.cat([each.variance(signal[:, [c]]) for c, each in enumerate(self.models)], dim=1)
@@ -105,14 +114,6 @@ class LightSplit(nn.Module):
         far = FAR * (variance / (1 - share)).sqrt()  # a hot pixel must not outweigh all others
         error = F.huber_loss(answer / far, second / far, reduction="none") * 2 * far.square()
         return (weight * error).mean() / (weight * variance).mean() * (1 - share)
-
-
-def _random_share() -> float:
-    """A random share of the light for a training step, so that networks learn the effect of more light."""
-    return float(torch.empty(()).uniform_(*SHARES))
-
-
-random_share = cast(Callable[[], float], torch.compiler.disable(_random_share))  # numbers are in no graph
 
 
 def can_be_split(noise_model: nn.Module | None) -> bool:

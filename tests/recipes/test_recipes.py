@@ -56,7 +56,6 @@ def test_structured_noise(recipe, tmp_path, monkeypatch):
     [
         "divnoising_unet_l2",
         "flow_unet_l2",
-        "next_photon_unet_quantiles",
         "stabilized_l1",
         "stabilized_perceptual",
         "stabilized_quantiles",

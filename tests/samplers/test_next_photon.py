@@ -69,7 +69,7 @@ def test_cross_entropy_finds_the_prior():
 def test_it_keeps_the_rules_of_samplers():
     noisy = torch.poisson(torch.full((2, 1, 32, 32), 30.0))
     for channels in (1, 2):
-        network = WithLevel(LightUNet(channels + 1, channels, width=8, depth=1, unshuffle=1))
+        network = WithLevel(LightUNet(channels + 1, 2 * channels, width=8, depth=1, unshuffle=1))
         sampler = NextPhoton(network, gain=2.0, channels=channels, accumulation=2.0)
         check_sampler(sampler, noisy.repeat(1, channels, 1, 1))
 
@@ -94,3 +94,28 @@ def test_an_image_without_a_photon_has_finite_draws():
 def test_wrong_arguments_are_one_line(wrong):
     with pytest.raises(ValueError, match="NextPhoton: got"):
         NextPhoton(GammaPixels(), **wrong)
+
+
+def test_brighter_images_than_those_of_the_training_are_told(caplog):
+    sampler = NextPhoton(GammaPixels(), gain=1.0, accumulation=4.0)
+    sampler.sample(torch.full((1, 1, 8, 8), 9.0))
+    assert not caplog.records  # a network that was trained elsewhere
+    sampler.training_step(torch.full((2, 1, 8, 8), 3.0))
+    assert float(sampler.brightest) == 3.0 and "up to 12 per pixel" in caplog.text
+    caplog.clear()
+    sampler = NextPhoton(GammaPixels(), gain=1.0, accumulation=4.0)
+    sampler.cross_entropy(torch.full((2, 1, 8, 8), 3.0))
+    sampler.sample(torch.ones(1, 1, 8, 8))
+    assert not caplog.records
+    for _ in range(2):
+        sampler.sample(torch.full((1, 1, 8, 8), 3.0))
+    (record,) = caplog.records
+    assert "trained up to 3" in record.message
+
+
+def test_a_network_of_photons_keeps_what_it_is_given():
+    network = WithLevel(torch.nn.Conv2d(2, 2, 1)).double()
+    photons = 1e7 * (1 + torch.rand(1, 1, 8, 8, dtype=torch.float64))
+    assert torch.allclose(network(photons).exp(), photons, rtol=1e-3)
+    with pytest.raises(ValueError, match="gives 1 channels for 1 of the image, must be twice as many"):
+        WithLevel(torch.nn.Conv2d(2, 1, 1))(photons.float())
