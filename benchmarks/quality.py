@@ -30,8 +30,8 @@ from distill.hardware import keep_freed_memory
 from distill.images.sources import as_stack
 from distill.prediction.pretrained import pretrained_denoiser, pretrained_sampler
 from losses import L2
-from samplers.noise.split import LightSplit
 from samplers import GaussianNoise, PosteriorSampler, StabilizedSampler, posterior_mean
+from samplers.noise.split import LightSplit
 from students import StabilizedUNet
 
 STEPS = {1: (40, 360), 5: (300, 1900), 20: (1200, 7600)}  # minutes of one core: (co-training, student alone)
