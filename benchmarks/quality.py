@@ -1,6 +1,6 @@
 """The quality table: the student after some minutes of one core, compared with its alternatives.
 
-    DISTILL_TEST_DATA=... python benchmarks/quality.py rivals          BM3D, 15 s an image; the ceiling, 5 minutes
+    DISTILL_TEST_DATA=... python benchmarks/quality.py rivals          BM3D and the ceiling
     DISTILL_TEST_DATA=... python benchmarks/quality.py n2v --minutes 5 20
     DISTILL_TEST_DATA=... python benchmarks/quality.py widefield
     DISTILL_TEST_DATA=... python benchmarks/quality.py confocal --minutes 0 1 5 --seeds 0 1 2
@@ -10,9 +10,9 @@ confocal: trained on the 50 noisy frames of FOV 1 alone; FOV 19 is never used. s
 which the training of the shipped weights did not use either. PSNR by the paper's definition, of the middle
 frame (specimen: of two). 0 minutes: the shipped weights, without training. BM3D (`pip install bm3d`, for
 non-commercial use) in the Anscombe domain of our noise line, by its exact unbiased inverse (Makitalo & Foi
-2013) and by the algebraic one. The ceiling is the same student, from the same start, that is taught by a second
-image of each signal: the next repeat on FOV 1 (Noise2Noise), the clean image on 60 other specimens. N2V is that of CAREamics (`pip install careamics`), its defaults, 16 patches a batch, stopped
-when time is up. Appends to runs/quality/quality.csv: one line for each image, minutes and seed.
+2013) and by the algebraic one. The ceiling is the same student, from the same start, taught by a
+second image of each signal: the next repeat on FOV 1 (Noise2Noise), the clean image on 60 other specimens.
+N2V is that of CAREamics (`pip install careamics`), its defaults, 16 patches a batch, stopped when time is up. Appends to runs/quality/quality.csv: one line for each image, minutes and seed.
 """
 
 import argparse
@@ -78,7 +78,7 @@ def bm3d_anscombe(noisy: np.ndarray, gain: float, offset: float) -> dict[str, np
 def ceiling(first: np.ndarray, second: np.ndarray, seed: int = 0, steps: int = 2000) -> DirectDenoiser:
     """The student of `ours`, from the same start, but taught by a second image of each signal.
 
-    first, second: (N, Y, X), with independent noise, or second without noise. Nobody has these for a new file.
+    first, second: (N, Y, X), with independent noise, or second without noise. Who has a new file has neither.
     """
     torch.manual_seed(seed)
     rng, pairs = np.random.default_rng(seed), np.stack([first, second], axis=1).astype("f4")

@@ -3,7 +3,7 @@
 python recipes/next_photon_unet_quantiles.py                                  synthetic photons: 3 minutes
 python recipes/next_photon_unet_quantiles.py bright.tif dim.tif [clean.tif]    yours, 1 count per photon
 
-The network learns from bright images, which are noisy, too, and draws from the posterior of dim ones by adding
+The network learns from bright images, which are noisy, too. It draws from the posterior of dim ones by adding
 photons until they are ten times brighter.
 """
 

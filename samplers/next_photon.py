@@ -47,9 +47,7 @@ class NextPhoton(PosteriorSampler):
 
     gain_of: Tensor
     black_of: Tensor
-    brightest: (
-        Tensor  # photons per pixel of the brightest patch of the training; 0 if it was trained elsewhere
-    )
+    brightest: Tensor  # most photons per pixel of a training patch; 0 if trained elsewhere
 
     def __init__(
         self,
@@ -132,8 +130,8 @@ class NextPhoton(PosteriorSampler):
             return
         self._warned = True
         log.warning(
-            "NextPhoton: draws add photons up to %.3g per pixel, but the network was trained up to %.3g, so the "
-            "draws are biased; train it on brighter images, or use its posterior mean alone (predictive)",
+            "NextPhoton: draws add photons up to %.3g per pixel, but the network was trained up to %.3g, so "
+            "the draws are biased; train it on brighter images, or use its posterior mean alone (predictive)",
             brightness, float(self.brightest),
         )  # fmt: skip
 
@@ -163,8 +161,8 @@ class WithLevel(nn.Module):
     their photons, whatever the network predicts, and errors do not grow when photons are added.
 
     Args:
-        backbone: network (B, C + 1, H, W) -> (B, 2 * C, H, W), such as UNet(2, 2) for C = 1: the logarithms of
-            the mean relative to the image's mean, and of the shape of the Gamma distribution.
+        backbone: network (B, C + 1, H, W) -> (B, 2 * C, H, W), such as UNet(2, 2) for C = 1: the logarithms
+            of the mean relative to the image's mean, and of the shape of the Gamma distribution.
     """
 
     def __init__(self, backbone: nn.Module) -> None:
@@ -177,8 +175,8 @@ class WithLevel(nn.Module):
         answer = self.backbone(torch.cat([(photons / level).sqrt() - 1, plane / 5], dim=1)).float()
         if answer.shape[1] != 2 * photons.shape[1]:
             raise ValueError(
-                f"WithLevel: the backbone gives {answer.shape[1]} channels for {photons.shape[1]} of the image, must "
-                "be twice as many; pass such as UNet(2, 2) for one channel"
+                f"WithLevel: the backbone gives {answer.shape[1]} channels for {photons.shape[1]} of the image, "
+                "must be twice as many; pass such as UNet(2, 2) for one channel"
             )
         mean, shape = answer.clamp(-8, 8).exp().chunk(2, dim=1)
         return ((photons + shape) / (1 + shape / (mean * level))).log()

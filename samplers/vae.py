@@ -42,8 +42,8 @@ class VAESampler(PosteriorSampler):
         channels: number of channels of the image.
         kl_warmup: training steps over which the weight of the KL rises from 0 to 1.
         in_channels: number of channels of the model: those of the plane, followed by those of neighbouring
-            planes. It decodes all of them and returns the plane, so draws are from p(signal | all these planes).
-            With a likelihood of the plane alone, the encoder that is best in the ELBO would ignore the others.
+            planes. It decodes all of them and returns the plane, so draws are from p(signal | all planes). With
+            a likelihood of the plane alone, the encoder that is best in the ELBO would ignore the others.
             Default: `channels`.
         dims: 2 for images, 3 for volumes.
     """
@@ -148,7 +148,7 @@ class VAESampler(PosteriorSampler):
             raise ValueError(
                 f"{type(self).__name__}: has no noise model yet; call prepare, or pass one to the constructor"
             )
-        # The best encoder in the ELBO is p(latents | all that has a likelihood): neighbouring planes included.
+        # The encoder that is best in the ELBO is p(latents | what has a likelihood): all planes.
         planes, signals = self.each_plane(noisy), self.each_plane(signal)
         reconstruction = -self.noise_model.log_likelihood(as_planes(planes), as_planes(signals)).mean()
         self.log_kl(kl)

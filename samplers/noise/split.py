@@ -95,7 +95,7 @@ class LightSplit(nn.Module):
 
     @torch.compiler.disable  # a number that changes with every step does not belong in a graph
     def random_share(self) -> float:
-        """Share of the light that networks see in a training step: random, so that they learn what more gives.
+        """Share of the light that networks see in a training step, random so that they learn what more gives.
 
         Always half if noise is correlated. Then its model is an approximation, and the parts are the less
         independent the more their shares differ.
