@@ -12,7 +12,8 @@ frame (specimen: of two). 0 minutes: the shipped weights, without training. BM3D
 non-commercial use) in the Anscombe domain of our noise line, by its exact unbiased inverse (Makitalo & Foi
 2013) and by the algebraic one. The ceiling is the same student, from the same start, taught by a
 second image of each signal: the next repeat on FOV 1 (Noise2Noise), the clean image on 60 other specimens.
-N2V is that of CAREamics (`pip install careamics`), its defaults, 16 patches a batch, stopped when time is up. Appends to runs/quality/quality.csv: one line for each image, minutes and seed.
+N2V is that of CAREamics (`pip install careamics`), its defaults, 16 patches a batch, stopped when time is up.
+Appends to runs/quality/quality.csv: one line for each image, minutes and seed.
 """
 
 import argparse

@@ -175,8 +175,8 @@ class WithLevel(nn.Module):
         answer = self.backbone(torch.cat([(photons / level).sqrt() - 1, plane / 5], dim=1)).float()
         if answer.shape[1] != 2 * photons.shape[1]:
             raise ValueError(
-                f"WithLevel: the backbone gives {answer.shape[1]} channels for {photons.shape[1]} of the image, "
-                "must be twice as many; pass such as UNet(2, 2) for one channel"
+                f"WithLevel: the backbone gives {answer.shape[1]} channels for {photons.shape[1]} of the "
+                "image, must be twice as many; pass such as UNet(2, 2) for one channel"
             )
         mean, shape = answer.clamp(-8, 8).exp().chunk(2, dim=1)
         return ((photons + shape) / (1 + shape / (mean * level))).log()
