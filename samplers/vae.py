@@ -42,7 +42,7 @@ class VAESampler(PosteriorSampler):
         channels: number of channels of the image.
         kl_warmup: training steps over which the weight of the KL rises from 0 to 1.
         in_channels: number of channels of the model: those of the plane, followed by those of neighbouring
-            planes. It decodes all of them and returns the plane: draws are from p(signal | all planes). With a
+            planes. It decodes all of them and returns the plane, a draw from p(signal | all planes). With a
             likelihood of the plane alone, the encoder that is best in the ELBO would ignore the others.
             Default: `channels`.
         dims: 2 for images, 3 for volumes.

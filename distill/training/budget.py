@@ -23,6 +23,7 @@ BUDGET, BUDGET_FROM_NOTHING = "5min", "15min"  # for samplers that start from tr
 TRIALS = 4  # measured steps; the first is discarded, because it includes warm-up work
 TO_THE_SAMPLER = 0.5  # share of the time for the steps that train both networks
 ALONE = 0.25  # the same if the student does not learn from draws
+ENOUGH = 300  # steps below which networks from random weights are far from what they can reach
 OVERHEAD = 0.03  # share of the time for checkpoints and logs
 
 
@@ -88,11 +89,12 @@ class Trial:
 
 
 def planned_steps(
-    budget: str, began: float, trial: Trial, trainable: bool, stored: dict[str, Any]
+    budget: str, began: float, trial: Trial, trainable: bool, from_nothing: bool, stored: dict[str, Any]
 ) -> tuple[int, int]:
     """Numbers of steps that fit into a budget: (of both networks, of the student alone).
 
     began: time.monotonic() at the start of the command, since loading data counts too.
+    from_nothing: whether the sampler, or a student of a frozen one, starts from random weights.
     stored: settings of the run that is resumed, or {}. A run with the same budget keeps its numbers.
     """
     if stored.get("budget") == budget:
@@ -105,4 +107,10 @@ def planned_steps(
     steps, refine_steps = max(0, int(share * left / both)), max(1, int((1 - share) * left / alone))
     log.info("about %s: %d steps of both networks, %d of the student alone (change the time with --budget)",
              budget, steps, refine_steps)  # fmt: skip
+    if from_nothing and steps + refine_steps < ENOUGH:
+        log.warning(
+            "%d steps are too few for networks that start from random weights, a step takes %.2g s here; pass "
+            "smaller networks (such as HDN(**LIGHT) and StabilizedUNet), a longer budget, or use a GPU",
+            steps + refine_steps, both if steps else alone,
+        )  # fmt: skip
     return steps, refine_steps

@@ -34,7 +34,7 @@ from distill.training.checks import (
     space,
     student_of,
 )
-from distill.training.defaults import default_length, default_rates
+from distill.training.defaults import default_length, default_rates, starts_trained
 from distill.training.loader import loaded
 from distill.training.logs import Log, Metrics, tensorboard_log
 from distill.training.optimizer import Optimizer, Schedule, update
@@ -233,7 +233,8 @@ def train(
         check = validation.once if validation else lambda: None
         trial = Trial(teach, learn, one, micro_batch, hardware, check, validate_every, processes)
         stored = processes.on_main(stored_settings, out)
-        plan = planned_steps(budget, began, trial, co_training, stored)
+        fresh = not starts_trained(sampler if co_training else student, init)
+        plan = planned_steps(budget, began, trial, co_training, fresh, stored)
         steps, refine_steps = processes.on_main(lambda: plan)  # the same for all, although times differ
         settings |= {"steps": steps, "refine_steps": refine_steps}
     co_steps, total = steps if co_training else 0, steps + refine_steps

@@ -55,8 +55,12 @@ def test_without_a_number_of_steps_it_has_minutes(noisy, tiny_hdn, tiny_unet, tm
     caplog.set_level("INFO")
     train(noisy, tiny_hdn, tiny_unet, out=tmp_path / "nothing", **QUICK)
     assert last_step(tmp_path / "nothing") == 4 + 4 and "about 15min: 4 steps of both" in caplog.text
+    assert (
+        "8 steps are too few for networks that start from random weights, a step takes 1e+02 s" in caplog.text
+    )
+    caplog.clear()
     train(noisy, StabilizedSampler(), tiny_unet, out=tmp_path / "shipped", **QUICK)
-    assert last_step(tmp_path / "shipped") == 1 + 1
+    assert last_step(tmp_path / "shipped") == 1 + 1 and "too few" not in caplog.text
     with pytest.raises(UserError, match="pass either budget, or steps"):
         train(noisy, tiny_hdn, tiny_unet, out=tmp_path / "both", budget="1min", steps=3, **QUICK)
     assert not (tmp_path / "both").exists()
