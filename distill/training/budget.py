@@ -109,8 +109,8 @@ def planned_steps(
              budget, steps, refine_steps)  # fmt: skip
     if from_nothing and steps + refine_steps < ENOUGH:
         log.warning(
-            "%d steps are too few for networks that start from random weights, a step takes %.2g s here; pass "
-            "smaller networks (such as HDN(**LIGHT) and StabilizedUNet), a longer budget, or use a GPU",
+            "%d steps are too few for networks that start from random weights, a step takes %.2g s here; "
+            "pass smaller networks (such as HDN(**LIGHT) and StabilizedUNet), a longer budget, or use a GPU",
             steps + refine_steps, both if steps else alone,
         )  # fmt: skip
     return steps, refine_steps
