@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -93,14 +93,13 @@ class LightSplit(nn.Module):
         """Draws an observation of a signal (B, C, H, W) by the whole light."""
         return self.noise.sample(signal)
 
-    @torch.compiler.disable  # a number that changes with every step does not belong in a graph
     def random_share(self) -> float:
         """Share of the light that networks see in a training step, random so that they learn what more gives.
 
         Always half if noise is correlated. Then its model is an approximation, and the parts are the less
         independent the more their shares differ.
         """
-        return 0.5 if self.correlated else float(torch.empty(()).uniform_(*SHARES))
+        return 0.5 if self.correlated else _uniform()
 
     def variance(self, signal: Tensor) -> Tensor:
         """Variance of the whole light's noise at a signal, (B, C, H, W), in counts squared."""
@@ -114,6 +113,10 @@ class LightSplit(nn.Module):
         far = FAR * (variance / (1 - share)).sqrt()  # a hot pixel must not outweigh all others
         error = F.huber_loss(answer / far, second / far, reduction="none") * 2 * far.square()
         return (weight * error).mean() / (weight * variance).mean() * (1 - share)
+
+
+# Outside the compiled graph, because the number changes with every step.
+_uniform = cast(Callable[[], float], torch.compiler.disable(lambda: float(torch.empty(()).uniform_(*SHARES))))
 
 
 def can_be_split(noise_model: nn.Module | None) -> bool:
