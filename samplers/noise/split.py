@@ -19,7 +19,7 @@ from samplers.noise.photons import PhotonNoise, ring_mean
 from students.stabilized import StabilizedUNet
 
 log = logging.getLogger(__name__)
-SHARES = 0.5, 0.9  # range of the light's share in the input; the whole image has more, the rest shows errors
+SHARES = 0.5, 0.7  # range of the light's share in the input; the whole image has more, the rest shows errors
 FAR = 30.0  # standard deviations beyond which a deviation is not noise, and counts linearly
 WHITE = 0.1  # correlation between the residuals of neighbouring pixels above which noise is correlated
 LINES = 0.2  # difference of that between rows and columns: at most 0.1 for independent pixels, 0.3 for lines
