@@ -1,6 +1,6 @@
 """Distils common kinds of samplers: is one pass as good as the mean of 100 draws?
 
-python benchmarks/teachers.py [NAME ...]     6 minutes of CPU for all; without deepinv its case is omitted
+python benchmarks/teachers.py [NAME ...]     20 minutes of CPU for all; without deepinv its case is omitted
 
 Small networks and synthetic images of 96 x 96 pixels. PSNR to the truth and of the student to the mean of 100
 draws, seconds of each, and whether ONNX Runtime gives the same results as the student.
@@ -13,18 +13,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import context
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from distill import export, psnr, specimen, train
+from distill.images.context import in_context
+from distill.images.sources import as_stack
 from losses import L2
 from recipes import super_resolution_unet_l2 as enlarging
 from recipes import unmixing_unet_l2 as unmixing
 from samplers import (
+    HDN,
+    LIGHT,
     DiffusionSampler,
     Ensemble,
     FlowMatching,
+    GaussianNoise,
     NextPhoton,
     NumpySampler,
     PosteriorSampler,
@@ -35,7 +41,7 @@ from samplers import (
 from students import LightUNet
 
 SIZE, FRAMES, DRAWS = 96, 12, 100
-STEPS, PATCH = 400, 48  # of samplers and students; px
+STEPS, STUDENT_STEPS, PATCH = 400, 1600, 48  # of samplers, of students; px
 
 
 class Teacher(NamedTuple):
@@ -167,6 +173,19 @@ def deepinv_with_holes() -> Teacher:
     return Teacher(sampler, LightUNet(2, width=16, unshuffle=1), noisy, clean, known)
 
 
+def hdn_in_context() -> Teacher:
+    """The movie of context.py; each frame with the two before and after it as further channels."""
+    noisy, clean = context.specimen(0)
+    half = len(noisy) // 2  # so that the middle frame comes last, which is for the test
+    frames = np.roll(in_context(as_stack(noisy), "T2").frames[:], half, axis=0)
+    options: dict[str, Any] = LIGHT | {"filters": 12, "latents": 4, "blocks": 1, "kl_warmup": STEPS // 4}
+    sampler, images = HDN(GaussianNoise(context.NOISE), in_channels=5, **options), torch.from_numpy(frames)
+    sampler.prepare(images, images.mean((0, 2, 3))[:, None, None], images.std((0, 2, 3))[:, None, None])
+    trained(sampler, lambda patches: sampler.training_step(patches)[0], frames)
+    truth = np.roll(clean, half, axis=0)[:, None]
+    return Teacher(sampler, LightUNet(5, 1, width=16, depth=2), frames, truth)
+
+
 TEACHERS = {
     "function of NumPy": numpy_function,
     "ensemble of 3": ensemble,
@@ -175,6 +194,7 @@ TEACHERS = {
     "next photon (GAP)": next_photon,
     "unmixing 1 -> 3": unmixing_1_to_3,
     "super-resolution x2": super_resolution,
+    "HDN with context": hdn_in_context,
 }
 
 
@@ -187,11 +207,11 @@ def timed(work: Callable[[], Tensor]) -> tuple[Tensor, float]:
 
 def row(name: str, teacher: Teacher, folder: Path) -> list[str]:
     noisy, clean = (torch.from_numpy(each).float() for each in (teacher.noisy, teacher.clean))
-    images = teacher.noisy[:-1, 0].astype(np.float32)
+    images = teacher.noisy[:-1].astype(np.float32)
     told = None if teacher.conditions is None else teacher.conditions[:-1]
-    run = train(images, teacher.sampler, teacher.student, L2(), folder / "run", steps=0, refine_steps=STEPS,
-                batch_size=4, patch_size=PATCH, val_fraction=0, device="cpu",
-                conditions=told)  # fmt: skip
+    run = train(images, teacher.sampler, teacher.student, L2(), folder / "run", steps=0,
+                refine_steps=STUDENT_STEPS, batch_size=4, patch_size=PATCH, val_fraction=0, device="cpu",
+                axes="TCYX", conditions=told)  # fmt: skip
     test, truth = noisy[-1:], clean[-1:]
     if teacher.conditions is not None:
         test = torch.cat([test, torch.from_numpy(teacher.conditions[-1:]).float()], dim=1)
