@@ -1,6 +1,6 @@
 """Compares students of posteriors in closed form with the exact functionals (about 10 minutes, two cores).
 
-python benchmarks/functionals.py [wiener] [L2] [L1] [Huber] [Tukey] [Quantiles] [MeanVariance]
+python benchmarks/functionals.py [wiener] [L2] [L1] [Huber] [Tukey] [Quantiles] [MeanVariance] [scenes]
 """
 
 import sys
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from distill import DirectDenoiser, psnr, train
-from losses import L1, L2, Huber, Loss, MeanVariance, Quantiles, Tukey
-from samplers import BimodalPixels, LinearGaussianField, PosteriorSampler, SkewedPixels
+from losses import L1, L2, Huber, JointMode, Loss, MeanVariance, Quantiles, Tukey
+from samplers import BimodalPixels, LinearGaussianField, PosteriorSampler, SkewedPixels, ThreeScenes
 from students import UNet
 
 HUBER, TUKEY = Huber(0.5), Tukey()
@@ -77,6 +77,27 @@ def pixels(name: str, loss: Loss) -> None:
         print(f"{name:8}{type(loss).__name__:13}{output:6}{figures}", flush=True)
 
 
+def scenes() -> None:
+    """Prints how far students of three whole scenes are from the mean, from the modes of single pixels and
+    from the joint mode: the root mean square over pixels, in percent of the distance between scenes."""
+    sampler, bright = ThreeScenes(), torch.rand(32, 1, 16, 16) < 0.5
+    noisy = torch.where(bright, 120.0, 80.0) + 4 * torch.randn(32, 1, 16, 16)
+    print(f"{'':21}{'mean':>10}{'mode':>10}{'joint mode':>12}")
+    for loss in (L2(), Tukey(min_draws=16), JointMode()):
+        torch.manual_seed(0)
+        student = distil(
+            sampler, noisy, Pixelwise(1), loss, 0, refine_steps=160, patch_size=16, draws=16, student_lr=0.02
+        )
+        with torch.inference_mode():
+            answer = student(noisy)
+        errors = [
+            (answer - exact(noisy)).square().mean().sqrt() / sampler.separation
+            for exact in (sampler.mean, sampler.mode, sampler.joint_mode)
+        ]
+        figures = "".join(f"{100 * error:8.2f} %" for error in errors)
+        print(f"{'scenes':8}{type(loss).__name__:13}{figures}", flush=True)
+
+
 def functionals(sampler: Posterior, x: Tensor, data_std: float) -> dict[str, Tensor]:
     """Name of a map -> the exact functional of p(signal | x) that its loss elicits, shaped like x."""
     draws = torch.stack([sampler.quantile(x, (i + 0.5) / 1000) for i in range(1000)])
@@ -111,13 +132,16 @@ def huber(draws: Tensor, delta: float) -> Tensor:
 
 
 def main() -> None:
-    chosen = sys.argv[1:] or ["wiener", *LOSSES]
+    chosen = sys.argv[1:] or ["wiener", *LOSSES, "scenes"]
     if "wiener" in chosen:
         wiener()
-    print(HEADER)
+    if losses := [LOSSES[each] for each in chosen if each in LOSSES]:
+        print(HEADER)
     for name in POSTERIORS:
-        for loss in [LOSSES[each] for each in chosen if each in LOSSES]:
+        for loss in losses:
             pixels(name, loss)
+    if "scenes" in chosen:
+        scenes()
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from distill import (
     specimen,
     train,
 )
-from losses import L1, L2, Features, MeanVariance, Quantiles, Tukey, WeightedSum
+from losses import L1, L2, Features, JointMode, MeanVariance, Quantiles, Tukey, WeightedSum
 from samplers import GaussianNoise, StabilizedSampler
 from students import StabilizedUNet
 
@@ -32,6 +32,7 @@ LOSSES = {
     "mean (L2)": L2(),
     "median (L1)": L1(),
     "mode (Tukey)": Tukey(),
+    "joint mode (JointMode)": JointMode(),
     "quantiles": Quantiles(),
     "mean and std": MeanVariance(),
     "perceptual": WeightedSum([L1(), Features()], [1.0, 0.1]),

@@ -39,17 +39,17 @@ class CachedDraws(PosteriorSampler):
         if not path:
             return
         try:
-            self._header = _header(Path(path) / "draws.json")
-            self._draws = _mapped(Path(path) / "draws.npy", self._header["layout"])  # (N, K, C, Y, X)
+            self.header = _header(Path(path) / "draws.json")
+            self._draws = _mapped(Path(path) / "draws.npy", self.header["layout"])  # (N, K, C, Y, X)
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"CachedDraws: {path}: not a finished cache ({error}); write one with distill cache"
             ) from None
         self.free_draws = self._draws.shape[1]
-        self.isotropic, self.mirrors = self._header["isotropic"], self._header["mirrors"]
-        scale, names = self._header.get("scale", 1), self._header.get("out_names", ())
+        self.isotropic, self.mirrors = self.header["isotropic"], self.header["mirrors"]
+        scale, names = self.header.get("scale", 1), self.header.get("out_names", ())
         self.declare(self._draws.shape[2], scale, names)
-        self._channels = self._header.get("channels", self._draws.shape[2])  # of the images
+        self._channels = self.header.get("channels", self._draws.shape[2])  # of the images
         # The pixels of an enlarged draw are channels in a fixed order, which mirroring the patch would break.
         if factors(scale) != (1, 1):
             self.isotropic, self.mirrors = False, ()
@@ -61,12 +61,12 @@ class CachedDraws(PosteriorSampler):
         cache was not made from these frames.
         """
         self._check_path()
-        if fingerprint(frames) != self._header["images"]:
+        if fingerprint(frames) != self.header["images"]:
             raise ValueError(
-                f"CachedDraws: {self.path}: its draws are of {self._header['name']}, not of these "
+                f"CachedDraws: {self.path}: its draws are of {self.header['name']}, not of these "
                 "images; pass those, or cache the draws of these"
             )
-        return FramesAndDraws(frames, self._draws, self._header, self.path)
+        return FramesAndDraws(frames, self._draws, self.header, self.path)
 
     def sample(self, noisy: Tensor, n: int = 1) -> Tensor:
         """n <= K different draws of patches (B, C + K * C' * y * x, *S) that `training_images` provides."""

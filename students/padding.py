@@ -9,12 +9,12 @@ from torch import Tensor
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     """Reflects (B, C, *S) at its far ends up to the next multiple, and images to at least two of them:
-    a U-Net's own reflect padding needs 2 pixels at its coarsest level. Works from 1 pixel up."""
+    a U-Net's own reflect padding needs 2 pixels at its coarsest level. Volumes get two along X only,
+    because torch.export treats a level of a single pixel as a special case. Works from 1 pixel up."""
     if multiple == 1:
         return x
-    least = 2 if x.ndim == 4 else 1
     for dim in range(2, x.ndim):
-        size = x.shape[dim]
+        size, least = x.shape[dim], 2 if x.ndim == 4 or dim == x.ndim - 1 else 1
         target = _larger((size + multiple - 1) // multiple, least) * multiple
         if in_a_graph(x) or target > size:  # a graph for every size cannot branch on it
             # a triangle wave reflects as often as needed, where F.pad reflects once

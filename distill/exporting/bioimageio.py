@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill.datasets import specimen
+from distill.datasets import specimen, specimen_volume
 from distill.denoiser import DirectDenoiser
 from distill.errors import UserError
 from distill.exporting.license import LICENSES, check_license
@@ -20,14 +20,14 @@ from distill.runs.packages import STUDENT
 PAPER, DOI = "Salmon & Krull, Direct Unsupervised Denoising, 2023", "10.48550/arXiv.2310.18116"
 TORCHSCRIPT = "student.pt"
 SIZE = 127  # px of the test image: odd, and the cover of two such images 2:1
+DEPTH, SIDE = 13, 47  # planes and px of the test volume
 TEXT = """# {title}
 
 Denoises images in one pass. A {student} that was distilled from the draws of a posterior sampler
 ({paper}, doi:{doi}).
 
-Input `noisy`: raw counts (batch, channel: {channels}, y, x), of any height and width, from the
-microscope and with the settings of the images it was trained on (mean {mean}, std {std} counts). Do not
-normalise them.
+Input `noisy`: raw counts (batch, channel: {channels}, {axes}), of any size, from the microscope and
+with the settings of the images it was trained on (mean {mean}, std {std} counts). Do not normalise them.
 
 Outputs, in raw counts: {maps}. The training loss was {loss}.
 
@@ -95,6 +95,7 @@ def _describe(weights: Path, denoiser: DirectDenoiser, author: str, license: str
             student=student,
             loss=loss,
             channels=_channels(denoiser),
+            axes=", ".join(_space(denoiser)),
             mean=_numbers(denoiser.mean),
             std=_numbers(denoiser.std),
             maps=", ".join(f"`{name}`" for name in maps),
@@ -119,11 +120,11 @@ def _describe(weights: Path, denoiser: DirectDenoiser, author: str, license: str
     # A reader takes an output's size for the input's times the ratio of their scales.
     any_size = [
         spec.SpaceInputAxis(id=spec.AxisId(axis), size=free, scale=float(by))
-        for axis, by in zip("yx", denoiser.scale, strict=True)
+        for axis, by in _space(denoiser).items()
     ]
     same_size = [
         spec.SpaceOutputAxis(id=axis, size=spec.SizeReference(tensor_id=spec.TensorId("noisy"), axis_id=axis))
-        for axis in map(spec.AxisId, "yx")
+        for axis in map(spec.AxisId, _space(denoiser))
     ]
     return spec.ModelDescr(
         name=title,
@@ -131,7 +132,7 @@ def _describe(weights: Path, denoiser: DirectDenoiser, author: str, license: str
         authors=[spec.Author(name=author)],
         cite=[spec.CiteEntry(text=PAPER, doi=spec.Doi(DOI))],
         license=spec.LicenseId(license),
-        tags=["denoising", "image-restoration", "2d", "unsupervised-learning"],
+        tags=["denoising", "image-restoration", f"{denoiser.dims}d", "unsupervised-learning"],
         documentation=spec.FileDescr(source=folder / "README.md"),
         covers=[spec.FileDescr(source=folder / "cover.png")],
         inputs=[tensor(spec.InputTensorDescr, "noisy", noisy, any_size)],
@@ -158,10 +159,20 @@ def _channels(denoiser: DirectDenoiser) -> str:
     return f"{denoiser.plane_channels} of the plane itself, then those of its neighbours {order}{maps}"
 
 
+def _space(denoiser: DirectDenoiser) -> dict[str, int]:
+    """The axes in space, and how much larger the output is along each."""
+    return dict(zip("zyx"[-denoiser.dims :], (1, *denoiser.scale)[-denoiser.dims :], strict=True))
+
+
 def _test_image(denoiser: DirectDenoiser) -> Tensor:
-    """(1, C, H, W) raw counts: one field of view of the built-in specimen per channel."""
-    fields = torch.from_numpy(specimen(len(denoiser.mean), SIZE).noisy.astype(np.float32))[None]
-    variation, centre = torch.std_mean(fields, dim=(2, 3), keepdim=True)
+    """(1, C, *S) raw counts: one field of view of the built-in specimen, or one volume, per channel."""
+    channels = range(len(denoiser.mean))
+    if denoiser.dims == 2:
+        noisy = specimen(len(channels), SIZE).noisy
+    else:
+        noisy = np.stack([specimen_volume(DEPTH, SIDE, seed=i).noisy for i in channels])
+    fields = torch.from_numpy(noisy.astype(np.float32))[None]
+    variation, centre = torch.std_mean(fields, dim=list(range(2, fields.ndim)), keepdim=True)
     return (fields - centre) / variation * denoiser.std + denoiser.mean
 
 

@@ -30,7 +30,7 @@ PACKAGES = {"onnx": ONNX_PACKAGES, "torch-export": (), "bioimageio": (*ONNX_PACK
 TOLERANCE = 1e-4  # of the range of the central map
 ONNX_BYTES = 2**31  # what one file of protocol buffers can hold
 
-Example = tuple[Tensor, dict[str, Tensor]]  # noisy (B, C, H, W), and every map of it
+Example = tuple[Tensor, dict[str, Tensor]]  # noisy (B, C, *S), and every map of it
 
 
 def export(
@@ -45,9 +45,10 @@ def export(
 ) -> Path:
     """Writes a run's student as one file that needs none of this toolkit -> the file's path.
 
-    Raw counts (B, C, H, W) float32 in, named "noisy"; every output map in raw counts out, under its own
-    name, as with `predict`. Any B, H and W: standardization, padding, crop and calibration are inside. The
-    file is kept if it gives what the student does, within 1e-4 of its range, on images of several sizes.
+    Raw counts (B, C, *S) float32 in, named "noisy", where S is Y and X of images, or Z, Y and X of volumes;
+    every output map in raw counts out, under its own name, as with `predict`. Any B and S: standardization,
+    padding, crop and calibration are inside. The file is kept if it gives what the student does, within 1e-4
+    of its range, on images of several sizes.
 
     Args:
         run: a run or its folder, or a DirectDenoiser.
@@ -68,11 +69,6 @@ def export(
         bioimageio.check(author, license)
     denoiser = copy.deepcopy(checkpoint.load_denoiser(run, trust=trust)).requires_grad_(False).cpu()
     denoiser = denoiser.to(memory_format=torch.contiguous_format)
-    if denoiser.dims != 2:
-        raise UserError(
-            f"{checkpoint.name_of(run)}: its student sees volumes, and graphs of any size are exported of "
-            "images alone; use its folder by `distill predict`, or export a student with dims=2"
-        )
     size = sum(p.nbytes for p in denoiser.parameters())
     # A package holds three copies of the weights, and is itself checked before it has its name.
     space = 1e6 + (8 if format == "bioimageio" else 3) * size
@@ -97,7 +93,7 @@ def export(
                 file.write_bytes(written.getvalue())
                 exported = torch.export.load(file).module()
             else:
-                graph.save_onnx(program, denoiser.loss.outputs, file)
+                graph.save_onnx(program, denoiser, file)
                 exported = backends.open_onnx(file)
             difference = _difference(exported, examples)
         if difference:
@@ -160,12 +156,16 @@ def _examples(denoiser: DirectDenoiser) -> list[Example]:
     """Images like those trained on, of sizes that are and are not multiples of the backbone's."""
     multiple = getattr(denoiser.backbone, "multiple", 1)
     m = max(8, multiple)
-    sizes = [(2, m + 1, 3 * m - 1), (1, 2 * m, 3 * m), (3, 4 * m - 1, m // 2 + 1), (1, 3 * m, 3 * m)]
-    sizes += [(1, 1, 1), (1, 3, 2 * m)] if multiple > 1 else []  # without padding, a network may need more
+    sizes = [  # batch, and Z, Y, X
+        (2, m, m + 1, 3 * m - 1), (1, m // 2 + 1, 2 * m, 3 * m), (3, m + 2, 4 * m - 1, m // 2 + 1),
+        (1, 2 * m, 3 * m, 3 * m),
+    ]  # fmt: skip
+    sizes += [(1, 1, 1, 1), (1, 2 * m, 3, 2 * m)] if multiple > 1 else []  # others may need more
     generator = torch.Generator().manual_seed(0)
     examples = []
-    for batch, height, width in sizes:
-        standard = torch.randn(batch, len(denoiser.mean), height, width, generator=generator)
+    for batch, *size in sizes:
+        shape = batch, len(denoiser.mean), *size[-denoiser.dims :]
+        standard = torch.randn(shape, generator=generator)
         noisy = standard * denoiser.std + denoiser.mean
         examples.append((noisy, denoiser.maps(noisy)))
     return examples

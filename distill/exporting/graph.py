@@ -1,23 +1,24 @@
-"""Students as graphs of operators, for images of any size."""
+"""Students as graphs of operators, for images and volumes of any size."""
 
 import warnings
 import zipfile
-from collections.abc import Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental import _config
 
 from distill.denoiser import DirectDenoiser
 
 
 def program(denoiser: DirectDenoiser) -> torch.export.ExportedProgram:
-    """The graph of a student with its weights, for any B, H and W."""
-    noisy = _example(denoiser)
-    any_size = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
-    exported = torch.export.export(_Maps(denoiser), (noisy,), dynamic_shapes={"noisy": any_size})
+    """The graph of a student with its weights, for any B and *S."""
+    noisy, free = _example(denoiser), dict.fromkeys(_any_size(denoiser.dims), torch.export.Dim.DYNAMIC)
+    # Otherwise no file would take a volume whose coarsest level has one pixel along an axis.
+    with _config.patch(backed_size_oblivious=True):  # pyright: ignore[reportAttributeAccessIssue]
+        exported = torch.export.export(_Maps(denoiser), (noisy,), dynamic_shapes={"noisy": free})
     for node in exported.graph.nodes:
         node.meta.pop(
             "stack_trace", None
@@ -25,14 +26,21 @@ def program(denoiser: DirectDenoiser) -> torch.export.ExportedProgram:
     return exported
 
 
-def save_onnx(program: torch.export.ExportedProgram, names: Sequence[str], path: Path) -> None:
-    """Writes a program as one ONNX file with its weights. names: names of the outputs."""
+def _any_size(dims: int) -> dict[int, str]:
+    """The axes of any size, with their names."""
+    space = ["depth", "height", "width"][-dims:]
+    return {0: "batch", **dict(enumerate(space, start=2))}
+
+
+def save_onnx(program: torch.export.ExportedProgram, denoiser: DirectDenoiser, path: Path) -> None:
+    """Writes a student's program as one ONNX file with its weights."""
+    names = denoiser.loss.outputs
     made = torch.onnx.export(
         program,
         dynamo=True,
         input_names=["noisy"],
         output_names=names,
-        dynamic_shapes={"noisy": {0: "batch", 2: "height", 3: "width"}},
+        dynamic_shapes={"noisy": _any_size(denoiser.dims)},
         verbose=False,
     )
     assert made is not None  # dynamo gives a program
@@ -45,7 +53,7 @@ def save_onnx(program: torch.export.ExportedProgram, names: Sequence[str], path:
 
 
 def save_torchscript(denoiser: DirectDenoiser, path: Path) -> None:
-    """Writes one file with the weights in it, free in B, H and W: noisy -> its map, or a tuple of several."""
+    """Writes one file with the weights in it, free in B and *S: noisy -> its map, or a tuple of several."""
     traced = path.with_name(f"traced_{path.name}")
     with warnings.catch_warnings():  # deprecated in torch, but what deepImageJ and BioEngine read
         warnings.simplefilter("ignore")
@@ -60,7 +68,8 @@ def save_torchscript(denoiser: DirectDenoiser, path: Path) -> None:
 
 def _example(denoiser: DirectDenoiser) -> Tensor:
     m = max(8, getattr(denoiser.backbone, "multiple", 1))
-    return torch.zeros(2, len(denoiser.mean), 2 * m + 3, 3 * m + 5)  # no size that a layer treats specially
+    size = (m + 1, 2 * m + 3, 3 * m + 5)[-denoiser.dims :]
+    return torch.zeros(2, len(denoiser.mean), *size)  # no size that a layer treats specially
 
 
 class _Maps(nn.Module):

@@ -18,27 +18,28 @@ PIXEL = 0.1  # µm; pixel size of the specimen, whose cells are 6 µm wide
 KEPT = ("rotate", "shear", "affine", "units", "axis_labels")
 
 
-def stack_of(layer: Image) -> Stack:
+def stack_of(layer: Image, dims: int = 2) -> Stack:
     """The image of a layer, in full resolution. Lazy layers are not read.
 
+    dims: of the networks. Three axes without names are TYX for those of images, and ZYX for those of volumes.
     Raises UserError for RGB, for fewer than 2 or more than 5 dimensions, and for invalid images.
     """
     if layer.rgb:
         raise UserError(f"{layer.name}: is an RGB picture; pass raw counts, one layer for each channel")
     data = layer.data[0] if layer.multiscale else layer.data
-    axes = _axes(layer)
+    axes = _axes(layer, dims)
     if getattr(data, "chunks", None) and not hasattr(data, "__dask_graph__"):  # Zarr or HDF5
         return checked(Stack(data, axes, layer.name))
     return replace(as_stack(data, axes), name=layer.name)
 
 
-def _axes(layer: Image) -> str:
+def _axes(layer: Image, dims: int) -> str:
     """Axes from the first letters of the axis labels (time, z, ...), or by number if these are not valid."""
     if layer.ndim not in AXES:
         raise UserError(f"{layer.name}: has {layer.ndim} dimensions, must be 2 to 5; pass a part of it")
     letters = "".join(label.strip()[:1].upper() for label in layer.axis_labels)
     is_valid = len(set(letters) & set(LETTERS)) == layer.ndim and {"Y", "X"} <= set(letters)
-    return letters if is_valid else AXES[layer.ndim]
+    return letters if is_valid else "ZYX" if layer.ndim == dims == 3 else AXES[layer.ndim]
 
 
 def shown_frame(layer: Image, stack: Stack, point: tuple[float, ...]) -> int:

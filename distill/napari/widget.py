@@ -81,7 +81,8 @@ class Denoise(QWidget):
         try:
             if self.image.value is None:
                 raise UserError("image: there is no image layer; open one, or File > Open Sample")
-            stack = stack_of(layer := self.image.value)
+            layer = self.image.value
+            stacks = {dims: stack_of(layer, dims) for dims in (2, 3)}
         except UserError as error:
             self._refuse(str(error))
             return
@@ -95,8 +96,9 @@ class Denoise(QWidget):
             self.news.emit(news | {"layer": layer, "networks": networks})
 
         worker: Any = create_worker(
-            answer, stack, networks, folder, lambda: shown_frame(layer, stack, self.viewer.dims.point), tell
-        )
+            answer, stacks, networks, folder,
+            lambda: shown_frame(layer, stacks[2], self.viewer.dims.point), tell,
+        )  # fmt: skip
         worker.finished.connect(self._finished)
         self.worker = worker
         self.button.enabled, self.cancel.enabled = False, True

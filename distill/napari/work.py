@@ -1,7 +1,7 @@
 """The work of the Denoise button in its own thread: trains or loads networks, and denoises a layer."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,13 @@ SIDE = 512  # px; side of the denoised part of a preview
 Tell = Callable[[dict[str, Any]], object]
 
 
-def answer(stack: Stack, networks: str, folder: Path, frame: Callable[[], int], tell: Tell) -> None:
-    """Trains or loads networks and denoises the stack.
+def answer(
+    stacks: Mapping[int, Stack], networks: str, folder: Path, frame: Callable[[], int], tell: Tell
+) -> None:
+    """Trains or loads networks and denoises an image.
 
     Args:
-        stack: noisy images.
+        stacks: the noisy image as networks of images (2) and of volumes (3) see it.
         networks: PRETRAINED, FINISHED, or a training budget such as "5 min".
         folder: folder of the finished or the new run.
         frame: returns the index of the frame for previews.
@@ -41,10 +43,11 @@ def answer(stack: Stack, networks: str, folder: Path, frame: Callable[[], int], 
     """
     _keep_llvm_single()
     try:
-        size = 4.0 * stack.pixels.size
-        check_memory(size, stack.name, "denoise a part of it here, or its file by `distill denoise`")
-        denoiser = _denoiser(stack, networks, folder, frame, tell)
+        size, name = 4.0 * stacks[2].pixels.size, stacks[2].name
+        check_memory(size, name, "denoise a part of it here, or its file by `distill denoise`")
+        denoiser = _denoiser(stacks[2], networks, folder, frame, tell)
         tell({"share": 0.0})
+        stack = stacks[denoiser.dims]
         tell({"maps": predict_maps(denoiser, stack, lambda share: tell({"share": share}))})
     except KeyboardInterrupt:
         return

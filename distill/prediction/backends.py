@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-Answer = Callable[[Tensor], Mapping[str, Tensor]]  # noisy (B, C, H, W) -> all output images by name
+Answer = Callable[[Tensor], Mapping[str, Tensor]]  # noisy (B, C, *S) -> all output images by name
 
 
 def open_onnx(path: Path) -> Answer:

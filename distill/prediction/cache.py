@@ -1,5 +1,6 @@
 """Writes the draws of a finished sampler to disk, to train several students without running it again."""
 
+import logging
 import math
 import os
 from collections.abc import Sequence
@@ -29,6 +30,8 @@ from samplers.base import draw_statistics
 from samplers.cached import checksum, fingerprint, layout, sealed
 from students.upscale import factors
 
+log = logging.getLogger(__name__)
+
 
 def cache_draws(
     run: str | os.PathLike[str] | PosteriorSampler,
@@ -49,7 +52,9 @@ def cache_draws(
     """Writes draws of every frame to the folder `out` -> a sampler that replays them to train students.
 
     The draws are stored as float16 in units of the images' standard deviation: 2 bytes * draws per pixel. A
-    stopped command resumes with its first unfinished frame and writes the same draws as without the stop.
+    stopped command resumes with its first unfinished frame and writes the same draws as without the stop. A
+    finished cache of the same sampler, images and settings is used as it is; whether two functions are the
+    same is unknown, so that of a sampler around a function is refused.
 
     Args:
         run: a run or its folder, or a sampler.
@@ -109,6 +114,8 @@ def cache_draws(
     scale = factors(sampler.scale)
     with locked(out, "cache"):
         state = Unfinished(out / "unfinished.json", header)
+        if (out / "draws.json").exists() and state.load() is None:
+            return _finished(out, state.work)
         cache, checksums = _open(out, state, (n, keep or draws, channels, *size))
         done = len(checksums)
         for i in tqdm(range(done, n), desc="cache", unit="frame", initial=done, total=n):
@@ -150,11 +157,28 @@ def _identity(sampler: PosteriorSampler) -> dict[str, Any]:
     return {"made": describe(sampler) or type(sampler).__name__, "weights": digest(weights, {})}
 
 
+def _finished(out: Path, header: dict[str, Any]) -> CachedDraws:
+    """The cache that `out` holds. UserError if it is damaged or may have other draws than `header`."""
+    try:
+        cached = CachedDraws(str(out))
+    except ValueError as error:
+        raise UserError(f"{out}: holds a damaged cache ({error}); delete it first") from error
+    differ = [
+        key for key in cached.header.keys() | header.keys() if cached.header.get(key) != header.get(key)
+    ]
+    if differ := sorted({*differ} - {"layout", "checksums"}):
+        reason = f"of other draws (different {', '.join(differ)})"
+    elif not isinstance(header["sampler"]["made"], dict):
+        reason = "of a sampler that may have been another function"
+    else:
+        log.info("%s: holds these draws already", out)
+        return cached
+    raise UserError(f"{out}: holds a finished cache {reason}; pass another folder, or delete it first")
+
+
 def _open(out: Path, state: Unfinished, shape: tuple[int, ...]) -> tuple[np.memmap, list[int]]:
     """The array on disk, and the checksums of the frames that are already finished."""
     path, checksums = out / "draws.npy", state.load()
-    if (out / "draws.json").exists() and checksums is None:
-        raise UserError(f"{out}: holds a finished cache; pass another folder, or delete it first")
     if other := state.other():
         differ = ", ".join(key for key in state.work if other.get(key) != state.work[key])
         raise UserError(

@@ -17,7 +17,6 @@ from distill import (
     calibrate,
     denoise,
     evaluate,
-    export,
     load_denoiser,
     load_sampler,
     predict,
@@ -219,8 +218,6 @@ def test_what_cannot_work_is_one_line_before_anything_is_written(options, told, 
 
 
 def test_what_is_for_images_alone_refuses_volumes(run, stacks, tmp_path):
-    with pytest.raises(UserError, match="its student sees volumes, and graphs"):
-        export(run.path, tmp_path / "student.onnx")
     with pytest.raises(UserError, match="draws volumes, and a cache holds draws of planes"):
         cache_draws(run.path, stacks[1], tmp_path / "cache")
     with pytest.raises(UserError, match="have no Z of several planes"):

@@ -21,11 +21,11 @@ from napari.layers import Image
 from npe2 import PluginManifest
 from qtpy.QtWidgets import QApplication
 
-from distill import DirectDenoiser, UserError, predict, read, specimen
+from distill import DirectDenoiser, Stack, UserError, predict, read, specimen, specimen_volume
 from distill.napari import layers, widget, work
 from distill.runs.checkpoint import save_denoiser
-from losses import Quantiles
-from students import UNet
+from losses import L2, Quantiles
+from students import LightUNet, UNet
 
 ROOT = Path(__file__).parents[3]
 SCALE, TRANSLATE = (2.0, 0.5, 0.25), (1.0, 10.0, 20.0)
@@ -170,6 +170,28 @@ def test_quantiles_of_a_finished_run(panel, tmp_path):
         assert np.array_equal(
             panel.viewer.layers[f"cells {name}"].data, read(tmp_path / f"{file}.tif").pixels
         )
+
+
+def test_a_finished_run_of_volumes_sees_all_planes_of_a_stack(panel, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(widget, "show_error", told.append)
+    denoiser = DirectDenoiser(LightUNet(width=8, depth=1, dims=3), L2()).eval()
+    save_denoiser(tmp_path / "student.safetensors", denoiser)
+    panel.networks.value, panel.folder.value = "run", tmp_path
+    panel.start()  # a movie, by its labels
+    wait(panel)
+    assert len(told) == 1 and "cells: axes TYX of (3, 64, 64) have no Z of several planes" in told[0]
+    noisy = specimen_volume(9, 40).noisy
+    for axes in (None, ("z", "y", "x"), ("y", "z", "x")):
+        panel.viewer.layers.clear()
+        pixels = noisy.swapaxes(0, 1) if axes == ("y", "z", "x") else noisy
+        panel.viewer.add_image(pixels, name="cells", axis_labels=axes)
+        panel.start()
+        wait(panel)
+        assert names(panel) == ["cells", "cells denoised"] and panel.status.text() == "done"
+        expected = predict(denoiser, Stack(noisy, "ZYX"))
+        expected = expected.swapaxes(0, 1) if axes == ("y", "z", "x") else expected
+        assert np.array_equal(panel.viewer.layers[1].data, expected)
 
 
 def test_what_cannot_work_is_told_in_one_line(panel, tmp_path, monkeypatch):

@@ -75,10 +75,35 @@ def test_a_stopped_cache_goes_on(noisy, tmp_path):
     whole = cache_draws(FunctionSampler(jitter), noisy, tmp_path / "whole", draws=2)
     assert len(cached._draws) == 4 and not np.array_equal(whole._draws[0], whole._draws[1])
     assert contents(tmp_path / "cache") == contents(tmp_path / "whole")
-    with pytest.raises(UserError, match="holds a finished cache"):
+    with pytest.raises(UserError, match="holds a finished cache of a sampler that may have been another fun"):
         cache_draws(FunctionSampler(jitter), noisy, tmp_path / "cache", draws=2)
     other = cache_draws(FunctionSampler(jitter), noisy, tmp_path / "other", draws=2, seed=1)
     assert not np.array_equal(other._draws, whole._draws)
+
+
+def test_a_finished_cache_of_the_same_draws_is_used_again(noisy, tiny_hdn, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    mean, std = torch.full((1, 1, 1), 200.0), torch.full((1, 1, 1), 40.0)
+    tiny_hdn.prepare(torch.from_numpy(noisy)[:, None], mean, std)
+    cache_draws(tiny_hdn, noisy, tmp_path, draws=2, seed=3)
+    before = contents(tmp_path)
+    monkeypatch.setattr(type(tiny_hdn), "draws", pytest.fail)
+    again = cache_draws(tiny_hdn, noisy, tmp_path, draws=2, seed=3)
+    assert again.free_draws == 2 and contents(tmp_path) == before
+    for images, options, differ in (
+        (noisy, {"draws": 3, "seed": 3}, "draws"), (noisy, {"draws": 2}, "seed"),
+        (noisy + 1, {"draws": 2, "seed": 3}, "images, mean"),
+        (noisy, {"draws": 2, "seed": 3, "keep": 1}, "keep"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=rf"holds a finished cache of other draws \(different {differ}\)"):
+            cache_draws(tiny_hdn, images, tmp_path, **options)
+    torch.nn.init.normal_(next(tiny_hdn.parameters()))
+    with pytest.raises(UserError, match=r"finished cache of other draws \(different sampler\); pass another"):
+        cache_draws(tiny_hdn, noisy, tmp_path, draws=2, seed=3)
+    assert contents(tmp_path) == before
+    (tmp_path / "draws.json").write_text("{}")
+    with pytest.raises(UserError, match=r"holds a damaged cache .*; delete it first"):
+        cache_draws(tiny_hdn, noisy, tmp_path, draws=2, seed=3)
 
 
 def done_frames(folder):

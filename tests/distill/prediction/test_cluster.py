@@ -102,6 +102,18 @@ def test_bytes_are_those_of_one_process_and_a_killed_worker_loses_its_blocks_alo
     assert contents(tmp_path / "one") == contents(tmp_path / "many")
 
 
+def test_volumes_have_the_bytes_of_one_process(tmp_path, image, address):
+    noisy = np.random.default_rng(0).normal(100, 10, (2, 5, 130, 100)).astype(np.float32)
+    tifffile.imwrite(image, noisy, photometric="minisblack", metadata={"axes": "TZYX"})
+    student = denoiser(LightUNet(width=8, depth=1, dims=3))
+    alone = predict(student, image, tmp_path / "one" / "a.tif", **TILES)
+    counted = Counted(student.backbone, tmp_path / "calls")
+    counted.dims = 3
+    predict(denoiser(counted), image, tmp_path / "many" / "a.tif", dask=address, **TILES)
+    assert alone.shape == noisy.shape and len(counted.others()) >= 2 * 6  # tiles of all planes
+    assert contents(tmp_path / "one") == contents(tmp_path / "many")
+
+
 def test_what_one_process_has_begun_a_cluster_ends(tmp_path, image, address, monkeypatch):
     counted = Counted(LightUNet(width=8), tmp_path / "calls")
     predict(denoiser(counted), image, tmp_path / "one" / "a.tif", **TILES)
