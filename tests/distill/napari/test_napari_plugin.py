@@ -145,13 +145,20 @@ def test_answers_lie_where_their_layer_does():
     assert len(images) == 4 and list(images[0].scale) == list(SCALE)
 
 
+def is_same(answer: np.ndarray, expected: np.ndarray) -> bool:
+    """But for rounding, which the number of threads of the calling thread changes."""
+    return answer.shape == expected.shape and np.allclose(
+        answer, expected, rtol=1e-5, atol=1e-4 * np.ptp(expected)
+    )
+
+
 def test_shipped_weights(panel):
     panel.start()
     assert not panel.button.enabled and panel.worker is not None  # it has not waited
     wait(panel)
     noisy, answer = panel.viewer.layers
     assert answer.name == "cells denoised" and panel.status.text() == "done" and panel.button.enabled
-    assert np.array_equal(answer.data, predict("pretrained", noisy.data))
+    assert is_same(answer.data, predict("pretrained", noisy.data))
     assert np.array_equal(answer.scale, SCALE) and np.array_equal(answer.translate, TRANSLATE)
     assert answer.units == noisy.units and answer.axis_labels == LABELS
 
@@ -167,9 +174,7 @@ def test_quantiles_of_a_finished_run(panel, tmp_path):
     assert [layer.visible for layer in panel.viewer.layers] == [True, False, False, True]
     predict(denoiser, specimen(3, 64).noisy, tmp_path / "a.tif")
     for file, name in (("a", "denoised"), ("a_q05", "q05"), ("a_q95", "q95")):
-        assert np.array_equal(
-            panel.viewer.layers[f"cells {name}"].data, read(tmp_path / f"{file}.tif").pixels
-        )
+        assert is_same(panel.viewer.layers[f"cells {name}"].data, read(tmp_path / f"{file}.tif").pixels)
 
 
 def test_a_finished_run_of_volumes_sees_all_planes_of_a_stack(panel, tmp_path, monkeypatch):
@@ -191,7 +196,7 @@ def test_a_finished_run_of_volumes_sees_all_planes_of_a_stack(panel, tmp_path, m
         assert names(panel) == ["cells", "cells denoised"] and panel.status.text() == "done"
         expected = predict(denoiser, Stack(noisy, "ZYX"))
         expected = expected.swapaxes(0, 1) if axes == ("y", "z", "x") else expected
-        assert np.array_equal(panel.viewer.layers[1].data, expected)
+        assert is_same(panel.viewer.layers[1].data, expected)
 
 
 def test_what_cannot_work_is_told_in_one_line(panel, tmp_path, monkeypatch):
@@ -238,5 +243,5 @@ def test_a_training_that_was_cancelled_resumes(panel, tmp_path, monkeypatch):
     assert list(panel.curve.training.get_xdata()) == [1, 2, 3]
     rows = (folder / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["step"] for row in rows] == [1, 2, 3]
-    assert np.array_equal(panel.viewer.layers[1].data, predict(folder, specimen(3, 64).noisy))
+    assert is_same(panel.viewer.layers[1].data, predict(folder, specimen(3, 64).noisy))
     assert len(threads) == 2 and threading.main_thread() not in threads
