@@ -48,7 +48,7 @@ def test_train_info_predict_evaluate(stack, capsys):
     assert "A step takes" in Path("run/cost.txt").read_text()
     assert main(["evaluate", "run", "noisy.tif", "--draws", "1", "--out", "alone"]) == 0
     out = capsys.readouterr().out
-    assert "residual std" in out and "spread" not in out and Path("alone/residuals.png").exists()
+    assert "residual std" in out and "differ" not in out and Path("alone/residuals.png").exists()
 
 
 def test_several_runs_and_data_sets_make_one_table(stack, capsys):
