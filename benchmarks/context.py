@@ -1,6 +1,6 @@
 """Measures what neighbouring frames in time improve for HDN and its student, at equal steps.
 
-    python benchmarks/context.py --steps 400 --seeds 0
+    python benchmarks/context.py --steps 500 1200 --contexts none T2 --seeds 0 1
 
 The specimen: 24 frames of 128 x 128 px. A smooth background that never moves, and in the upper left quarter
 12 blobs (Gaussians with a std of 2 to 5 px) that move straight at 0.5 px per frame and are reflected at the
@@ -10,6 +10,7 @@ where the signal is constant, as the root mean square over these pixels; 0 is id
 """
 
 import argparse
+import itertools
 import tempfile
 import time
 from pathlib import Path
@@ -73,14 +74,18 @@ def measured(context: str | None, seed: int, steps: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="HDN and its student, with neighbouring frames and without.")
-    parser.add_argument("--steps", type=int, default=400, help="of both, then of the student alone")
+    parser.add_argument("--steps", type=int, nargs="+", default=[500], help="of both, then of the student")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--contexts", nargs="+", default=["none", "T1", "T2"])
     arguments = parser.parse_args()
-    for context in arguments.contexts:
-        rows = [measured(None if context == "none" else context, s, arguments.steps) for s in arguments.seeds]
+    for steps, context in itertools.product(arguments.steps, arguments.contexts):
+        rows = [measured(None if context == "none" else context, s, steps) for s in arguments.seeds]
         mean = {key: np.mean([row[key] for row in rows]) for key in rows[0]}
-        print(f"{context:5}", ", ".join(f"{key} {value:.2f}" for key, value in mean.items()), flush=True)
+        print(
+            f"{steps:5} {context:5}",
+            ", ".join(f"{key} {value:.2f}" for key, value in mean.items()),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from distill.errors import UserError, of_the_machine
 
 COMMANDS = {
     "denoise": "train on noisy images, denoise them and write a report",
-    "train": "co-train a sampler and a student on noisy images",
+    "train": "train a sampler and a student together on noisy images",
     "predict": "denoise images with a trained run",
     "evaluate": "compare draws and student, with or without ground truth",
     "table1": "evaluate several runs on several data sets, as in Table 1 of the paper",

@@ -115,7 +115,7 @@ def _denoise(arguments: list[str]) -> None:
 
 @joined()
 def _train(arguments: list[str]) -> None:
-    parser = _parser("train", "Co-train a posterior sampler and a one-pass student on noisy images.")
+    parser = _parser("train", "Train a posterior sampler and a one-pass student together on noisy images.")
     parser.add_argument("images", type=str, nargs="+", help=NOISY)
     for role, (package, base, default) in ROLES.items():
         names = ", ".join(_public_classes(package, base))

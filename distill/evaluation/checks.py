@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from distill.evaluation.tables import Row
+from distill.evaluation.tables import Row, in_counts
 
 PARTS = 9  # parts by brightness, darkest first; three each are dark, middle and bright
 ENOUGH = 10  # draws; the noise of a mean of fewer would bias the order of its pixels by brightness
@@ -33,8 +33,8 @@ REMEDIES = {  # finding: (remedy for the draws, remedy for the student)
     ),
 }
 REMEDIES["too high"] = REMEDIES["too low"]
-FINE = "Nothing was found off in dispersion, covariance of error and noise, or bias by brightness."
-LIMIT = "A ground truth that is a mean of few frames lowers these numbers by noise of its own."
+FINE = "No fault was found in how much the draws differ, in noise left or detail lost, or in brightness."
+LIMIT = "If the ground truth is a mean of few frames, its own noise lowers these numbers."
 
 
 def by_brightness(
@@ -95,7 +95,8 @@ def advice(parts: Sequence[Row]) -> list[str]:
         if "mse" not in own[0]:
             spread = math.sqrt(_mean(own, "variance"))
             said.append(
-                f"The draws spread by {spread:.3g} counts; only ground truth tells whether they should."
+                f"The draws differ from their mean by {in_counts(spread)} counts (std); only ground truth "
+                "can show whether that is the right amount."
             )
             continue
         if "variance" in own[0]:
@@ -136,7 +137,9 @@ def _findings(own: Sequence[Row]) -> Findings:
         bias, relative = _mean(rows, "bias"), _mean(rows, "relative_bias")
         if abs(bias) > math.sqrt(max(0, mse)) * max(BIAS_OFF, 3 * math.sqrt(CORRELATED / pixels)):
             kind = "too high" if bias > 0 else "too low"
-            findings.setdefault(kind, {})[part] = f"{abs(bias):.2g} counts ({abs(relative):.0%} of the noise)"
+            findings.setdefault(kind, {})[part] = (
+                f"{in_counts(abs(bias), 2)} counts ({abs(relative):.0%} of the noise)"
+            )
     return findings
 
 

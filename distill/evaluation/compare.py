@@ -105,7 +105,7 @@ def compare(
             part["pixels"] = float(part["pixels"]) * len(frames)
         memory = _memory(sampler, denoiser, _part(pairs[0][0]).to(device)[None], counts, device)
         for row in rows:
-            row["memory_mb"] = next((v for kind, v in memory.items() if kind in str(row["image"])), 0.0)
+            row.update(("memory_mb", v) for kind, v in memory.items() if kind in str(row["image"]))
             row.update(columns(parts, str(row["image"])))
         with np.load(folder / "images.npz") as stored:
             images = dict(stored)
@@ -152,7 +152,7 @@ def _judged(
     most_draws = [name for name in means if "draw" in name][-1:]
     rows: list[Row] = []
     for name, mean, median, _, seconds in answers:
-        row: Row = {"image": name, "seconds_per_image": seconds}
+        row: Row = {"image": name} | ({"seconds_per_image": seconds} if name != INPUT else {})
         if name == "student std":  # not an estimate of the image
             continue
         if clean is not None:

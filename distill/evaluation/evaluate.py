@@ -1,5 +1,6 @@
 """The paper's Table 1 for your images: the mean and median of n draws, and the student's single pass."""
 
+import json
 import math
 import os
 import shutil
@@ -27,7 +28,7 @@ from distill.images.statistics import check_finite
 from distill.limits import COUNT, check_limits
 from distill.locks import locked
 from distill.plots.pictures import comparison, middle_plane
-from distill.plots.residuals import residual_picture
+from distill.plots.residuals import residual_curves, residual_picture
 from distill.runs import checkpoint
 from losses import L2
 from samplers import NoiseModel, PosteriorSampler
@@ -76,7 +77,7 @@ def evaluate(
         clean: ground truth, one frame for all noisy frames or one for each. Default: none.
         out: folder for evaluation.csv, .md, .npz (images of the first frame; of a volume its middle plane)
             and .png, checks.csv (by brightness), and psnr_against_time.svg with ground truth or residuals.png
-            without. Default: the folder of the run.
+            and .json without. Default: the folder of the run.
         device: "cpu", "cuda", "cuda:1", "mps". Default: the best device of this machine.
         precision: "auto" (bf16 if the hardware has it), "bf16" or "fp32".
         axes: letters of the images' dimensions, of STCZYX. Default: those of the file.
@@ -135,7 +136,9 @@ def _write(
     elif INPUT in images:  # otherwise there is nothing to compare
         others = (INPUT, *(name for name in images if name.startswith("student ")))
         estimates = {name: torch.from_numpy(v)[None] for name, v in images.items() if name not in others}
-        residual_picture(out / "residuals.png", noisy, estimates, noise_model)
+        curves = residual_curves(noisy, estimates, noise_model)
+        residual_picture(out / "residuals.png", noisy, estimates, curves)
+        write_text(out / "residuals.json", json.dumps(curves))
 
 
 def _titled(images: dict[str, np.ndarray], rows: list[Row]) -> dict[str, np.ndarray]:

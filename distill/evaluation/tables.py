@@ -9,17 +9,30 @@ from distill.files import whole_file
 
 Row = dict[str, str | float]
 
-HEADINGS = {  # column: (title, digits)
-    "psnr_mean": ("PSNR of mean, dB", 2), "psnr_median": ("of median, dB", 2),
-    "ssim_mean": ("SSIM of mean", 4), "ssim_median": ("of median", 4),
-    "lpips_mean": ("LPIPS of mean", 4), "lpips_median": ("of median", 4),
+HEADINGS = {  # column: (title, digits behind the point; None for counts, which have any size)
+    "psnr_mean": ("PSNR of mean, dB", 2), "psnr_median": ("PSNR of median, dB", 2),
+    "ssim_mean": ("SSIM of mean", 4), "ssim_median": ("SSIM of median", 4),
+    "lpips_mean": ("LPIPS of mean", 4), "lpips_median": ("LPIPS of median", 4),
     "psnr_to_draws": ("PSNR to draws, dB", 2),
     "dispersion": ("dispersion, ideal 2", 2), "kept": ("noise kept, ideal 1", 2),
-    "residual_std": ("residual std", 3), "expected_std": ("noise model's", 3),
-    "correlation_x": ("correlation along x", 3), "correlation_y": ("along y", 3),
-    "nll": ("NLL, nats/px", 4), "expected_nll": ("of its own noise", 4),
+    "residual_std": ("residual std", None), "expected_std": ("expected std", None),
+    "correlation_x": ("correlation along x", 3), "correlation_y": ("correlation along y", 3),
+    "nll": ("NLL", 4), "expected_nll": ("expected NLL", 4),
     "seconds_per_image": ("s / image", 3), "memory_mb": ("memory, MB", 0),
 }  # fmt: skip
+MEANINGS = {  # column: what it tells a reader without a manual
+    "psnr_mean": "PSNR: closeness to the ground truth in decibels, higher is better; for draws, that of the "
+    "mean or median of so many.",
+    "ssim_mean": "SSIM: structural similarity to the ground truth, at most 1.",
+    "lpips_mean": "LPIPS: difference in appearance from the ground truth, 0 at best.",
+    "psnr_to_draws": "PSNR to draws: closeness to the mean of the most draws.",
+    "dispersion": "Dispersion: 2 if the draws differ as much as they should; less if they are too sure.",
+    "kept": "Noise kept: 1 is right; above it noise is left, below it detail is smoothed away.",
+    "residual_std": "Residual: the noisy image minus the denoised one.",
+    "expected_std": "Expected: the value for noise of the noise model alone.",
+    "correlation_x": "Correlation: that of neighbouring pixels of the residual, 0 for independent noise.",
+    "nll": "NLL: negative log-likelihood of the residual under the noise model, in nats per pixel.",
+}
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
@@ -30,13 +43,33 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
 
 
 def format_table(rows: Sequence[Row]) -> str:
-    """The rows as a Markdown table, aligned for the screen, without empty columns."""
-    columns = [key for key in HEADINGS if any(_number(row.get(key), 0) for row in rows)]
-    headings = ["image", *(HEADINGS[key][0] for key in columns)]
-    lines = [
-        [str(row["image"]), *(_number(row.get(key), HEADINGS[key][1]) for key in columns)] for row in rows
-    ]
-    return markdown([headings, *lines])
+    """The rows as a Markdown table, aligned for the screen, without empty rows and columns."""
+    return markdown(cells(rows))
+
+
+def cells(rows: Sequence[Row]) -> list[list[str]]:
+    """Cells of a table of results, headings first, without empty rows and columns."""
+    keys = columns(rows)
+    lines = [[str(row["image"]), *(_number(row.get(key), HEADINGS[key][1]) for key in keys)] for row in rows]
+    return [["image", *(HEADINGS[key][0] for key in keys)], *(line for line in lines if any(line[1:]))]
+
+
+def columns(rows: Sequence[Row]) -> list[str]:
+    """The columns of HEADINGS in which some row has a number."""
+    return [key for key in HEADINGS if any(_number(row.get(key), 0) for row in rows)]
+
+
+def meanings(rows: Sequence[Row]) -> list[str]:
+    """Sentences on the columns of a table of these rows."""
+    return [MEANINGS[key] for key in columns(rows) if key in MEANINGS]
+
+
+def in_counts(value: float, digits: int = 3) -> str:
+    """A number with so many significant digits and without an exponent: 0.0123, 4.50, 30,800."""
+    if not value or not math.isfinite(value):
+        return f"{value:g}"
+    rounded = float(f"{value:.{digits}g}")
+    return f"{rounded:,.{max(0, digits - 1 - math.floor(math.log10(abs(rounded))))}f}"
 
 
 CAPTION1 = "PSNR in dB; for draws, of their mean (and median)"
@@ -88,6 +121,8 @@ def _score(row: Row | None) -> str:
     return f"{mean:.2f}" if mean == median else f"{mean:.2f} ({median:.2f})"
 
 
-def _number(value: str | float | None, digits: int) -> str:
+def _number(value: str | float | None, digits: int | None) -> str:
     """The formatted number; empty for None and NaN."""
-    return "" if value is None or math.isnan(float(value)) else f"{float(value):.{digits}f}"
+    if value is None or math.isnan(float(value)):
+        return ""
+    return in_counts(float(value), 4) if digits is None else f"{float(value):.{digits}f}"

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from distill.evaluation.checks import advice
 from distill.evaluation.compare import INPUT
-from distill.evaluation.tables import Row
+from distill.evaluation.tables import Row, in_counts
 from distill.evaluation.worth import worth
 
 CORRELATED = 0.1  # correlation of neighbouring residuals from which on it is reported
 SPREAD_OFF = 0.1  # relative difference of the residuals' std from that of the noise model
+BEHIND = 0.3  # dB below the mean of the draws from which on a longer training is advised
 
 
 def summary(folder: Path) -> list[str]:
@@ -28,13 +29,19 @@ def verdict(rows: Sequence[Row]) -> str:
     student = named.get("student", {})
     if "psnr_mean" in student:
         return _gain(named)
-    return SENTENCES[_finding(student)].format(**student) if "residual_std" in student else ""
+    if "residual_std" not in student:
+        return ""
+    stds = {key: in_counts(float(v)) for key, v in student.items() if key.endswith("_std")}
+    return SENTENCES[_finding(student)].format(**student | stds)
 
 
 def next_step(rows: Sequence[Row]) -> str:
-    student = _by_name(rows).get("student", {})
+    named = _by_name(rows)
+    student = named.get("student", {})
     if "residual_std" in student:
         return STEPS[_finding(student)]
+    if any(gain < -BEHIND for gain in _gains(named).values()):
+        return "Next: train the student for longer; under the loss L2 it should reach the mean of the draws."
     return "Next: denoise further images of this kind with this run (distill predict)."
 
 
@@ -42,13 +49,18 @@ def _by_name(rows: Sequence[Row]) -> dict[str, Row]:
     return {str(row["image"]): row for row in rows}
 
 
-def _gain(named: dict[str, Row]) -> str:
+def _gains(named: dict[str, Row]) -> dict[str, float]:
+    """PSNR of the student minus that of what it is compared with, in dB, by the name of that."""
     draws = [name for name in named if "draw" in name][-1:]
     others = {"the noisy images": INPUT} if INPUT in named else {}
-    others |= {f"the mean of {name}": name for name in draws}
+    others |= {"a single draw" if name == "1 draw" else f"the mean of {name}": name for name in draws}
     psnr = {name: float(row["psnr_mean"]) for name, row in named.items() if "psnr_mean" in row}
-    gains = {text: psnr["student"] - psnr[name] for text, name in others.items()}
-    texts = [f"{abs(v):.2f} dB {'above' if v >= 0 else 'below'} {text}" for text, v in gains.items()]
+    return {text: psnr["student"] - psnr[name] for text, name in others.items() if "student" in psnr}
+
+
+def _gain(named: dict[str, Row]) -> str:
+    gains = _gains(named).items()
+    texts = [f"{abs(v):.2f} dB {'better' if v >= 0 else 'worse'} than {text}" for text, v in gains]
     return f"One pass of the student is {' and '.join(texts)}." if texts else ""
 
 
@@ -73,19 +85,19 @@ SENTENCES = {
     "correlated, or structure of the image was removed with it.",
     "smooth noise left": f"Neighbouring pixels of the residuals are negatively correlated {_ALONG}: noise "
     "that is smooth from pixel to pixel seems to be left in the image.",
-    "strong": "The residuals have a std of {residual_std:.3g} counts, but the noise model expects "
-    "{expected_std:.3g}: structure of the image was removed with the noise, or the noise model is "
+    "strong": "The residuals have a std of {residual_std} counts, but the noise model expects "
+    "{expected_std}: structure of the image was removed with the noise, or the noise model is "
     "too narrow.",
-    "weak": "The residuals have a std of {residual_std:.3g} counts, but the noise model expects "
-    "{expected_std:.3g}: noise is left in the image, or the noise model is too wide.",
+    "weak": "The residuals have a std of {residual_std} counts, but the noise model expects "
+    "{expected_std}: noise is left in the image, or the noise model is too wide.",
 }
 _MODEL = (
     "fit a noise model to repeats or dark frames (distill noise-model fit --kind correlated), and train with "
     "it (distill train --sampler.noise_model FILE)."
 )
 STEPS = {
-    "noise": "Next: look at the pictures; a longer training (--budget 20min) may improve fine detail a "
-    "little.",
+    "noise": "Next: look at the pictures. If they lack fine detail, train for longer (distill denoise "
+    "--budget 20min), which may improve it a little.",
     "correlated": "Next: look for structure in the picture of the residuals. If the noise is correlated, "
     + _MODEL,
     "smooth noise left": f"Next: look at the zoom; if noise is left there, {_MODEL}",

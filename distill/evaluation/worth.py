@@ -25,16 +25,16 @@ def worth(rows: Sequence[Row]) -> list[str]:
     (a, b), *_ = np.linalg.lstsq(np.stack([1 / mse, 1 / (n * mse)], axis=1), np.ones(len(n)), rcond=None)
     if b <= 1e-6 * mse[0]:  # more draws do not help: all are the same, or there are too few pixels
         return []
-    return [f"The student is worth {_number(errors['student'], max(a, 0.0), b, int(n[-1]))}."]
+    return [f"The student is {_compared(errors['student'], max(a, 0.0), b, int(n[-1]))}."]
 
 
-def _number(student: float, a: float, b: float, most: int) -> str:
+def _compared(student: float, a: float, b: float, most: int) -> str:
     if student <= a:
-        return "more than any number of draws: the mean of infinitely many would not have its small error"
+        return "better than the mean of any number of draws"
     equal = b / (student - a)
     if equal > FAR * most:
-        return f"more than {FAR * most:,} draws: the mean of so many would not have its small error"
+        return f"better than the mean of {FAR * most:,} draws"
     if equal < 1:
-        return "less than one draw: its error is larger"
+        return "worse than a single draw"
     rounded = f"{float(f'{equal:.2g}'):,.0f}" if equal >= 9.5 else f"{equal:.1f}"
-    return f"about {rounded} draws: the mean of so many has its error"
+    return f"as good as the mean of about {rounded} draws"

@@ -67,7 +67,8 @@ class LazyFrames:
     def groups(self) -> list[np.ndarray]:
         """Groups of frames that lie in the same chunks and are best read together."""
         chunks = dict(zip(self._axes, getattr(self._pixels, "chunks", [1] * len(self._axes)), strict=True))
-        at = np.unravel_index(np.arange(len(self)), tuple(self._lead.values()))
+        sizes = tuple(self._lead.values())
+        at = np.indices(sizes).reshape(len(sizes), len(self))  # unravel_index refuses a plane without sizes
         group = np.zeros(len(self), np.int64)
         for (axis, size), index in zip(self._lead.items(), at, strict=True):
             group = group * size + index // chunks[axis]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from distill.files import read_json_lines
 
@@ -41,7 +42,11 @@ def psnr_against_time(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
             at = row["seconds_per_image"], row["psnr_mean"]
             axis.plot(*at, "*", color=STUDENT, markersize=16, label="student, one pass")
         axis.set(xscale="log", xlabel="seconds per image", ylabel="PSNR (dB)")
-        axis.legend(loc="lower right")
+        axis.margins(0.12)
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.legend()
     return [(_svg(figure), "PSNR against seconds per image; numbers of draws beside their means.")]
 
 
@@ -60,13 +65,48 @@ def training_curves(metrics: Path) -> list[tuple[str, str]]:
             axis = figure.subplots()
             for label, (name, style, colour) in curves.items():
                 points = [(row["step"], row[name]) for row in rows if name in row]
-                if points:
+                if len(points) > 1:  # one point is no curve
                     axis.plot(*zip(*points, strict=True), style, color=colour, markersize=4, label=label)
             axis.set(xlabel="step")
             if axis.lines:
                 axis.legend()
                 plots.append((_svg(figure), caption))
     return plots
+
+
+def residuals(curves: dict[str, dict[str, list[float]]]) -> list[tuple[str, str]]:
+    """The curves of `residual_curves` of the most draws and of the student."""
+    shown = [name for name in curves if "draw" in name][-1:] + [name for name in curves if name == "student"]
+    colours = {name: STUDENT if name == "student" else DRAWS for name in shown}
+    with rc_context(STYLE):
+        figure, other = (
+            Figure(figsize=(6, 3.4), layout="constrained"),
+            Figure(figsize=(6, 3.4), layout="constrained"),
+        )
+        correlation, against = figure.subplots(), other.subplots()
+        for name, colour in colours.items():
+            own = curves[name]
+            for direction, style in (("along x", "o-"), ("along y", "s--")):
+                label = f"{name}, {direction}"
+                correlation.plot(own[direction], style, color=colour, markersize=4, label=label)
+            against.plot(own["signal"], own["std"], color=colour, label=f"std, {name}")
+            against.plot(own["signal"], own["mean"], ":", color=colour, label=f"mean, {name}")
+            if "expected" in own and name == shown[-1]:
+                against.plot(own["signal"], own["expected"], "--", color=INK, label="std of the noise model")
+        for axis in (correlation, against):
+            axis.axhline(0, color=INK, linewidth=0.5)
+            axis.legend(fontsize=9)
+        correlation.set(xlabel="pixels apart", ylabel="correlation")
+        against.set(xlabel="signal (counts)", ylabel="residual (counts)")
+    captions = (
+        "Correlation of the residual's pixels. That of independent noise is 0 from the first pixel on.",
+        "Residual by brightness. Its mean should be 0, and its std that of the noise.",
+    )
+    return (
+        [(_svg(each), caption) for each, caption in zip((figure, other), captions, strict=True)]
+        if shown
+        else []
+    )
 
 
 def coverage(result: dict[str, Any]) -> tuple[str, str]:

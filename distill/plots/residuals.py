@@ -1,6 +1,7 @@
 """Plots of residuals, which show whether structure was removed with the noise."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,18 +14,39 @@ from samplers.noise import autocorrelation
 LAGS, BINS = 12, 40
 
 
-def residual_picture(
-    path: Path, noisy: Tensor, images: dict[str, Tensor], noise_model: NoiseModel | None
-) -> None:
-    """Plots the residual of each denoised image (C, H, W) and its statistics, of the first channel.
+Curves = dict[str, Any]
 
-    These are the residual itself, its autocorrelation, and its mean and std against the signal beside the std
-    of the noise model.
+
+def residual_curves(
+    noisy: Tensor, images: dict[str, Tensor], noise_model: NoiseModel | None
+) -> dict[str, Curves]:
+    """Curves of the residual of each denoised image (C, H, W), of the first channel, by its name.
+
+    These are its autocorrelation `along x` and `along y`, and against the `signal` its `mean`, its `std` and
+    the std `expected` from the noise model, in counts.
     """
-    from matplotlib.figure import Figure
-
     if isinstance(noise_model, ChannelNoise):
         noise_model = noise_model.of(len(noisy))[0]
+    return {name: _curves(noisy[0], image[0], noise_model) for name, image in images.items()}
+
+
+def _curves(noisy: Tensor, image: Tensor, noise_model: NoiseModel | None) -> Curves:
+    residual = noisy - image
+    lags = min(LAGS, min(residual.shape) - 1)
+    values = autocorrelation(residual, lags).numpy()
+    signal, mean, std = _by_signal(image.numpy(), residual.numpy())
+    curves = {"along x": values[lags, lags:], "along y": values[lags:, lags],
+              "signal": signal, "mean": mean, "std": std}  # fmt: skip
+    if noise_model is not None and not isinstance(noise_model, AutoregressiveNoise):
+        level = torch.from_numpy(signal).float()[:, None].expand(-1, 4096)[None, None]
+        curves["expected"] = (noise_model.sample(level) - level).std(-1)[0, 0].numpy()
+    return {name: curve.tolist() for name, curve in curves.items()}
+
+
+def residual_picture(path: Path, noisy: Tensor, images: dict[str, Tensor], curves: dict[str, Curves]) -> None:
+    """Plots the residual of each denoised image (C, H, W), of the first channel, beside its curves."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(13, 4 * len(images)), layout="constrained")
     axes = figure.subplots(len(images), 3, squeeze=False)
     for (name, image), (whole, correlation, against) in zip(images.items(), axes, strict=True):
@@ -32,19 +54,15 @@ def residual_picture(
         limit = 3 * float(residual.std())
         whole.imshow(residual.numpy(), cmap="gray", vmin=-limit, vmax=limit, interpolation="nearest")
         whole.set(title=f"noisy - {name}", xticks=[], yticks=[])
-        lags = min(LAGS, min(residual.shape) - 1)
-        values = autocorrelation(residual, lags).numpy()
-        for direction, profile in {"x": values[lags, lags:], "y": values[lags:, lags]}.items():
-            correlation.plot(profile, "o-", markersize=4, label=f"along {direction}")
+        own = curves[name]
+        for direction in ("along x", "along y"):
+            correlation.plot(own[direction], "o-", markersize=4, label=direction)
         correlation.axhline(0, color="grey", linewidth=0.5)
         correlation.set(title="autocorrelation of the residual", xlabel="pixels apart")
-        signal, mean, std = _by_signal(image[0].numpy(), residual.numpy())
-        against.plot(signal, mean, label="mean of the residual")
-        against.plot(signal, std, label="its std")
-        if noise_model is not None and not isinstance(noise_model, AutoregressiveNoise):
-            level = torch.from_numpy(signal).float()[:, None].expand(-1, 4096)[None, None]
-            sample = noise_model.sample(level) - level
-            against.plot(signal, sample.std(-1)[0, 0].numpy(), "k--", label="the noise model's std")
+        against.plot(own["signal"], own["mean"], label="mean of the residual")
+        against.plot(own["signal"], own["std"], label="its std")
+        if "expected" in own:
+            against.plot(own["signal"], own["expected"], "k--", label="the noise model's std")
         against.axhline(0, color="grey", linewidth=0.5)
         against.set(title="residual against signal", xlabel="signal (counts)", ylabel="counts")
         correlation.legend(fontsize=8)

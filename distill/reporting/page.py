@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import platform
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -13,19 +14,20 @@ from zipfile import BadZipFile
 
 import torch
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from distill.errors import UserError
 from distill.evaluation.checks import advice
 from distill.evaluation.compare import TRUTH
-from distill.evaluation.tables import CAPTION1, HEADINGS, Row, distinct, table1_cells
+from distill.evaluation.tables import CAPTION1, Row, cells, distinct, meanings, table1_cells
 from distill.evaluation.verdict import next_step, read_table, verdict
 from distill.evaluation.worth import worth
 from distill.files import check_folder, write_text
 from distill.images.stack import Stack
 from distill.limits import check_limits
 from distill.plots import curves
-from distill.reporting.embedded import data_uri, pictures
+from distill.plots.residuals import Curves
+from distill.reporting.embedded import pictures
 from distill.runs import tensors
 from distill.runs.checkpoint import CHECKPOINT_HEADER
 from distill.runs.describe import ROLES, check_links, describe_run, is_finished
@@ -68,9 +70,10 @@ def report(
     environment = Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
+    environment.filters["flags"] = _flags
     page = environment.from_string(source).render(
-        title="Distilled: " + ", ".join(run.name for run in runs),
-        subtitle=f"posterior-distill {version('posterior-distill')}, torch {torch.__version__}, "
+        title="Report: " + ", ".join(run.name for run in runs),
+        versions=f"posterior-distill {version('posterior-distill')}, torch {torch.__version__}, "
                  f"Python {platform.python_version()} on {platform.machine()}",
         caption1=CAPTION1,
         table1=_table1(runs),
@@ -151,36 +154,39 @@ def _run(run: Path) -> dict[str, Any]:
 
 def _evaluation(table: Path) -> dict[str, Any]:
     """The results of `evaluate` for the template, from this table and the files beside it."""
-    rows, residuals = _rows(table), table.with_name("residuals.png")
-    checks = table.with_name("checks.csv")
+    rows, checks = _rows(table), table.with_name("checks.csv")
     data = str(rows[0]["data"])
     try:
         images = npz.read(table.with_suffix(".npz"), most_bytes=PICTURE_BYTES)
     except ValueError as error:
         raise UserError(f"{error}; evaluate again") from error
     scores = {str(row["image"]): float(row["psnr_mean"]) for row in rows if "psnr_mean" in row}
-    has_truth = TRUTH in images
+    residuals = {} if TRUTH in images else _residuals(table.with_name("residuals.json"))
+    plots = curves.psnr_against_time(rows) if TRUTH in images else curves.residuals(residuals)
     return {
         "title": "Images from an array" if data == Stack.name else data,
         "verdict": verdict(rows),
         "next": next_step(rows),
-        "table": _cells(rows),
+        "table": cells(rows),
+        "meanings": " ".join(meanings(rows)),
         "advice": worth(rows) + (advice(_rows(checks)) if checks.exists() else []),
-        "plots": _inline(curves.psnr_against_time(rows)) if has_truth else [],
-        "residuals": data_uri(residuals.read_bytes()) if residuals.exists() and not has_truth else None,
-        "pictures": pictures(images, scores),
+        "plots": _inline(plots),
+        "pictures": pictures(images, scores, residuals),
     }
+
+
+def _flags(sentence: str) -> Markup:
+    """The sentence, with no line break within options such as --budget 20min."""
+    return Markup(re.sub(r"--[\w.]+( \w+)?", r'<span class="flag">\g<0></span>', str(escape(sentence))))
+
+
+def _residuals(path: Path) -> dict[str, Curves]:
+    """The curves of residuals by image; empty for results that are larger than the image."""
+    if not path.exists():
+        return {}
+    with _damage_named(path):
+        return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _inline(plots: list[tuple[str, str]]) -> list[tuple[Markup, str]]:
     return [(Markup(svg), caption) for svg, caption in plots]  # matplotlib escapes texts in its SVG
-
-
-def _cells(rows: list[Row]) -> list[list[str]]:
-    """Cells of a table: headings, then one line per row. Columns without numbers are omitted."""
-    keys = [key for key in HEADINGS if any(isinstance(row.get(key), float) for row in rows)]
-    lines = [["", *(HEADINGS[key][0] for key in keys)]]
-    for row in rows:
-        numbers = [f"{row[k]:.{HEADINGS[k][1]}f}" if isinstance(row.get(k), float) else "" for k in keys]
-        lines.append([str(row["image"]), *numbers])
-    return lines

@@ -1,6 +1,5 @@
 """Describes a run in a few lines."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ def describe_run(path: Path) -> str:
         f"sampler   {sampler}",
         f"student   {_call(header['backbone'])}, {header['parameters']:,} parameters",
         f"loss      {_call(header['loss'])}: its output is the {', '.join(map(str, header['outputs']))}",
-        f"data      mean {mean}, std {std} counts",
+        f"data      mean {_numbers(mean)}, std {_numbers(std)} counts",
     ]
     if "scale" in header:
         names = ", ".join(map(str, header["out_names"])) or "without names"
@@ -41,8 +40,16 @@ def describe_run(path: Path) -> str:
         lines.append(f"beside    the image it sees {header['conditions']} maps of conditions, such as a mask")
     metrics = path / "metrics.jsonl"
     if metrics.exists() and (rows := read_json_lines(metrics)):
-        lines.append(f"last      {json.dumps(rows[-1])}")
+        lines.append("last      " + ", ".join(f"{key} {_number(value)}" for key, value in rows[-1].items()))
     return "\n".join(lines)
+
+
+def _numbers(values: list[float]) -> str:
+    return ", ".join(map(_number, values))
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def is_finished(run: Path) -> bool:

@@ -48,7 +48,7 @@ def test_train_info_predict_evaluate(stack, capsys):
     assert "A step takes" in Path("run/cost.txt").read_text()
     assert main(["evaluate", "run", "noisy.tif", "--draws", "1", "--out", "alone"]) == 0
     out = capsys.readouterr().out
-    assert "residual std" in out and "spread" not in out and Path("alone/residuals.png").exists()
+    assert "residual std" in out and "differ" not in out and Path("alone/residuals.png").exists()
 
 
 def test_several_runs_and_data_sets_make_one_table(stack, capsys):
@@ -231,6 +231,8 @@ def test_wrong_input_is_one_line_exit_2_and_nothing_written(arguments, message, 
     tifffile.imwrite("rgb.tif", np.zeros((64, 64, 3), np.uint8), photometric="rgb")
     Path("empty.tif").write_bytes(b"")
     Path("text.tif").write_text("not an image")
+    if not hasattr(os, "mkfifo") and {"pipe", "/dev/zero"} & {*arguments}:
+        pytest.skip("Windows has no such files")
     bad_files(noisy)
     before = sorted(Path().rglob("*"))
     for module in ("raises", "exits"):
@@ -244,7 +246,8 @@ def test_wrong_input_is_one_line_exit_2_and_nothing_written(arguments, message, 
 
 def bad_files(noisy):
     tifffile.imwrite("huge.tif", noisy.astype(np.float64) * 1e300, photometric="minisblack")
-    os.mkfifo("pipe")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo("pipe")
     Path("binary.yaml").write_bytes(bytes(range(128, 256)))
     aliases = [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 11)]
     Path("bomb.yaml").write_text("".join(["a0: &a0 [x, x, x, x, x, x, x, x]\n", *aliases]))

@@ -51,6 +51,7 @@ def test_what_the_disk_refuses_is_one_line(tmp_path, monkeypatch):
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
 def test_the_umask_gives_the_rights_and_not_the_library(tmp_path, umask):
     save(tmp_path / "x.safetensors", {"a": torch.zeros(2)}, {})
     assert (tmp_path / "x.safetensors").stat().st_mode & 0o777 == 0o644

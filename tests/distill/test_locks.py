@@ -1,6 +1,5 @@
 """One process at a time in a folder; one that was killed blocks nobody."""
 
-import signal
 import subprocess
 import sys
 
@@ -38,7 +37,7 @@ def test_a_process_that_was_killed_leaves_no_lock(tmp_path):
     holder.stdout.readline()
     with pytest.raises(UserError, match="is running there"), locked(tmp_path, "train"):
         pass
-    holder.send_signal(signal.SIGKILL)
+    holder.kill()
     holder.communicate()
     with locked(tmp_path, "train"):
         pass

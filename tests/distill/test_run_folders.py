@@ -33,7 +33,7 @@ def test_a_report_and_a_description_of_what_is_there(run):
     with open(run / "metrics.jsonl", "a") as file:
         file.write('{"step": 2, "stud')
     (run / "checkpoint.safetensors").unlink()
-    assert "Training" in report(run).read_text()
+    assert "Next: evaluate" in report(run).read_text()
     for name in ("metrics.jsonl", "sampler.safetensors"):
         (run / name).unlink()
     assert "none in this folder" in report(run).read_text() and "last" not in describe_run(run)

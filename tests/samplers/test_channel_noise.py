@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from distill.evaluation.residuals import residual_scores
-from distill.plots.residuals import residual_picture
+from distill.plots.residuals import residual_curves, residual_picture
 from distill.runs.rebuild import describe, rebuild
 from samplers import (
     HDN,
@@ -136,4 +136,6 @@ def test_residuals_of_several_channels_are_scored_and_drawn(tmp_path):
         noisy, clean, ChannelNoise([MODELS["autoregressive"], white])
     )
     for first in (white, MODELS["autoregressive"]):
-        residual_picture(tmp_path / "residuals.png", noisy, {"clean": clean}, ChannelNoise([first, white]))
+        curves = residual_curves(noisy, {"clean": clean}, ChannelNoise([first, white]))
+        assert ("expected" in curves["clean"]) == (first is white)
+        residual_picture(tmp_path / "residuals.png", noisy, {"clean": clean}, curves)

@@ -117,7 +117,7 @@ def test_what_cannot_be_told_is_not(pairs):
     alone = [(noisy, None) for noisy, _ in pairs]
     (said,) = advice(compared(alone, draws=[3])[1])
     std = float(FIELD.posterior_std(pairs[0][0][None]).mean())
-    assert float(said.split("spread by ")[1].split()[0]) == pytest.approx(std, rel=0.05)
+    assert float(said.split("from their mean by ")[1].split()[0]) == pytest.approx(std, rel=0.05)
     assert advice(compared(alone, draws=[])[1]) == []
     assert compared(pairs, draws=[1], loss=EnergyScore())[1] == []  # a student that gives draws
     for size in (2, 16):  # too few pixels

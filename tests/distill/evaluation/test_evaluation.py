@@ -157,8 +157,9 @@ def test_without_ground_truth(noisy, run):
     table = format_table(rows)
     assert "correlation along x" in table and "PSNR of" not in table and "NLL" in table
     assert rows[1]["psnr_to_draws"] > 0 and "psnr_to_draws" not in rows[2]
-    assert (run / "residuals.png").exists()
-    assert "The draws spread by" in (run / "evaluation.md").read_text()
+    assert (run / "residuals.png").exists() and "noisy input" not in table
+    assert json.loads((run / "residuals.json").read_text()).keys() == {"2 draws", "4 draws", "student"}
+    assert "The draws differ from their mean by" in (run / "evaluation.md").read_text()
 
 
 def test_a_stopped_evaluation_goes_on(noisy, run, monkeypatch):

@@ -6,7 +6,7 @@ from torch import nn
 
 from distill.evaluation.compare import noise_model_of
 from distill.evaluation.residuals import residual_scores
-from distill.evaluation.tables import write_csv
+from distill.evaluation.tables import in_counts, write_csv
 from distill.evaluation.verdict import SENTENCES, STEPS, next_step, read_table, verdict
 from samplers import HDN, FunctionSampler, GaussianNoise
 from students import StabilizedUNet
@@ -71,9 +71,19 @@ def test_gains_with_ground_truth():
     rows = [{"image": name, "psnr_mean": psnr} for name, psnr in
             {"noisy input": 20.0, "1 draw": 25.0, "100 draws": 30.5, "student": 30.0}.items()]  # fmt: skip
     assert verdict(rows) == (
-        "One pass of the student is 10.00 dB above the noisy images and 0.50 dB below the mean of 100 draws."
+        "One pass of the student is 10.00 dB better than the noisy images "
+        "and 0.50 dB worse than the mean of 100 draws."
     )
-    assert "10.00 dB above the noisy images." in verdict([rows[0], rows[-1]])
+    assert "longer" in next_step(rows) and "further images" in next_step([rows[0], rows[-1]])
+    assert "10.00 dB better than the noisy images." in verdict([rows[0], rows[-1]])
+
+
+def test_large_counts_have_no_exponent(signal):
+    text = told(1000 * (signal + 10 * torch.randn_like(signal)), 1000 * signal, 5000.0)
+    assert "10,0" in text or "9,9" in text, text
+    assert "e+" not in text and [in_counts(v) for v in (0.0, 0.01234, 4.5, 999.6, 30764.0)] == [
+        "0", "0.0123", "4.50", "1,000", "30,800",
+    ]  # fmt: skip
 
 
 def test_every_finding_has_its_step():

@@ -21,12 +21,12 @@ def draws(a: float, b: float, *numbers: int) -> dict[str, float]:
 @pytest.mark.parametrize(
     ("student", "told"),
     [
-        (2.0 + 1.0 / 50, "about 50 draws"),
-        (2.0 + 1.0 / 2.5, "about 2.5 draws"),
-        (2.0 + 1.0 / 523, "about 520 draws"),
-        (2.0 + 1.0 / 5000, "more than 1,000 draws"),
-        (1.9, "more than any number of draws"),
-        (4.0, "less than one draw"),
+        (2.0 + 1.0 / 50, "as good as the mean of about 50 draws"),
+        (2.0 + 1.0 / 2.5, "as good as the mean of about 2.5 draws"),
+        (2.0 + 1.0 / 523, "as good as the mean of about 520 draws"),
+        (2.0 + 1.0 / 5000, "better than the mean of 1,000 draws"),
+        (1.9, "better than the mean of any number of draws"),
+        (4.0, "worse than a single draw"),
     ],
 )
 def test_the_number_of_draws_whose_mean_has_the_students_error(student, told):
@@ -34,12 +34,12 @@ def test_the_number_of_draws_whose_mean_has_the_students_error(student, told):
         {"noisy input": 9.0} | draws(2.0, 1.0, 1, 10, 100) | {"student": student, "student std": 5.0}
     )
     (sentence,) = worth(table)
-    assert sentence.startswith(f"The student is worth {told}") and sentence.endswith(".")
+    assert sentence == f"The student is {told}."
 
 
 def test_two_numbers_of_draws_suffice_and_less_say_nothing():
     assert worth(rows(draws(0.0, 1.0, 10, 20) | {"student": 0.01})) == [
-        "The student is worth about 100 draws: the mean of so many has its error."
+        "The student is as good as the mean of about 100 draws."
     ]
     assert worth(rows(draws(2.0, 1.0, 100) | {"student": 1.0})) == []
     assert worth(rows(draws(2.0, 1.0, 1, 10))) == []
@@ -62,5 +62,5 @@ def test_a_mean_of_known_draws_is_told_by_evaluate(tmp_path, monkeypatch):
     run = Run(tmp_path, sampler, DirectDenoiser(MeanOf20(), L2()))
     found = evaluate(run, clean + 1, clean, draws=[1, 10], device="cpu")
     said = (tmp_path / "evaluation.md").read_text()
-    number = float(said.split("worth about ")[1].split(" draws")[0])
+    number = float(said.split("mean of about ")[1].split(" draws")[0])
     assert number == pytest.approx(20, rel=0.15), [row["psnr_mean"] for row in found]

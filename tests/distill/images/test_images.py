@@ -339,6 +339,17 @@ def test_statistics_match_numpy(monkeypatch):
     np.testing.assert_allclose(statistics(stack)[0].ravel(), pixels.mean((0, 2, 3)), rtol=1e-3)
 
 
+@pytest.mark.parametrize("axes", ["YX", "CYX", "TYX", "TZCYX"])
+def test_statistics_of_compressed_files_are_those_of_their_pixels(tmp_path, axes):
+    pixels = numbered(axes)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, metadata={"axes": axes}, compression="zlib")
+    stack = read(tmp_path / "a.tif", axes=axes)
+    assert isinstance(stack.frames, LazyFrames)
+    order = np.concatenate(stack.frames.groups())
+    assert sorted(order) == list(range(len(stack.frames)))
+    np.testing.assert_allclose(statistics(stack), statistics(as_stack(pixels, axes)), rtol=1e-6)
+
+
 def test_statistics_refuse_nan_and_constant():
     pixels = np.random.default_rng(0).normal(size=(3, 2, 8, 8))
     broken, flat = pixels.copy(), pixels.copy()

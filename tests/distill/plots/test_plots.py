@@ -20,17 +20,20 @@ folder, image, model = Path(sys.argv[1]), torch.rand(1, 32, 32), GaussianNoise(1
 model.held_out_nll = 0.0
 pictures.mosaic(folder / "mosaic.png", [image[None]], rows=1)
 pictures.comparison(folder / "comparison.png", {"noisy": image[0].numpy()})
-residuals.residual_picture(folder / "residuals.png", image, {"student": image - 1}, model)
+estimates = {"student": image - 1}
+found = residuals.residual_curves(image, estimates, model)
+residuals.residual_picture(folder / "residuals.png", image, estimates, found)
 values = image.flatten().numpy()
 noise.noise_density(folder / "density.png", model, values, values, 0, 1)
 lines = image.numpy() - 0.5
 noise.noise_autocorrelation(folder / "lines.png", AutoregressiveNoise.fit(lines, "row", steps=1), lines, 0.0)
 row = {"seconds_per_image": 1.0, "psnr_mean": 20.0, "psnr_median": 20.0}
 svgs = curves.psnr_against_time([row | {"image": "1 draw"}, row | {"image": "student"}])
-(folder / "metrics.jsonl").write_text('{"step": 1, "sampler_loss": 1.0}')
+(folder / "metrics.jsonl").write_text('{"step": 1, "sampler_loss": 1.0}\\n{"step": 2, "sampler_loss": 0.9}')
 svgs += curves.training_curves(folder / "metrics.jsonl")
 svgs += [curves.coverage({"level": 0.5, "levels": [0.5], "coverage_before": [0], "coverage_after": [1]})]
-assert len(svgs) == 3 and all(svg.startswith("<svg") for svg, _ in svgs)
+svgs += curves.residuals(found)
+assert len(svgs) == 5 and all(svg.startswith("<svg") for svg, _ in svgs)
 assert "matplotlib.pyplot" not in sys.modules and dict(matplotlib.rcParams) == before
 """
 

@@ -30,15 +30,19 @@ def run(noisy, tiny_hdn, tmp_path):
 
 def test_one_page_with_everything_and_nothing_from_elsewhere(run, tmp_path):
     page = report([run, run], tmp_path / "pages" / "two.html").read_text()
-    assert page.count("<svg") == 2 * 5 and page.count("data:image/png") > 20
+    assert page.count("<svg") == 2 * 7 and page.count("data:image/png") > 20
     for text in ("a &lt;run&gt;", "SSIM", "3 draws", "ground truth", "paid for itself", "HDN(", "torch 2"):
         assert text in page, text
     for verdict in ("One pass of the student is ", "Next: "):  # each before pictures and tables
         at = page.index(verdict, page.index("<h3>"))
         assert at < page.index("<img") and at < page.index("<table", page.index("<h3>")), verdict
     assert page.count('<p class="verdict">') == page.count('<p class="next">') == 4
-    assert page.count("<li>The draws spread by") == 2 and "dispersion, ideal 2" in page
-    assert "calibrated at 90%" in page and "Residuals" in page
+    assert page.count("<li>The draws differ from") == 2 and "dispersion, ideal 2" in page
+    assert (
+        "calibrated at 90%" in page
+        and "Residual by brightness" in page
+        and "residual, noisy minus denoised" in page
+    )
     links = re.findall(r'(?:src|href)="(?!data:|#)([^"]*)', page)
     assert not links and "@import" not in page and "{{" not in page and "{%" not in page
     assert len(page) < 5e6
@@ -68,7 +72,7 @@ def test_a_sampler_without_a_student(noisy, tmp_path):
     evaluate(tmp_path, noisy, noisy.mean(0), tmp_path / "truth", draws=[1, 2], frames=1, device="cpu")
     page = report(tmp_path).read_text()
     assert page.count("<h3>Images from an array</h3>") == 2 and page.count("2 draws") >= 4
-    assert "Residuals" in page and page.count("<svg") == 1 and "One pass" not in page
+    assert "Residual by brightness" in page and page.count("<svg") == 3 and "One pass" not in page
 
 
 def test_nothing_of_the_user_is_replaced_or_deleted(run, tmp_path):
