@@ -6,10 +6,12 @@ The specimen: 24 frames of 128 x 128 px. A smooth background that never moves, a
 12 blobs (Gaussians with a std of 2 to 5 px) that move straight at 0.5 px per frame and are reflected at the
 quarter's edges. Gaussian noise of 20 counts, on a signal of about 60 to 330. With and without a context both
 networks train with the same seeds, steps and numbers of patches. Flicker is the std over time of a result
-where the signal is constant, as the root mean square over these pixels; 0 is ideal.
+where the signal is constant, as the root mean square over these pixels; 0 is ideal. Rivals: BM3D of each
+frame and of the running mean of five frames (`pip install bm3d`, not for commercial use).
 """
 
 import argparse
+import importlib.util
 import itertools
 import tempfile
 import time
@@ -59,7 +61,6 @@ def measured(context: str | None, seed: int, steps: int) -> dict[str, float]:
     options: dict[str, Any] = LIGHT | {"filters": 12, "latents": 4, "blocks": 1, "kl_warmup": steps // 4}
     sampler = HDN(GaussianNoise(NOISE), in_channels=seen, **options)
     student = LightUNet(in_channels=seen, width=16, depth=2)
-    still = np.ptp(clean, axis=0) < STILL
     with tempfile.TemporaryDirectory() as folder:
         run = train(noisy, sampler, student, out=Path(folder) / "run", steps=steps, refine_steps=steps,
                     validate_every=10**6, context=context, seed=seed, device="cpu",
@@ -67,9 +68,35 @@ def measured(context: str | None, seed: int, steps: int) -> dict[str, float]:
         found = {"seconds": time.process_time() - began}
         for name, draws in {"student": 0, "10 draws": 10}.items():
             answer = predict(run, noisy, draws=draws, device="cpu", precision="fp32")
-            found[f"{name}, PSNR"] = psnr(torch.from_numpy(answer), torch.from_numpy(clean))
-            found[f"{name}, flicker"] = float(np.sqrt(answer.var(axis=0)[still].mean()))
+            found |= scores(name, answer, clean)
     return found
+
+
+def scores(name: str, answer: np.ndarray, clean: np.ndarray) -> dict[str, float]:
+    still = np.ptp(clean, axis=0) < STILL
+    flicker = float(np.sqrt(answer.var(axis=0)[still].mean()))
+    return {
+        f"{name}, PSNR": psnr(torch.from_numpy(answer), torch.from_numpy(clean)),
+        f"{name}, flicker": flicker,
+    }
+
+
+def rivals(seed: int) -> dict[str, float]:
+    from quality import bm3d_anscombe
+
+    noisy, clean = specimen(seed)
+    padded = np.pad(noisy, ((2, 2), (0, 0), (0, 0)), mode="reflect")  # as the context is mirrored
+    mean = np.lib.stride_tricks.sliding_window_view(padded, 5, axis=0).mean(axis=-1)
+    found = {}
+    for name, frames, noise in (("BM3D", noisy, NOISE), ("BM3D of five frames' mean", mean, NOISE / 5**0.5)):
+        answer = np.stack([bm3d_anscombe(frame, 0.0, noise**2)["exact"] for frame in frames])
+        found |= scores(name, answer.astype(np.float32), clean)
+    return found
+
+
+def show(label: str, rows: list[dict[str, float]]) -> None:
+    means = (f"{key} {np.mean([row[key] for row in rows]):.2f}" for key in rows[0])
+    print(f"{label:12}", ", ".join(means), flush=True)
 
 
 def main() -> None:
@@ -78,14 +105,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--contexts", nargs="+", default=["none", "T1", "T2"])
     arguments = parser.parse_args()
+    if importlib.util.find_spec("bm3d"):
+        show("rivals", [rivals(seed) for seed in arguments.seeds])
     for steps, context in itertools.product(arguments.steps, arguments.contexts):
-        rows = [measured(None if context == "none" else context, s, steps) for s in arguments.seeds]
-        mean = {key: np.mean([row[key] for row in rows]) for key in rows[0]}
-        print(
-            f"{steps:5} {context:5}",
-            ", ".join(f"{key} {value:.2f}" for key, value in mean.items()),
-            flush=True,
-        )
+        used = None if context == "none" else context
+        show(f"{steps} {context}", [measured(used, seed, steps) for seed in arguments.seeds])
 
 
 if __name__ == "__main__":
