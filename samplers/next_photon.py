@@ -28,7 +28,11 @@ class NextPhoton(PosteriorSampler):
 
     If the noise is Poisson noise of the signal, draws are exact in the limit of small `growth` and large
     `accumulation`. Otherwise their variance is that of the posterior times (1 - 1 / accumulation) / (1 +
-    growth), 0.88 by default. A draw has as much light in total as its image.
+    growth), 0.82 by default. A draw has as much light in total as its image.
+
+    The network has to know images as bright as those that it draws, so train it on images that are
+    `accumulation` times brighter than those to denoise. Beyond that its errors add up from pass to pass, and
+    a warning is logged. `predictive` needs no brighter images.
 
     One pass already gives the posterior mean (`predictive`). A student is worth its training for other
     functionals (median, mode, intervals), for a faster network, or for a single file that takes raw counts.
