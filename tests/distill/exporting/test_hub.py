@@ -95,7 +95,7 @@ def test_the_card_says_what_it_is_and_under_which_licence(run, shared, capsys):
     head = yaml.safe_load(text.split("---")[1])
     assert head["license"] == "cc-by-4.0" and head["library_name"] == "posterior-distill"
     assert "denoising" in head["tags"]
-    for known in ("UNet(", "Quantiles(", "LinearGaussianField(", "mean [700.0], std [90.0]", "(preview.png)"):
+    for known in ("UNet(", "Quantiles(", "LinearGaussianField(", "mean 700, std 90", "(preview.png)"):
         assert known in text, known
     commands = [line.split() for line in text.splitlines() if line.startswith("    distill ")]
     assert [command[1] for command in commands] == ["pull", "predict"]
