@@ -20,7 +20,7 @@ from distill.images.sources import as_stack
 from distill.images.statistics import spread
 from distill.prediction.pretrained import pretrained_denoiser, pretrained_sampler
 from distill.runs.checkpoint import load_sampler
-from samplers import posterior_mean
+from samplers import NextPhoton, posterior_mean
 
 RUN = "runs/next_photon_unet_quantiles"
 
@@ -56,6 +56,7 @@ def main(folder: str = RUN) -> None:
     tell("shipped weights, no training", pretrained_denoiser(as_stack(photons))(noisy))
     tell("shipped weights, 100 draws", posterior_mean(pretrained_sampler(as_stack(photons)), noisy, 100))
     sampler, student = load_sampler(folder), load_denoiser(folder)
+    assert isinstance(sampler, NextPhoton)
     tell("GAP, one pass (predictive)", sampler.predictive(noisy))
     for n in (1, 10, 100):
         tell(f"GAP, {n} draws", posterior_mean(sampler, noisy, n))
