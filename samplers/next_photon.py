@@ -129,8 +129,10 @@ class NextPhoton(PosteriorSampler):
 
     def _check_brightness(self, photons: Tensor) -> None:
         """Warns once if a draw takes the network to images that are brighter than those of its training."""
+        if self._warned or not self.brightest:
+            return
         brightness = float(_level(photons).max()) * self.accumulation
-        if self._warned or not 0 < BEYOND * float(self.brightest) < brightness:
+        if brightness <= BEYOND * float(self.brightest):
             return
         self._warned = True
         log.warning(
