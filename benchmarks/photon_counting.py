@@ -57,7 +57,7 @@ def main(folder: str = RUN) -> None:
     tell("shipped weights, 100 draws", posterior_mean(pretrained_sampler(as_stack(photons)), noisy, 100))
     sampler, student = load_sampler(folder), load_denoiser(folder)
     if not isinstance(sampler, NextPhoton):
-        raise SystemExit(f"{folder}: its sampler is a {type(sampler).__name__}; pass a run of the recipe above")
+        raise SystemExit(f"{folder}: is no run of NextPhoton; pass one of the recipe above")
     tell("GAP, one pass (predictive)", sampler.predictive(noisy))
     for n in (1, 10):
         tell(f"GAP, {n} draws", posterior_mean(sampler, noisy, n))
