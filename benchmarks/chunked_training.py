@@ -22,6 +22,7 @@ import zarr
 import zarr.codecs
 
 from distill import train
+from distill.hardware import keep_freed_memory
 from samplers import FunctionSampler
 from students import UNet
 
@@ -71,6 +72,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
+    keep_freed_memory()  # as `distill train` does
     memory = options.cached * options.gigabytes * 1e9
     for chunk in options.chunks:
         with tempfile.TemporaryDirectory() as folder:

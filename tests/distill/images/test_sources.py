@@ -18,6 +18,7 @@ from distill.images.stack import Stack
 from distill.images.statistics import statistics
 
 zarr = pytest.importorskip("zarr")
+numcodecs = pytest.importorskip("numcodecs")
 PIXELS = np.random.default_rng(0).poisson(100, (3, 2, 50, 70)).astype("u2")  # TCYX
 AXES = [
     {"name": "t", "type": "time", "unit": "second"},
@@ -123,6 +124,24 @@ def change(path, alter):
     text = json.loads((path / "zarr.json").read_text())
     alter(text["attributes"]["ome"])
     (path / "zarr.json").write_text(json.dumps(text))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(compressors=zarr.codecs.GzipCodec()),
+        dict(shards=(2, 50, 70)),
+        dict(zarr_format=2, dtype=">u2"),
+        dict(zarr_format=2, compressors=numcodecs.LZMA()),  # which tensorstore does not know
+        dict(zarr_format=2, filters=[numcodecs.Delta("<u2")]),
+    ],
+)
+def test_chunks_are_the_same_with_and_without_tensorstore(tmp_path, monkeypatch, options):
+    data = PIXELS[:, 0].astype(options.pop("dtype", "<u2"))
+    zarr.create_array(tmp_path / "a.zarr", data=data, chunks=(1, 25, 35), **options)
+    np.testing.assert_array_equal(read(tmp_path / "a.zarr").pixels, data)
+    monkeypatch.setitem(sys.modules, "tensorstore", None)
+    np.testing.assert_array_equal(read(tmp_path / "a.zarr").pixels, data)
 
 
 def test_a_chunk_whose_checksum_fails_is_named(tmp_path):
