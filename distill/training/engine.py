@@ -38,7 +38,7 @@ from distill.training.defaults import default_length, default_rates, starts_trai
 from distill.training.loader import loaded
 from distill.training.logs import Log, Metrics, tensorboard_log
 from distill.training.optimizer import Optimizer, Schedule, update
-from distill.training.patches import Patches, orientations, split
+from distill.training.patches import Patches, orientations, split, unchanged_by
 from distill.training.preparation import prepare_networks, prepare_outputs
 from distill.training.processes import Processes, joined
 from distill.training.resume import State, check_resumable, resumed, stop_signals, stored_settings
@@ -208,7 +208,8 @@ def train(
     sampler.context = context
     light, noise_model = prepare_networks(sampler, denoiser, stack, mean, std, init, co_training)
     co_training = co_training and sampler.trainable  # may depend on the estimated noise
-    allowed = orientations(sampler.isotropic, sampler.mirrors, denoiser.scale, dims)  # these may, too
+    kept = unchanged_by([sampler, *([light.noise] if light else [])])  # these may, too
+    allowed = orientations(*kept, denoiser.scale, dims)
     for module in (sampler, denoiser):
         channels_last(module.to(hardware.device))
     two = patches.sample(2, np.random.default_rng(0)).to(hardware.device)

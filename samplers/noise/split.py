@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from samplers.noise.channels import ChannelNoise
 from samplers.noise.correlated import CorrelatedNoise, wide_mean
+from samplers.noise.crosstalk import LARGEST, CrosstalkNoise
 from samplers.noise.gaussian import GaussianNoise
 from samplers.noise.line import lines, noise_line
 from samplers.noise.neighbours import STRONG, neighbour_correlation
@@ -45,7 +46,9 @@ class LightSplit(nn.Module):
 
     photon: Tensor
 
-    def __init__(self, models: Sequence[Splittable], line: tuple[Tensor, Tensor] | None = None) -> None:
+    def __init__(
+        self, models: Sequence[Splittable | CrosstalkNoise], line: tuple[Tensor, Tensor] | None = None
+    ) -> None:
         super().__init__()
         self.noise = ChannelNoise(models)
         self.line = line or lines(models)
@@ -55,8 +58,8 @@ class LightSplit(nn.Module):
         self.register_buffer("photon", torch.tensor(photon)[:, None, None], persistent=False)
 
     @property
-    def models(self) -> Sequence[Splittable]:
-        return cast(Sequence[Splittable], self.noise.models)
+    def models(self) -> Sequence[Splittable | CrosstalkNoise]:
+        return cast(Sequence[Splittable | CrosstalkNoise], self.noise.models)
 
     @classmethod
     @torch.no_grad()
@@ -137,7 +140,9 @@ def _of_each_channel(noise_model: nn.Module | None, channels: int) -> list[Split
     return [None] * channels
 
 
-def _law(noisy: Tensor, model: Splittable | None, advice: str) -> tuple[Splittable, tuple[Tensor, Tensor]]:
+def _law(
+    noisy: Tensor, model: Splittable | None, advice: str
+) -> tuple[Splittable | CrosstalkNoise, tuple[Tensor, Tensor]]:
     """(noise model, line) of one channel, from frames (N, 1, H, W)."""
     if isinstance(model, CorrelatedNoise):
         return model, lines([model])
@@ -152,8 +157,10 @@ def _law(noisy: Tensor, model: Splittable | None, advice: str) -> tuple[Splittab
         white = PhotonNoise.fit(noisy[:2], denoised, float(gain), float(offset), step)
     else:
         white = GaussianNoise(max(variance, 1e-12) ** 0.5)
-    if not _is_correlated(noisy, (noisy[:2] - denoised) / white.variance(denoised).sqrt()):
-        return white, line
+    near, residual = _neighbours(noisy), (noisy[:2] - denoised) / white.variance(denoised).sqrt()
+    if max(near) <= STRONG and not _has_lines(residual):
+        slight = any(near) and max(map(abs, near)) <= LARGEST
+        return (CrosstalkNoise(white, *near) if slight else white), line
     few = noisy[:4]
     noise = CorrelatedNoise.from_denoised(
         few, lambda each: _shipped(noisy, *lines([each]), True).denoise(few)
@@ -172,19 +179,22 @@ def _shipped(noisy: Tensor, gain: Tensor, offset: Tensor, correlated: bool = Fal
     return student.eval()
 
 
-def _is_correlated(noisy: Tensor, residual: Tensor) -> bool:
-    """Whether the noise of neighbouring pixels is correlated.
+def _has_lines(residual: Tensor) -> bool:
+    """Whether noise has lines. They stay in the residual of a denoiser.
 
-    Lines show in the residual, as a correlation along them or as a difference between rows and columns.
-    Blurred noise stays in the denoised image, but shows in the frames.
+    They show as a correlation along them or as a difference between rows and columns. Blurred noise stays in
+    the denoised image, but shows in the frames (`_neighbours`).
     """
     near = residual.abs() < 4  # pixels with a wrong noise law, or near a hot pixel, must not decide
     residual = torch.where(near, residual - residual[near].mean(), 0.0)
     columns = float((residual[..., 1:] * residual[..., :-1]).mean() / residual.square().mean())
     rows = float((residual[..., 1:, :] * residual[..., :-1, :]).mean() / residual.square().mean())
-    if max(columns, rows) > WHITE or abs(columns - rows) > LINES:
-        return True
+    return max(columns, rows) > WHITE or abs(columns - rows) > LINES
+
+
+def _neighbours(noisy: Tensor) -> tuple[float, float]:
+    """`neighbour_correlation` of the frames; 0 if they are too small for an estimate."""
     try:
-        return max(neighbour_correlation(noisy.cpu())) > STRONG
-    except ValueError:  # the frames are too small for an estimate
-        return False
+        return neighbour_correlation(noisy.cpu())
+    except ValueError:
+        return 0.0, 0.0
