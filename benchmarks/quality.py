@@ -1,6 +1,7 @@
 """The quality table: the student after some minutes of one core, compared with its alternatives.
 
     DISTILL_TEST_DATA=... python benchmarks/quality.py rivals          BM3D and the ceiling
+    DISTILL_TEST_DATA=... python benchmarks/quality.py gap             what separates the student from it
     DISTILL_TEST_DATA=... python benchmarks/quality.py n2v --minutes 5 20
     DISTILL_TEST_DATA=... python benchmarks/quality.py widefield
     DISTILL_TEST_DATA=... python benchmarks/quality.py confocal --minutes 0 1 5 --seeds 0 1 2
@@ -12,6 +13,8 @@ frame (specimen: of two). 0 minutes: the shipped weights, without training. BM3D
 non-commercial use) in the Anscombe domain of our noise line, by its exact unbiased inverse (Makitalo & Foi
 2013) and by the algebraic one. The ceiling is the same student, from the same start, taught by a
 second image of each signal: the next repeat on FOV 1 (Noise2Noise), the clean image on 60 other specimens.
+gap: the same on FOV 1 with a part of the light as the input, then also with a part of the next repeat's light
+as the target, and then with the rest of the image's own light, as the student learns.
 N2V is that of CAREamics (`pip install careamics`), its defaults, 16 patches a batch, stopped when time is up.
 Appends to runs/quality/quality.csv: one line for each image, minutes and seed.
 """
@@ -76,10 +79,13 @@ def bm3d_anscombe(noisy: np.ndarray, gain: float, offset: float) -> dict[str, np
     return {name: gain * y - offset / gain for name, y in (("algebraic", d**2 / 4 - 1 / 8), ("exact", exact))}
 
 
-def ceiling(first: np.ndarray, second: np.ndarray, seed: int = 0, steps: int = 2000) -> DirectDenoiser:
+def ceiling(
+    first: np.ndarray, second: np.ndarray, seed: int = 0, steps: int = 2000, target: str = "all"
+) -> DirectDenoiser:
     """The student of `ours`, from the same start, but taught by a second image of each signal.
 
     first, second: (N, Y, X), with independent noise, or second without noise. Who has a new file has neither.
+    target: "all", or after splitting the input's light "repeat", "its part" or "own part", see `gap`.
     """
     torch.manual_seed(seed)
     rng, pairs = np.random.default_rng(seed), np.stack([first, second], axis=1).astype("f4")
@@ -91,13 +97,29 @@ def ceiling(first: np.ndarray, second: np.ndarray, seed: int = 0, steps: int = 2
     for _ in range(steps):
         places = [(rng.integers(len(pairs)), *rng.integers(0, side, 2)) for _ in range(8)]
         patches = np.stack([pairs[i, :, y : y + 64, x : x + 64] for i, y, x in places])
-        noisy, target = torch.from_numpy(patches).split(1, dim=1)
+        noisy, wanted = torch.from_numpy(patches).split(1, dim=1)
+        seen, share, rest = noisy, 1.0, 1.0
+        if target != "all":
+            share = light.random_share()
+            seen, own = light(noisy, share)
+            if target != "repeat":
+                rest, wanted = 1 - share, own if target == "own part" else light(wanted, share)[1]
         adam.zero_grad()
-        light.error(denoiser.image(noisy), target, noisy, share=0.0).backward()
+        light.error(denoiser.image(seen, share), wanted, noisy, 1 - rest).backward()
         torch.nn.utils.clip_grad_norm_(denoiser.parameters(), 5.0)
         adam.step()
         cosine.step()
     return denoiser.eval()
+
+
+def gap() -> None:
+    _, cases = confocal()
+    pairs = second_images("confocal")
+    for target in ("all", "repeat", "its part", "own part"):
+        started, denoiser = time.process_time(), ceiling(*pairs, target=target)
+        with torch.no_grad():
+            answers = [denoiser(noisy) for _, noisy, _, _ in cases]
+        record(f"gap: {target}", 5, 0, time.process_time() - started, cases, answers)
 
 
 @torch.no_grad()
@@ -211,14 +233,14 @@ def ours(images: np.ndarray, cases: list[Case], minutes: int, seed: int, out: Pa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("what", choices=["rivals", "n2v", "widefield", "confocal", "specimen"])
+    parser.add_argument("what", choices=["rivals", "gap", "n2v", "widefield", "confocal", "specimen"])
     parser.add_argument("--minutes", type=int, nargs="+", default=[0, 5])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     options = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
-    if options.what == "rivals":
-        rivals()
+    if options.what in ("rivals", "gap"):
+        {"rivals": rivals, "gap": gap}[options.what]()
         return
     if options.what == "widefield":
         widefield()
