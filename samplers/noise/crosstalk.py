@@ -10,7 +10,6 @@ from torch import Tensor
 
 from samplers.noise.base import NoiseModel
 from samplers.noise.gaussian import GaussianNoise
-from samplers.noise.line import lines
 from samplers.noise.photons import PhotonNoise
 
 LARGEST = 0.2  # correlation, for the inverse filter to be exact to 1 percent of it
@@ -40,7 +39,7 @@ class CrosstalkNoise(NoiseModel):
             )
         self.white, self.neighbours = white, (along_y, along_x)
         self.isotropic, self.mirrors = along_y == along_x, ("y", "x", "yx")
-        self.gain, self.offset = (float(v) for v in lines([white]))
+        self.gain = white.gain
         self._weights = [_weight(each) for each in self.neighbours]
         before = 1 / math.prod((1 - 2 * k) ** 2 + 2 * k**2 for k in self._weights)  # it averages
         self.before = _scaled(white, before)

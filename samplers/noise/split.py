@@ -51,7 +51,7 @@ class LightSplit(nn.Module):
     ) -> None:
         super().__init__()
         self.noise = ChannelNoise(models)
-        self.line = line or lines(models)
+        self.line = line or lines([m.white if isinstance(m, CrosstalkNoise) else m for m in models])
         self.guessed = False
         self.correlated = any(isinstance(each, CorrelatedNoise) for each in models)
         photon = [float(each.gain or 0.0) for each in models]
