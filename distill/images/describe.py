@@ -41,10 +41,15 @@ def _noise(stack: Stack) -> str:
     frames: Any = stack.frames  # may be LazyFrames: only some tiles are read
     try:
         estimate = GaussianNoise.estimate(frames)
-        correlation = max(neighbour_correlation(frames))
+        neighbours = neighbour_correlation(frames)
     except ValueError as error:
         return str(error)
     line = f"variance = {estimate.gain:.4g} * signal + {estimate.offset:.4g}, estimated"
-    if correlation <= STRONG:
-        return line
-    return f"{line}; too low, because the noise of neighbouring pixels is correlated ({correlation:.2f})"
+    if max(neighbours) > STRONG:
+        return (
+            f"{line}; too low, because the noise of neighbouring pixels is correlated ({max(neighbours):.2f})"
+        )
+    slight = " and ".join(
+        f"{each:.2f} along {axis}" for each, axis in zip(neighbours, "yx", strict=True) if each
+    )
+    return f"{line}; noise of neighbouring pixels slightly correlated, {slight}" if slight else line
