@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 SHARES = 0.5, 0.7  # range of the light's share in the input; the whole image has more, the rest shows errors
 FAR = 30.0  # standard deviations beyond which a deviation is not noise, and counts linearly
 WHITE = 0.1  # correlation between the residuals of neighbouring pixels above which noise is correlated
+WORTH = 0.06  # correlation of neighbours below which a split of independent pixels costs less than 0.05 dB
 LINES = 0.2  # difference of that between rows and columns: at most 0.1 for independent pixels, 0.3 for lines
 Splittable = GaussianNoise | PhotonNoise
 SHIPPED = (
@@ -159,8 +160,8 @@ def _law(
         white = GaussianNoise(max(variance, 1e-12) ** 0.5)
     near, residual = _neighbours(noisy), (noisy[:2] - denoised) / white.variance(denoised).sqrt()
     if max(near) <= STRONG and not _has_lines(residual):
-        slight = any(near) and max(map(abs, near)) <= LARGEST
-        return (CrosstalkNoise(white, *near) if slight else white), line
+        worth = WORTH <= max(map(abs, near)) <= LARGEST
+        return (CrosstalkNoise(white, *near) if worth else white), line
     few = noisy[:4]
     noise = CorrelatedNoise.from_denoised(
         few, lambda each: _shipped(noisy, *lines([each]), True).denoise(few)
