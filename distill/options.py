@@ -71,6 +71,10 @@ class Parser(jsonargparse.ArgumentParser):
         super().__init__(*args, formatter_class=formatter_class, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        _, told, missing = message.partition("the following arguments are required: ")
+        if told:  # by their names in Python; on the command line most begin with --
+            flags = {each.dest: each.option_strings[0] for each in self._actions if each.option_strings}
+            message = "missing: " + ", ".join(flags.get(name, name) for name in missing.split(", "))
         raise UserError(f"{message} (try {self.prog} --help)") from ex
 
     def parse_args(self, args: Sequence[str], *others: Any, **options: Any) -> jsonargparse.Namespace:

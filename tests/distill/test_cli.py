@@ -199,6 +199,7 @@ def test_sums_of_losses_as_json_as_yaml_and_as_a_sum(stack, capsys):
         (["predict", "no_run", "noisy.tif", "--out", "x.tif"], "no such file"),
         (["predict", "no_run", "noisy.tif"], "out"),
         (["evaluate", "no_run", "noisy.tif", "noisy.tif"], "no such file"),
+        (["denoise", "noisy.tif"], "missing: --out (try distill denoise --help)"),
         (["evaluate", "a", "b", "noisy.tif", "noisy.tif"], "try distill evaluate --help"),
         (["table1", "--run", "a"], "data"),
         (["table1", "--run", "a", "--data", "noisy.tif"], "data"),
