@@ -2,7 +2,7 @@
 
 import importlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,11 +116,10 @@ def _name(path: str) -> str:
 
 def _unread(array: Any, path: str) -> Chunked:
     stored = array.shards or array.chunks  # chunks inside a shard are read one by one
-
-    pixels = _outside_the_lock(array, path) or array
+    pixels = _reader(array, path)
 
     def read_chunk(index: tuple[int, ...]) -> np.ndarray:
-        return np.asarray(pixels[span(index, array.shape, array.chunks)])
+        return pixels(span(index, array.shape, array.chunks))
 
     def where(index: tuple[int, ...]) -> str:
         file = tuple(i * c // s for i, c, s in zip(index, array.chunks, stored, strict=True))
@@ -129,31 +128,18 @@ def _unread(array: Any, path: str) -> Chunked:
     return Chunked(array.shape, array.dtype, array.chunks, read_chunk, where)
 
 
-def _outside_the_lock(array: Any, path: str) -> Any:
-    """The array as tensorstore reads it, or None if that cannot.
+def _reader(array: Any, path: str) -> Callable[[tuple[slice, ...]], np.ndarray]:
+    """Function from slices to pixels, by tensorstore, or by zarr for what tensorstore cannot open.
 
     zarr spends six times the time of decoding in Python, where it holds up the training that it reads for.
     """
+    driver = "zarr3" if array.metadata.zarr_format == 3 else "zarr"
+    spec = {"driver": driver, "kvstore": {"driver": "file", "path": f"{Path(path).resolve()}/"}}
     try:
-        tensorstore = importlib.import_module("tensorstore")
-        spec = {
-            "driver": "zarr3" if array.metadata.zarr_format == 3 else "zarr",
-            "kvstore": {"driver": "file", "path": f"{Path(path).resolve()}/"},
-        }
-        opened = tensorstore.open(spec, read=True, open=True).result()
+        opened = importlib.import_module("tensorstore").open(spec, read=True, open=True).result()
     except Exception:  # not installed, a codec of zarr alone, or a URL; zarr reports what is broken
-        return None
-    return _Blocking(opened) if opened.shape == array.shape else None
-
-
-class _Blocking:
-    """Reads an array of tensorstore when it is indexed."""
-
-    def __init__(self, opened: Any) -> None:
-        self.opened = opened
-
-    def __getitem__(self, key: tuple[slice, ...]) -> np.ndarray:
-        return self.opened[key].read().result()
+        return array.__getitem__
+    return (lambda key: opened[key].read().result()) if opened.shape == array.shape else array.__getitem__
 
 
 def _calibrate(stack: Stack, multiscale: Any, axes: str) -> None:

@@ -38,7 +38,7 @@ from distill.training.defaults import default_length, default_rates, starts_trai
 from distill.training.loader import loaded
 from distill.training.logs import Log, Metrics, tensorboard_log
 from distill.training.optimizer import Optimizer, Schedule, update
-from distill.training.patches import Patches, orientations, split, unchanged_by
+from distill.training.patches import Patches, orientations, split
 from distill.training.preparation import prepare_networks, prepare_outputs
 from distill.training.processes import Processes, joined
 from distill.training.resume import State, check_resumable, resumed, stop_signals, stored_settings
@@ -48,6 +48,7 @@ from distill.training.validation import Validation
 from distill.training.watch import Watch
 from losses import L2, Loss
 from samplers import PosteriorSampler
+from samplers.noise.base import unchanged_by
 from students.dimensions import channels_last, per_channel
 
 PUBLISHED: dict[str, Any] = dict(

@@ -1,7 +1,6 @@
 """Random patches of a stack of frames, and the split into training and validation regions."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,12 +10,6 @@ from distill.errors import UserError, checks_of
 TRANSPOSED, MIRRORED_Y, MIRRORED_X = 1, 2, 4  # bits, whose sums are the 8 orientations of a square
 MIRRORED_Z = 8  # a further bit for volumes
 MIRRORS = {"y": MIRRORED_Y, "x": MIRRORED_X, "yx": MIRRORED_Y | MIRRORED_X}
-
-
-def unchanged_by(laws: Sequence[Any]) -> tuple[bool, list[str]]:
-    """What samplers and noise models have in common: (whether all are isotropic, mirrors that all allow)."""
-    mirrors = [way for way in MIRRORS if all(each.isotropic or way in each.mirrors for each in laws)]
-    return all(each.isotropic for each in laws), mirrors
 
 
 def orientations(

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -34,3 +35,9 @@ class NoiseModel(nn.Module, ABC):
     @abstractmethod
     def sample(self, signal: Tensor) -> Tensor:
         """Draws one noisy observation of `signal`, in the same shape."""
+
+
+def unchanged_by(laws: Sequence[Any]) -> tuple[bool, list[str]]:
+    """What noise models and samplers have in common: (whether all are isotropic, mirrors that all allow)."""
+    mirrors = [way for way in ("y", "x", "yx") if all(each.isotropic or way in each.mirrors for each in laws)]
+    return all(each.isotropic for each in laws), mirrors

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from samplers.noise import npz
-from samplers.noise.base import NoiseModel
+from samplers.noise.base import NoiseModel, unchanged_by
 from samplers.noise.gaussian import GaussianNoise
 
 log = logging.getLogger(__name__)
@@ -28,10 +28,7 @@ class ChannelNoise(NoiseModel):
         if not models:
             raise ValueError("ChannelNoise: got no models; pass one for each channel")
         self.models = cast(Sequence[NoiseModel], torch.nn.ModuleList(models))
-        self.isotropic = all(each.isotropic for each in models)
-        self.mirrors = [
-            way for way in ("y", "x", "yx") if all(each.isotropic or way in each.mirrors for each in models)
-        ]
+        self.isotropic, self.mirrors = unchanged_by(models)
 
     def log_likelihood(self, noisy: Tensor, signal: Tensor) -> Tensor:
         return self._each(lambda model, *images: model.log_likelihood(*images), noisy, signal)
