@@ -101,7 +101,7 @@ def test_a_folder_of_that_name_is_a_run(stack):
         ("--with pretrained --out x.tif", "noisy"),
         ("noisy.tif --out x.tif --with", "--with"),
         ("--with nowhere noisy.tif --out x.tif", "nowhere"),
-        ("--with pretrained noisy.tif", "required: out"),
+        ("--with pretrained noisy.tif", "missing: --out"),
     ],
 )
 def test_what_cannot_be_is_one_line(words, message, stack, tmp_path, capsys):
