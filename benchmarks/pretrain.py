@@ -16,6 +16,7 @@ draws are d plus the second network's answer, and trained by the energy score.
 """
 
 import argparse
+import copy
 import math
 from collections.abc import Callable, Sequence
 from itertools import repeat
@@ -27,17 +28,19 @@ import torch
 from numpy.random import Generator
 from pretrain_fields import bank, loguniform
 from safetensors.torch import load_file, save_file
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, zoom
 from scipy.signal import lfilter
 from scipy.special import ndtr
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import trange
 
+from distill.hardware import has_fast_bf16, keep_freed_memory
 from samplers import StabilizedSampler
 from students import StabilizedUNet
-from students.stabilized import FLAT
+from students.stabilized import FLAT, LAGS
 
 FAR = 24  # px, drawn beyond every side of correlated noise and cropped
+UNKNOWN = 0.2  # of correlated noise, as for the first estimate of it
 EXACT = 0.15  # the last share of the steps, in float32
 
 
@@ -60,27 +63,36 @@ STAGES = {
 
 
 class Observation(NamedTuple):
-    """z of a noisy patch and of its expectation, and the mean z of the whole field (prediction knows it)."""
+    """z of a noisy patch and of its expectation, and what prediction knows beside the image.
+
+    This is the mean z of the whole field, and the noise's correlation at LAGS, 0 if it is unknown.
+    """
 
     z: np.ndarray
     target: np.ndarray
     level: float
+    correlation: np.ndarray = np.zeros(len(LAGS))
 
 
 Camera = Callable[[Generator, np.ndarray, np.ndarray], Observation]
 
 
 class Mean:
-    """StabilizedUNet, by the error of each patch."""
+    """StabilizedUNet, by the error of each patch. Only for correlated noise it is told about it."""
 
     def __init__(self, correlated: bool = False) -> None:
-        self.correlated, self.student = correlated, StabilizedUNet()
+        self.correlated, self.network = correlated, StabilizedUNet()
+        told = self.network.told
         if correlated:
-            self.student.load_pretrained()
-        self.network = self.student.network
+            start = copy.deepcopy(told.state_dict())
+            self.network.load_pretrained()
+            told.load_state_dict(start)  # the zeros that this has just loaded could not learn
+        else:
+            for p in told.parameters():
+                nn.init.zeros_(p)
 
-    def answer(self, z: Tensor, level: Tensor) -> Tensor:
-        return z + self.student.maps(z, level)[:, :, 0]
+    def answer(self, z: Tensor, level: Tensor, correlation: Tensor) -> Tensor:
+        return z + self.network.maps(z, level, correlation)[:, :, 0]
 
     def loss(self, answer: Tensor, target: Tensor) -> Tensor:
         each = error(answer, target).square().mean((1, 2, 3))
@@ -96,9 +108,9 @@ class Spread:
         self.sampler.mean.load_pretrained()
         self.network = self.sampler.spread
 
-    def answer(self, z: Tensor, level: Tensor) -> Tensor:
+    def answer(self, z: Tensor, level: Tensor, correlation: Tensor) -> Tensor:
         with torch.no_grad():
-            centre, seen = self.sampler.answer_z(z, level)
+            centre, seen = self.sampler.answer_z(z, level, correlation)
         features = self.network.look(seen)
         return torch.cat([centre + self.network(features) for _ in range(self.sampler.score.samples)], dim=1)
 
@@ -109,16 +121,16 @@ class Spread:
 def train(learner: Mean | Spread, fields: np.ndarray, stage: Stage) -> dict[str, Tensor]:
     """The running average of the network's weights."""
     rng, network = np.random.default_rng(0), learner.network.to(memory_format=torch.channels_last)
-    average = [p.detach().clone() for p in network.parameters()]
+    average = {name: p.detach().clone() for name, p in network.named_parameters()}
     optimizer = torch.optim.AdamW(network.parameters(), lr=stage.lr, betas=(0.9, 0.99), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda t: min((t + 1) / stage.warmup, 1) * 0.5 * (1 + math.cos(math.pi * t / stage.steps))
     )
-    bar, shown = trange(stage.steps, unit="step"), 1.0
+    fast, bar, shown = has_fast_bf16(torch.device("cpu")), trange(stage.steps, unit="step"), 1.0
     for t in bar:
-        z, target, level = batch(rng, fields, stage, observe_correlated if learner.correlated else observe)
-        with torch.autocast("cpu", torch.bfloat16, enabled=t < (1 - EXACT) * stage.steps):
-            answer = learner.answer(z, level)
+        z, target, *known = batch(rng, fields, stage, observe_correlated if learner.correlated else observe)
+        with torch.autocast("cpu", torch.bfloat16, enabled=fast and t < (1 - EXACT) * stage.steps):
+            answer = learner.answer(z, *known)
         loss = learner.loss(answer, target)
         optimizer.zero_grad()
         loss.backward()
@@ -126,18 +138,18 @@ def train(learner: Mean | Spread, fields: np.ndarray, stage: Stage) -> dict[str,
         optimizer.step()
         schedule.step()
         keep = min(0.998, 1 - 1 / (t + 1))
-        for mean, p in zip(average, network.parameters(), strict=True):
-            mean.lerp_(p.detach(), 1 - keep)
+        for name, p in network.named_parameters():
+            average[name].lerp_(p.detach(), 1 - keep)
         shown += (loss.item() - shown) / min(t + 1, 1000)
         bar.set_postfix(loss=f"{shown:.4f}", refresh=False)
-    return dict(zip((name for name, _ in network.named_parameters()), average, strict=True))
+    return average
 
 
 def pretrain(learner: Mean | Spread, fields: np.ndarray, stages: Sequence[Stage], out: Path) -> None:
     """Each stage starts from the averaged weights that the one before wrote, in half precision, to `out`."""
     for number, stage in enumerate(stages):
         if number:
-            learner.network.load_state_dict({k: v.float() for k, v in load_file(out).items()})
+            learner.network.load_state_dict({k: v.float() for k, v in load_file(out).items()}, strict=False)
         weights = train(learner, fields, stage)
         save_file({k: v.half().contiguous() for k, v in weights.items()}, out)
 
@@ -148,11 +160,13 @@ def error(d: Tensor, target: Tensor) -> Tensor:
     return (d - target) * ratio.clamp(0.5, 2)
 
 
-def batch(rng: Generator, fields: np.ndarray, stage: Stage, camera: Camera) -> tuple[Tensor, Tensor, Tensor]:
-    """z and target (n, 1, size, size), level (n, 1, 1, 1)."""
+def batch(rng: Generator, fields: np.ndarray, stage: Stage, camera: Camera) -> tuple[Tensor, ...]:
+    """z and target (n, 1, size, size), level (n, 1, 1, 1), correlation (n, 1, len(LAGS))."""
     seen = [camera(rng, *patch(rng, fields, stage.size)) for _ in repeat(None, stage.patches)]
-    z, target, level = (torch.from_numpy(np.stack(v).astype("f4"))[:, None] for v in zip(*seen, strict=True))
-    return z, target, level[..., None, None]
+    z, target, level, correlation = (
+        torch.from_numpy(np.stack(v).astype("f4"))[:, None] for v in zip(*seen, strict=True)
+    )
+    return z, target, level[..., None, None], correlation
 
 
 def patch(rng: Generator, fields: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -220,7 +234,7 @@ def observe_correlated(rng: Generator, p: np.ndarray, whole: np.ndarray) -> Obse
     the shot noise."""
     if rng.random() < 0.1:
         return observe(rng, p, whole)
-    peak, noise = loguniform(rng, 0.5, 300), correlated_noise(rng, p.shape)
+    peak, (noise, correlation) = loguniform(rng, 0.5, 300), correlated_noise(rng, (p.shape[0], p.shape[1]))
     dark = loguniform(rng, 0.02, 3) if rng.random() < 0.5 else peak * loguniform(rng, 0.01, 4)
     expected, kind = peak * p + dark, rng.choice(["shot", "constant", "added"], p=[0.4, 0.15, 0.45])
     read, level = rng.choice([0, rng.uniform(0, 2.5)]), math.sqrt(0.4 * peak + dark)
@@ -234,37 +248,54 @@ def observe_correlated(rng: Generator, p: np.ndarray, whole: np.ndarray) -> Obse
         added = level * loguniform(rng, 0.5, 5)
         offset += added**2
         noisy = rng.poisson(expected) + read * rng.normal(size=p.shape) + added * noise
+        correlation = correlation * added**2 / (gain * expected.mean() + offset)
     step = rng.choice([0, loguniform(rng, 0.02, 1)])
     noisy = np.rint(noisy / step) * step if step else noisy
     offset += step**2 / 12
+    correlation = correlation + rng.normal(0, 0.02, len(LAGS))  # an estimate, too
+    correlation[0] = 1
+    if rng.random() < UNKNOWN:
+        correlation = np.zeros(len(LAGS))
     off_by = math.exp(rng.normal(0, 0.12))  # an estimate of such noise is less exact
     gain, offset = gain * off_by, offset * off_by + rng.normal(0, 0.08) * (gain * dark + offset)
-    mean = peak * whole.mean() + dark
+    mean = float(peak * whole.mean() + dark)
     if gain * expected.std() < 1e-3 * (gain * expected.mean() + offset):
         std = math.sqrt(gain * expected.mean() + offset)
-        noisy, expected, mean = (FLAT + v / std for v in (noisy, expected, mean))
-        return Observation(noisy, expected, mean + rng.normal(0, 0.5))
+        noisy, expected = FLAT + noisy / std, FLAT + expected / std
+        return Observation(noisy, expected, FLAT + mean / std + rng.normal(0, 0.5), correlation)
     z, target, field = (
         stabilize(v / gain + offset / gain**2) for v in (noisy, expected, peak * whole + dark)
     )
-    return Observation(z, target, field.mean() + rng.normal(0, 0.5))
+    return Observation(z, target, field.mean() + rng.normal(0, 0.5), correlation)
 
 
-def correlated_noise(rng: Generator, shape: tuple[int, int]) -> np.ndarray:
-    """Of standard deviation 1: white noise blurred, or lines, in part of them with white noise on top."""
-    white = rng.normal(size=(shape[0] + 2 * FAR, shape[1] + 2 * FAR))
-    if rng.random() < 0.5:
+def correlated_noise(rng: Generator, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Noise of standard deviation 1, and its correlation at LAGS.
+
+    It is white noise blurred, enlarged, or drawn out to lines, in part of them with white noise on top.
+    """
+    rows, columns = (side + 2 * FAR for side in shape)
+    white = rng.normal(size=(rows, columns))
+    kind = rng.choice(["blurred", "enlarged", "lines"], p=[0.3, 0.2, 0.5])
+    if kind == "blurred":
         width, ratio = loguniform(rng, 0.35, 2), math.exp(rng.normal(0, 0.25))
         noise = gaussian_filter(white, (width * ratio, width / ratio))
-        if rng.random() < 0.3:
-            noise = noise / noise.std() + rng.uniform(0, 1) * rng.normal(size=white.shape)
+    elif kind == "enlarged":  # by a colour camera, which sees a colour in every second pixel, or by software
+        factor, order = 2 if rng.random() < 0.5 else loguniform(rng, 1.2, 3), int(rng.choice([1, 3]))
+        small = white[: math.ceil(rows / factor), : math.ceil(columns / factor)]
+        noise = np.asarray(zoom(small, factor, order=order))[:rows, :columns]
     else:
         noise = np.asarray(lfilter([1.0], [1.0, loguniform(rng, 0.01, 0.7) - 1], white, axis=1))
         if rng.random() < 0.3:
             noise = gaussian_filter(noise, (rng.uniform(0, 0.6), 0))
-        noise = noise.T if shape[0] == shape[1] and rng.random() < 0.5 else noise
-    noise = noise[FAR:-FAR, FAR:-FAR]
-    return noise / noise.std()
+        noise = noise.T if rows == columns and rng.random() < 0.5 else noise
+    if kind != "lines" and rng.random() < 0.3:
+        noise = noise / noise.std() + rng.uniform(0, 1) * rng.normal(size=noise.shape)
+    rows, columns = len(noise), len(noise[0])
+    pairs = [noise[y:, x:] * noise[: rows - y, : columns - x] for y, x in LAGS]
+    correlation = np.array([pair.mean() / noise.var() for pair in pairs])
+    noise = noise[FAR : FAR + shape[0], FAR : FAR + shape[1]]
+    return noise / noise.std(), correlation
 
 
 def stabilize(y: np.ndarray) -> np.ndarray:
@@ -288,6 +319,7 @@ def main() -> None:
     parser.add_argument("--fields", type=int, default=500)
     options = parser.parse_args()
     torch.manual_seed(0)
+    keep_freed_memory()
     kind = Spread if options.which.endswith("spread") else Mean
     learner = kind(options.which.startswith("correlated"))
     stages = [s._replace(steps=max(1, round(options.share * s.steps))) for s in STAGES[options.which]]

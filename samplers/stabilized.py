@@ -116,16 +116,16 @@ class StabilizedSampler(PosteriorSampler):
                 f"pass channels={len(mean)}, or one channel at a time"
             )
         self.light = LightSplit.fit(noisy, self.noise_model)
-        self.mean.prepare(noisy, mean, std, *self.light.line, self.light.correlated)
+        self.mean.prepare(noisy, mean, std, *self.light.line, self.light.correlation)
 
     def answer(self, noisy: Tensor, share: float = 1.0) -> tuple[Tensor, Tensor]:
         """Raw counts (B, C, H, W) -> `answer_z` of the stabilized image, padded to a multiple of pixels."""
         padded = pad_to_multiple(noisy.float(), self.mean.multiple)
         return self.answer_z(*self.mean.stabilize(padded, share))
 
-    def answer_z(self, z: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+    def answer_z(self, z: Tensor, level: Tensor, correlation: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Stabilized z (B, C, H, W) -> posterior mean in z, and the input of `spread` (B, 3 * C, H, W)."""
-        added = self.mean.maps(z, level)[:, :, 0]
+        added = self.mean.maps(z, level, correlation)[:, :, 0]
         # Detached, because the mean network learns from its own error alone.
         return z + added, torch.cat([(z - level) / 4, z.clamp(max=16) / 8, added.detach()], dim=1)
 

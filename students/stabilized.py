@@ -16,6 +16,10 @@ WEIGHTS = Path(__file__).with_name("stabilized.safetensors")
 CORRELATED = Path(__file__).with_name("correlated.safetensors")
 _DARK_SLOPE = (3 / 8) ** -0.5
 FLAT = 1000.0  # z of the mean for Gaussian noise, which has no natural zero
+_ALONG = (1, 2, 3, 4, 6, 8, 12, 16)
+# Pixel distances (y, x) at which the network is told the noise's correlation; 1 at the first if it is known.
+LAGS = ((0, 0), (1, 1), (2, 2), *((0, d) for d in _ALONG), *((d, 0) for d in _ALONG))
+TOLD = 64  # features of what it is told
 
 
 class StabilizedUNet(nn.Module):
@@ -40,6 +44,7 @@ class StabilizedUNet(nn.Module):
     mean: Tensor
     std: Tensor
     level: Tensor
+    correlation: Tensor
 
     def __init__(self, in_channels: int = 1, out_channels: int = 1, width: int = 40) -> None:
         super().__init__()
@@ -51,16 +56,27 @@ class StabilizedUNet(nn.Module):
         self.in_channels, self.out_channels, self.width = in_channels, out_channels, width
         self.correlated = False
         self.network = LightUNet(2, out_channels // in_channels, width)
+        told = nn.Linear(TOLD, width, bias=False)
+        # Without constants, so that independent or unknown noise changes nothing.
+        self.told = nn.Sequential(nn.Linear(len(LAGS), TOLD, bias=False), nn.ReLU(inplace=True), told)
         self.multiple = self.network.multiple
         weight, bias = self.network.head.parameters()
         with torch.no_grad():
+            told.weight.zero_()
             weight.mul_(0.1)  # starts near the identity
             bias[self.network.unshuffle**2 :] = -3.0
         for name, value in {"gain": 1.0, "offset": 0.0, "mean": 0.0, "std": 1.0, "level": 0.0}.items():
             self.register_buffer(name, torch.full((in_channels, 1, 1), value))
+        self.register_buffer("correlation", torch.zeros(in_channels, len(LAGS)))
 
     def prepare(
-        self, noisy: Tensor, mean: Tensor, std: Tensor, gain: Tensor, offset: Tensor, correlated: bool = False
+        self,
+        noisy: Tensor,
+        mean: Tensor,
+        std: Tensor,
+        gain: Tensor,
+        offset: Tensor,
+        correlation: Tensor | None = None,
     ) -> None:
         """Stores the statistics of the data; called once before training or prediction.
 
@@ -70,10 +86,13 @@ class StabilizedUNet(nn.Module):
             std: standard deviation of the data (C, 1, 1) in raw counts.
             gain: gain of the noise line (C, 1, 1); 0 for Gaussian noise.
             offset: offset of the noise line (C, 1, 1) in counts squared.
-            correlated: whether the noise of neighbouring pixels is correlated, which decides the weights that
+            correlation: correlation (C, len(LAGS)) of the noise at the distances LAGS; 0 where unknown.
+                Default: none, the noise of each pixel is independent. This decides the weights that
                 `load_pretrained` loads.
         """
-        self.correlated = correlated
+        self.correlated = correlation is not None
+        if correlation is not None:
+            self.correlation.copy_(correlation)
         variance = gain * mean + offset
         # Where brightness hardly changes the noise, z would be a small difference of large numbers.
         self.gain.copy_(torch.where(gain * std > 1e-3 * variance, gain, 0 * gain))
@@ -92,13 +111,11 @@ class StabilizedUNet(nn.Module):
                 f"StabilizedUNet: the shipped weights have width 40, got {self.width}; pass init none to "
                 "start from random weights"
             )
-        weights = {
-            key: value.float() for key, value in load_file(CORRELATED if self.correlated else WEIGHTS).items()
-        }
-        own = self.network.state_dict()
+        weights = load_file(CORRELATED if self.correlated else WEIGHTS)
+        own = self.state_dict()
         for key, value in weights.items():
-            own[key][: len(value)] = value  # in the head, only the channels of the image
-        self.network.load_state_dict(own)
+            own[key][: len(value)] = value.float()  # in the head, only the channels of the image
+        self.load_state_dict(own)
 
     def forward(self, x: Tensor, share: float = 1.0) -> Tensor:
         """Standardized images -> standardized maps. share: fraction of the light in them (`LightSplit`)."""
@@ -117,15 +134,18 @@ class StabilizedUNet(nn.Module):
         level = torch.where(self.gain > 0, self.level, self.level - FLAT) * share**0.5
         return self._stabilize(counts, share), torch.where(self.gain > 0, level, level + FLAT)
 
-    def maps(self, z: Tensor, level: Tensor) -> Tensor:
+    def maps(self, z: Tensor, level: Tensor, correlation: Tensor | None = None) -> Tensor:
         """Stabilized images z (B, C, H, W) and their mean -> the correction of z and further maps.
 
-        They are the entries 0 and 1 onwards along the third axis of (B, C, maps, H, W).
+        They are the entries 0 and 1 onwards along the third axis of (B, C, maps, H, W). correlation: of each
+        image, (B, C, len(LAGS)); default: that of `prepare`.
         """
         inputs = torch.stack([(z - level) / 4, z.clamp(max=16) / 8], dim=2).flatten(0, 1)  # (B * C, 2, H, W)
         inputs = inputs.contiguous(memory_format=torch.channels_last)
-        features = in_float32(self.network.stem, inputs)  # bf16 would round z
-        features = self.network.body(features)
+        # bf16 would round z
+        features = in_float32(self.network.stem, inputs).unflatten(0, (-1, self.in_channels))
+        told = self.told(self.correlation if correlation is None else correlation)
+        features = self.network.body((features + told[..., None, None].to(features)).flatten(0, 1))
         return in_float32(self.network.head, features).unflatten(0, (-1, self.in_channels))
 
     def _stabilize(self, counts: Tensor, share: float) -> Tensor:

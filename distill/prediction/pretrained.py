@@ -24,7 +24,7 @@ def pretrained_denoiser(stack: Stack) -> DirectDenoiser:
     student = StabilizedUNet(len(mean), len(mean))
     with checks_of("noise"):
         light = LightSplit.fit(frames)
-    student.prepare(frames, mean, std, *light.line, light.correlated)
+    student.prepare(frames, mean, std, *light.line, light.correlation)
     student.load_pretrained()
     denoiser = DirectDenoiser(student, L2(), channels=len(mean))
     denoiser.prepare(mean, std)

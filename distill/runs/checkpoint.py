@@ -224,7 +224,7 @@ def settings(header: dict[str, Any]) -> dict[str, Any]:
 
 
 _NUMBERS = ("steps", "refine_steps", "batch_size", "micro_batch", "patch_size", "draws")
-_OF_THE_IMAGES = ("mean", "std", "gain", "offset", "level")
+_OF_THE_IMAGES = ("mean", "std", "gain", "offset", "level", "correlation")
 
 
 def name_of(run: str | os.PathLike[str] | nn.Module) -> str:

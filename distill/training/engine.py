@@ -42,7 +42,7 @@ from distill.training.patches import Patches, orientations, split
 from distill.training.preparation import prepare_networks, prepare_outputs
 from distill.training.processes import Processes, joined
 from distill.training.resume import State, check_resumable, resumed, stop_signals, stored_settings
-from distill.training.self_supervision import Best, self_supervised_share, split_risk
+from distill.training.self_supervision import Best, camera_of, self_supervised_share, split_risk
 from distill.training.steps import Learn, Teach
 from distill.training.validation import Validation
 from distill.training.watch import Watch
@@ -148,7 +148,6 @@ def train(
         self_supervised: share of the student's loss that is its error on a part of the image's own light
             (`SplitRisk`); the rest is its distance to draws. Default: 1 for L2, a StabilizedUNet and noise
             without correlation between pixels, because draws are only as good as their sampler; otherwise 0.
-            With a fitted CorrelatedNoise, 1 may help at first.
         context: neighbouring planes that both networks see in addition to the denoised plane: "T2" for two
             before and two after in time, "Z1" for one above and one below. They are further channels, the
             nearest first (0, -1, +1, -2, +2), mirrored at both ends. The sampler draws the denoised plane
@@ -220,14 +219,16 @@ def train(
     check_networks(denoiser, two, samples)
     average = Average(denoiser, ema)
 
-    # Targets of the student: draws, or the image's own light.
+    # Targets of the student: draws, or the image's own light. It may see draws through the camera.
     risk = split_risk(denoiser, light, noise_model)
     own_share = self_supervised_share(self_supervised, risk, loss)
     best = Best(denoiser, risk, unseen, seed) if risk and own_share and unseen is not None else None
-    teach, learn = Teach(sampler, 0 if own_share == 1 else draws), Learn(denoiser, loss, risk, own_share)
+    camera = camera_of(sampler, denoiser, light)
+    teach = Teach(sampler, 0 if own_share == 1 else draws)
+    learn = Learn(denoiser, loss, risk, own_share, camera)
     validation = None
     if unseen is not None:
-        validation = Validation(sampler, average.module, unseen, seed, hardware, best)
+        validation = Validation(sampler, average.module, unseen, seed, hardware, best, camera)
 
     # Length: the number of steps, or as many as fit into the rest of the budget.
     if budget:

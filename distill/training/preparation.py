@@ -50,7 +50,7 @@ def prepare_networks(
         light = getattr(sampler, "light", None)
         if isinstance(student, StabilizedUNet):
             light = light if isinstance(light, LightSplit) else LightSplit.fit(frames, noise_model)
-            student.prepare(frames, mean, std, *light.line, light.correlated)
+            student.prepare(frames, mean, std, *light.line, light.correlation)
         if not denoiser.reshapes:  # otherwise `prepare_outputs` passes draws to the loss
             denoiser.loss.prepare(denoiser.plane(denoiser.standardize(frames)))
     if init == "pretrained":

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from distill.denoiser import DirectDenoiser
 from distill.errors import UserError
 from losses import L2, Loss
+from samplers import PosteriorSampler
 from samplers.base import evaluating
 from samplers.noise.split import LightSplit, can_be_split
 from students import StabilizedUNet
@@ -55,11 +56,12 @@ class SplitRisk(nn.Module):
 def split_risk(
     denoiser: DirectDenoiser, light: LightSplit | None, noise_model: nn.Module | None
 ) -> SplitRisk | None:
-    """The risk; None if the noise model cannot be split or is a guess, or the student cannot learn from it.
+    """The risk; None if the light cannot be split well enough, or the student cannot learn from it.
 
-    The student has to take the share of the light that it sees as an input, as StabilizedUNet does.
+    Correlation that a noise model misses would be the same in both parts, and would be learned. The student
+    has to take the share of the light that it sees as an input, as StabilizedUNet does.
     """
-    if light is None or light.guessed or not (noise_model is None or can_be_split(noise_model)):
+    if light is None or light.correlated or not (noise_model is None or can_be_split(noise_model)):
         return None
     if not isinstance(denoiser.backbone, StabilizedUNet):
         return None
@@ -72,11 +74,22 @@ def self_supervised_share(share: float | None, risk: SplitRisk | None, loss: Los
     if share and not possible:
         raise UserError(
             f"self_supervised: got {share} with the loss {type(loss).__name__}; it needs the loss L2, the "
-            "student StabilizedUNet, and noise of single pixels or a fitted CorrelatedNoise; pass 0"
+            "student StabilizedUNet, and noise that is independent between pixels; pass 0"
         )
-    if share is None:  # long training would learn the correlations that a noise model does not contain
-        return float(possible and risk is not None and not risk.light.correlated)
-    return share
+    return float(possible) if share is None else share
+
+
+def camera_of(
+    sampler: PosteriorSampler, denoiser: DirectDenoiser, light: LightSplit | None
+) -> LightSplit | None:
+    """The camera by which the student sees draws instead of the noisy images, where noise is correlated.
+
+    A student of a sampler that is not trained on these images would be no better than the sampler. Pairs of a
+    draw and a new observation of it show what these images look like: one step of expectation maximisation
+    (Dempster et al. 1977). Unlike parts of an image's light, they do not share noise that the model misses.
+    """
+    own = light is not None and light.correlated and light is getattr(sampler, "light", None)
+    return light if own and isinstance(denoiser.backbone, StabilizedUNet) else None
 
 
 class Best:

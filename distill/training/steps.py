@@ -11,6 +11,7 @@ from distill.errors import checks_of
 from distill.training.self_supervision import SplitRisk
 from losses import Loss
 from samplers import PosteriorSampler
+from samplers.noise.split import LightSplit
 
 
 class Teach(nn.Module):
@@ -41,6 +42,7 @@ class Learn(nn.Module):
     """noisy (B, C, *S) and its draws (n, B, C', *S') -> distance of the student's prediction to the draws.
 
     self_supervised: share of the loss that is the error on a part of the image's own light instead.
+    camera: if passed, the student sees the first draw as this camera observes it, not the noisy image.
     """
 
     def __init__(
@@ -49,15 +51,20 @@ class Learn(nn.Module):
         loss: Loss,
         risk: SplitRisk | None = None,
         self_supervised: float = 0.0,
+        camera: LightSplit | None = None,
     ) -> None:
         super().__init__()
         self.denoiser, self.loss, self.risk, self.self_supervised = denoiser, loss, risk, self_supervised
+        self.camera = camera
 
     def forward(self, noisy: Tensor, draws: Tensor | None) -> Tensor:
         noisy = noisy[:, : len(self.denoiser.mean)]
         own = self.risk(noisy) if self.risk is not None and self.self_supervised else noisy.new_zeros(())
         if draws is None:
             return own
+        if self.camera is not None:
+            draws = draws[:1]
+            noisy = self.camera.observe(draws[0])
         prediction = self.denoiser.predict(noisy)
         with torch.autocast(
             noisy.device.type, enabled=False

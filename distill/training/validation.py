@@ -12,16 +12,23 @@ from distill.plots.pictures import mosaic
 from distill.training.self_supervision import Best
 from samplers import PosteriorSampler
 from samplers.base import evaluating
+from samplers.noise.split import LightSplit
 
 
 @torch.no_grad()
 def validate(
-    sampler: PosteriorSampler, denoiser: DirectDenoiser, noisy: Tensor, seed: int, preview: Path
+    sampler: PosteriorSampler,
+    denoiser: DirectDenoiser,
+    noisy: Tensor,
+    seed: int,
+    preview: Path,
+    camera: LightSplit | None = None,
 ) -> dict[str, float]:
     """Losses on held-out patches, and the student's PSNR with respect to the mean of 8 draws of 16 patches.
 
     A sampler with more than one free draw gives these instead of 8. Random numbers are the same on every
-    call, so that the results can be compared. `preview` is a picture of some of the patches.
+    call, so that the results can be compared. `preview` is a picture of some of the patches, and `camera`
+    that of `Learn`.
     """
     row = {}
     with torch.random.fork_rng():
@@ -29,12 +36,13 @@ def validate(
         if sampler.trainable:
             with evaluating(sampler):
                 row["val_sampler_loss"] = float(sampler.training_step(noisy)[0])
-        draws = denoiser.standardize_draws(sampler.sample(noisy, denoiser.loss.min_draws))
+        draws = sampler.sample(noisy, denoiser.loss.min_draws)
+        seen = noisy[:, : len(denoiser.mean)] if camera is None else camera.observe(draws[0])
+        draws = denoiser.standardize_draws(draws)
         samples = sampler.sample(noisy[:16], sampler.free_draws if sampler.free_draws > 1 else 8)
-    noisy = noisy[:, : len(denoiser.mean)]
-    few = noisy[:16]
+    few = noisy[:16, : len(denoiser.mean)]
     with evaluating(denoiser):
-        row["val_student_loss"] = float(denoiser.loss(denoiser.predict(noisy), draws))
+        row["val_student_loss"] = float(denoiser.loss(denoiser.predict(seen), draws))
         denoised, mean = denoiser(few), samples.mean(dim=0)
     error = (denoised - mean).square().mean()
     row["psnr_to_draws"] = float(20 * torch.log10((mean.max() - mean.min()) / error.sqrt()))
@@ -66,9 +74,10 @@ class Validation:
         seed: int,
         hardware: Hardware,
         best: Best | None,
+        camera: LightSplit | None,
     ) -> None:
         self.sampler, self.denoiser, self.noisy, self.seed = sampler, denoiser, noisy, seed
-        self.hardware, self.best = hardware, best
+        self.hardware, self.best, self.camera = hardware, best, camera
 
     def __call__(self, preview: Path) -> dict[str, float]:
         """The metrics of `validate`, and the error on unseen light, which selects the best student."""
@@ -84,4 +93,4 @@ class Validation:
 
     def _row(self, preview: Path) -> dict[str, float]:
         with self.hardware.autocast():
-            return validate(self.sampler, self.denoiser, self.noisy, self.seed, preview)
+            return validate(self.sampler, self.denoiser, self.noisy, self.seed, preview, self.camera)

@@ -80,6 +80,17 @@ class CorrelatedNoise(GaussianNoise):
         below = self.correlation[y + 1][x] if y else 0.0
         return below, self.correlation[y][x + 1] if x else 0.0
 
+    def at(self, lags: Sequence[tuple[int, int]]) -> Tensor:
+        """Correlation of pixels so many rows and columns apart, (len(lags),); 0 beyond the table.
+
+        For a distance along both axes, the mean of both diagonals.
+        """
+        y, x = (side // 2 for side in self._correlation.shape)
+        table = self._correlation.lerp(self._correlation.flip(1), 0.5)
+        inside = [dy <= y and dx <= x for dy, dx in lags]
+        return torch.stack([table[y + dy, x + dx] if near else table.new_zeros(())
+                            for (dy, dx), near in zip(lags, inside, strict=True)])  # fmt: skip
+
     def unit(self, like: Tensor) -> Tensor:
         """Noise of standard deviation 1, shaped like `like` (..., H, W)."""
         margin = max(self._correlation.shape) // 2

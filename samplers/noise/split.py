@@ -17,7 +17,7 @@ from samplers.noise.gaussian import GaussianNoise
 from samplers.noise.line import lines, noise_line
 from samplers.noise.neighbours import STRONG, neighbour_correlation
 from samplers.noise.photons import PhotonNoise, ring_mean
-from students.stabilized import StabilizedUNet
+from students.stabilized import LAGS, StabilizedUNet
 
 log = logging.getLogger(__name__)
 SHARES = 0.5, 0.7  # range of the light's share in the input; the whole image has more, the rest shows errors
@@ -27,17 +27,15 @@ WORTH = 0.06  # correlation of neighbours below which a split of independent pix
 LINES = 0.2  # difference of that between rows and columns: at most 0.1 for independent pixels, 0.3 for lines
 Splittable = GaussianNoise | PhotonNoise
 SHIPPED = (
-    "the shipped weights denoise it as they are; a noise model fitted to repeats or dark frames is more "
-    "exact (distill noise-model fit --kind correlated)"
+    "it was estimated from the images; a noise model fitted to repeats or dark frames is more exact "
+    "(distill noise-model fit --kind correlated)"
 )
 
 
 class LightSplit(nn.Module):
     """Splits noisy images (B, C, H, W) into one with a share of the light and one with the rest.
 
-    Both are in raw counts, with the brightness of the whole image and independent noise. `guessed` tells
-    whether correlated noise was estimated from the images themselves. Such an estimate is accurate enough to
-    denoise with, but not to learn from: noise that it misses is the same in both parts, and would be learned.
+    Both are in raw counts, with the brightness of the whole image and independent noise.
 
     Args:
         models: noise model of each channel.
@@ -53,10 +51,14 @@ class LightSplit(nn.Module):
         super().__init__()
         self.noise = ChannelNoise(models)
         self.line = line or lines([m.white if isinstance(m, CrosstalkNoise) else m for m in models])
-        self.guessed = False
         self.correlated = any(isinstance(each, CorrelatedNoise) for each in models)
         photon = [float(each.gain or 0.0) for each in models]
         self.register_buffer("photon", torch.tensor(photon)[:, None, None], persistent=False)
+
+    @property
+    def correlation(self) -> Tensor | None:
+        """Correlation of each channel's noise at LAGS, (C, len(LAGS)); None if all pixels are independent."""
+        return torch.stack([_at_lags(each) for each in self.models]) if self.correlated else None
 
     @property
     def models(self) -> Sequence[Splittable | CrosstalkNoise]:
@@ -77,10 +79,6 @@ class LightSplit(nn.Module):
         models = _of_each_channel(noise_model, noisy.shape[1])
         laws = [_law(noisy[:, [c]], model, advice) for c, model in enumerate(models)]
         light = cls([law for law, _ in laws])
-        light.guessed = any(
-            isinstance(law, CorrelatedNoise) and law is not model
-            for (law, _), model in zip(laws, models, strict=True)
-        )
         if not light.correlated:
             gains, offsets = zip(*(line for _, line in laws), strict=True)
             light.line = torch.cat(gains), torch.cat(offsets)
@@ -163,19 +161,30 @@ def _law(
         worth = WORTH <= max(map(abs, near)) <= LARGEST
         return (CrosstalkNoise(white, *near) if worth else white), line
     few = noisy[:4]
-    noise = CorrelatedNoise.from_denoised(
-        few, lambda each: _shipped(noisy, *lines([each]), True).denoise(few)
-    )
+
+    def denoise(noise: GaussianNoise) -> Tensor:
+        known = noise.at(LAGS) if isinstance(noise, CorrelatedNoise) else torch.zeros(len(LAGS))
+        return _shipped(noisy, *lines([noise]), known[None]).denoise(few)
+
+    noise = CorrelatedNoise.from_denoised(few, denoise)
     log.warning("the noise of neighbouring pixels is correlated (%.2f along y, %.2f along x, std %.3g): %s",
                 *noise.neighbours, float(noise.variance(noisy.mean()).sqrt()), advice)  # fmt: skip
     return noise.to(noisy.device), line
 
 
-def _shipped(noisy: Tensor, gain: Tensor, offset: Tensor, correlated: bool = False) -> StabilizedUNet:
+def _at_lags(model: nn.Module) -> Tensor:
+    if isinstance(model, CorrelatedNoise):
+        return model.at(LAGS)
+    return torch.tensor([float(lag == (0, 0)) for lag in LAGS])
+
+
+def _shipped(
+    noisy: Tensor, gain: Tensor, offset: Tensor, correlation: Tensor | None = None
+) -> StabilizedUNet:
     """A StabilizedUNet with the shipped weights, prepared for one channel (N, 1, H, W)."""
     student = StabilizedUNet().to(noisy.device)
     mean, std, gain, offset = (v.view(1, 1, 1).to(noisy) for v in (noisy.mean(), noisy.std(), gain, offset))
-    student.prepare(noisy, mean, std, gain, offset, correlated)
+    student.prepare(noisy, mean, std, gain, offset, correlation)
     student.load_pretrained()
     return student.eval()
 

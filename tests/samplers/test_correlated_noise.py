@@ -109,3 +109,9 @@ def test_it_may_be_mirrored_as_its_table_is():
         noise = CorrelatedNoise(table, offset=1.0)
         assert noise.isotropic == isotropic and tuple(noise.mirrors) == ways[upright]
     assert not CorrelatedNoise([*zip(*lines, strict=True)], offset=1.0).isotropic
+
+
+def test_correlation_at_chosen_distances():
+    noise = CorrelatedNoise([[0.1, 0.2, 0.3], [0.4, 1.0, 0.4], [0.3, 0.2, 0.1]], offset=1.0)
+    found = noise.at([(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (5, 5)])
+    assert found.tolist() == pytest.approx([1.0, 0.4, 0.2, 0.2, 0.0, 0.0])

@@ -75,7 +75,7 @@ def test_correlated_noise_is_estimated_and_told(noise, caplog):
     (found,) = sampler.light.models
     for got, axis in zip(found.neighbours, (1, 2), strict=True):
         pairs = [np.take(wanted, range(start, 127 + start), axis) for start in (0, 1)]
-        assert got == pytest.approx((pairs[0] * pairs[1]).mean() / wanted.var(), abs=0.12)
+        assert got == pytest.approx((pairs[0] * pairs[1]).mean() / wanted.var(), abs=0.15)
     assert found.variance(noisy.mean()).item() == pytest.approx(wanted.var(), rel=0.25)
 
 
@@ -113,10 +113,11 @@ def test_before_training_draws_disagree_as_a_posterior_s_would(noise):
 
 def test_training_teaches_both_networks_and_the_run_draws_again(tmp_path):
     made, sampler = specimen(3, 64), StabilizedSampler(**TINY)
-    before = [p.detach().clone() for p in sampler.parameters()]
+    before = {name: p.detach().clone() for name, p in sampler.named_parameters() if "told" not in name}
     run = train(made.noisy, sampler, UNet(depth=2, filters=4), L1(), tmp_path, steps=3, refine_steps=1,
                 batch_size=2, patch_size=32, init="none", device="cpu")  # fmt: skip
-    assert not any(p.equal(q) for p, q in zip(run.sampler.parameters(), before, strict=True))
+    after = dict(run.sampler.named_parameters())
+    assert not any(after[name].equal(p) for name, p in before.items())  # it is told of correlated noise only
     loaded, noisy = load_sampler(tmp_path), torch.from_numpy(made.noisy)[:1, None].float()
     drawn = []
     for each in (run.sampler, loaded):

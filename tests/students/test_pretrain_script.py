@@ -13,6 +13,7 @@ import samplers.stabilized
 import students.stabilized
 from samplers import StabilizedSampler
 from students import StabilizedUNet
+from students.stabilized import LAGS
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -45,8 +46,8 @@ def test_every_stage_writes_weights_that_the_network_loads(which, home, file, sc
     sampler = StabilizedSampler()
     sampler.mean.correlated = file == "CORRELATED"
     sampler.load_pretrained()
-    loaded = sampler.spread if "spread" in which else sampler.mean.network
-    assert all(v.equal(written[k].float()) for k, v in loaded.state_dict().items())
+    loaded = (sampler.spread if "spread" in which else sampler.mean).state_dict()
+    assert all(loaded[k].equal(v.float()) for k, v in written.items())
 
 
 def test_its_stabilization_is_the_students(script):
@@ -68,7 +69,21 @@ def test_fields_and_noisy_patches_are_those_of_the_seed(script):
     assert fields.dtype == np.float16 and fields.min() == 0 and fields.max() == 1
     assert np.array_equal(script.bank(1, size=96, seed=1), fields[:1])
     stage = script.Stage(1, 40, 32, 1e-3)
-    z, target, level = script.batch(np.random.default_rng(0), fields, stage, script.observe)
+    z, target, level, correlation = script.batch(np.random.default_rng(0), fields, stage, script.observe)
     assert z.shape == target.shape == (40, 1, 32, 32) and level.shape == (40, 1, 1, 1)
+    assert correlation.shape == (40, 1, len(LAGS)) and not correlation.any()  # white
     noise = (z - target)[target > 8]  # where z is stable, its noise has variance 1
     assert 0.8 < noise.std() < 1.1
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_correlation_that_it_tells_is_that_of_the_noise(seed, script):
+    noise, told = script.correlated_noise(np.random.default_rng(seed), (256, 256))
+    assert (
+        noise.shape == (256, 256)
+        and noise.std() == pytest.approx(1)
+        and told[0] == pytest.approx(1, abs=0.02)
+    )
+    for (y, x), correlation in zip(LAGS, told, strict=True):
+        pairs = noise[y:, x:] * noise[: 256 - y, : 256 - x]
+        assert pairs.mean() == pytest.approx(correlation, abs=0.1)

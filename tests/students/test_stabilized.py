@@ -6,9 +6,11 @@ import torch
 from distill import DirectDenoiser, load_denoiser, psnr, specimen
 from distill.runs.checkpoint import save_denoiser
 from losses import L2, MeanVariance
-from samplers import GaussianNoise
+from samplers import CorrelatedNoise, GaussianNoise
 from samplers.noise.line import noise_line
+from samplers.noise.split import LightSplit
 from students import StabilizedUNet
+from students.stabilized import LAGS
 
 
 def pretrained(noisy: torch.Tensor, gain: float, offset: float, channels: int = 1) -> DirectDenoiser:
@@ -107,3 +109,28 @@ def test_other_widths_have_no_weights():
         StabilizedUNet(width=8).load_pretrained()
     with pytest.raises(ValueError, match="multiple of in_channels"):
         StabilizedUNet(2, 3)
+
+
+def test_what_it_is_told_of_correlated_noise_counts_there_only():
+    made = specimen(2, 96, noise="lines")
+    noisy, clean = (torch.from_numpy(v).float()[:, None] for v in (made.noisy, made.clean))
+    light = LightSplit.fit(noisy, CorrelatedNoise.from_noise(noisy - clean, clean))
+    mean, std = noisy.mean().view(1, 1, 1), noisy.std().view(1, 1, 1)
+    scores = []
+    for told in (light.correlation, torch.zeros(1, len(LAGS)), None):
+        student = StabilizedUNet()
+        student.prepare(noisy, mean, std, *light.line, told)
+        student.load_pretrained()
+        scores.append(psnr(student.denoise(noisy).detach(), clean))
+        if told is None:
+            assert not any(p.any() for p in student.told.parameters())
+    assert scores[0] > scores[1] + 0.3 > scores[2] + 0.6
+
+
+def test_channels_are_told_their_own_correlation():
+    table = [[0.0, 0.0, 0.0], [0.5, 1.0, 0.5], [0.0, 0.0, 0.0]]
+    light = LightSplit([CorrelatedNoise(table, offset=4.0), GaussianNoise(2.0)])
+    first, second = light.correlation
+    assert first[LAGS.index((0, 1))] == 0.5 and first[LAGS.index((1, 0))] == 0 and first[0] == 1
+    assert second[0] == 1 and second[1:].count_nonzero() == 0
+    assert LightSplit([GaussianNoise(2.0)]).correlation is None

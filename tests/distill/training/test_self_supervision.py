@@ -15,7 +15,15 @@ from distill.runs import tensors
 from distill.training.patches import Patches
 from distill.training.self_supervision import Best, SplitRisk
 from losses import L1, L2, MeanVariance, Quantiles
-from samplers import HDN, CorrelatedNoise, FunctionSampler, GaussianNoise, PhotonNoise, StabilizedSampler
+from samplers import (
+    HDN,
+    CorrelatedNoise,
+    FunctionSampler,
+    GaussianNoise,
+    PhotonNoise,
+    StabilizedSampler,
+    posterior_mean,
+)
 from samplers.noise.line import noise_line
 from samplers.noise.split import LightSplit
 from students import StabilizedUNet, UNet
@@ -137,22 +145,39 @@ def test_a_guess_of_correlated_noise_leaves_draws_alone(images, tmp_path, caplog
     train(images(), sampler, StabilizedUNet(), L2(), tmp_path / "run", **QUICK)
     assert caplog.text.count("neighbouring pixels is correlated") == 1
     assert share(tmp_path / "run") == 0.0 and sampler.asked == [1, 1, 1]
-    with pytest.raises(UserError, match="fitted CorrelatedNoise"):
+    with pytest.raises(UserError, match="independent between pixels"):
         train(images(), Draws(), StabilizedUNet(), L2(), tmp_path / "other", self_supervised=1.0, **QUICK)
 
 
-def test_correlated_noise_that_is_known_is_split_and_not_turned(tmp_path, monkeypatch):
-    made, turned = specimen(4, 64, noise="lines"), []
+def test_correlated_noise_is_observed_in_draws_that_are_not_turned(tmp_path, monkeypatch):
+    made, turned, seen = specimen(4, 64, noise="lines"), [], []
     noise = torch.from_numpy(made.noisy - made.clean)[:, None]
-    model = CorrelatedNoise.from_noise(noise, torch.from_numpy(made.clean)[:, None])
+    known = CorrelatedNoise.from_noise(noise, torch.from_numpy(made.clean)[:, None])
     monkeypatch.setattr(Patches, "places", lambda *a, places=Patches.places: (
         turned.append(list(a[3]) if len(a) > 3 else None), places(*a))[1])  # fmt: skip
-    for asked in (1.0, None):
-        out = tmp_path / str(asked)
-        train(made.noisy, StabilizedSampler(model), StabilizedUNet(), L2(), out, self_supervised=asked,
-              **(QUICK | dict(steps=2)))  # fmt: skip
-        assert share(out) == (asked or 0.0)
-        assert all(ways in ([0, 2, 4, 6], [0, 6]) for ways in turned[-2:])  # mirrored at most
+    monkeypatch.setattr(LightSplit, "observe", lambda self, draw, observe=LightSplit.observe: (
+        seen.append(draw), observe(self, draw))[1])  # fmt: skip
+    for name, model in {"known": known, "guessed": None}.items():
+        seen.clear()
+        run = train(made.noisy, StabilizedSampler(model), StabilizedUNet(), L2(), tmp_path / name,
+                    **(QUICK | dict(steps=2)))  # fmt: skip
+        assert share(tmp_path / name) == 0.0 and not run.sampler.trainable
+        assert len(seen) >= 3 and all(draw.shape[1:] == (1, 32, 32) for draw in seen)
+        assert turned[-1] in ([0, 2, 4, 6], [0, 6])  # mirrored at most
+
+
+def test_draws_of_other_samplers_are_not_observed_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(LightSplit, "observe", lambda *_: pytest.fail("the sampler may know other noise"))
+    train(specimen(4, 64, noise="lines").noisy, Draws(), StabilizedUNet(), L2(), tmp_path, **QUICK)
+
+
+def test_a_student_of_observed_draws_is_better_than_its_sampler(tmp_path):
+    made = specimen(6, 96, noise="lines")
+    noisy, clean = (torch.from_numpy(v).float()[:, None] for v in (made.noisy, made.clean))
+    sampler = StabilizedSampler(CorrelatedNoise.from_noise(noisy - clean, clean))
+    run = train(made.noisy, sampler, StabilizedUNet(), L2(), tmp_path, steps=0, refine_steps=20, device="cpu")
+    scores = [psnr(v, clean) for v in (posterior_mean(run.sampler, noisy, 8), run.denoiser(noisy).detach())]
+    assert scores[1] > scores[0] + 0.2
 
 
 def test_shipped_weights_beside_a_guess_are_not_trained(tmp_path):
