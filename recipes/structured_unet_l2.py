@@ -4,10 +4,7 @@ python recipes/structured_unet_l2.py                        the built-in specime
 python recipes/structured_unet_l2.py noisy.tif              your images
 python recipes/structured_unet_l2.py noisy.tif clean.tif    your images, and how good the result is
 
-If there are repeats or frames of pure noise, StabilizedSampler(CorrelatedNoise.from_noise(noise, signal))
-with self_supervised=1 is faster and as good: on the lines of docs/measured.md it reaches 24.65 dB after a
-minute and leaves 0.12 of the noise, while a student of this sampler, with more levels, reaches 24.71 dB and
-leaves 0.06. A StructuredNoiseVAE with a fitted noise model reaches 24.29 dB.
+TODO
 """
 
 import sys

@@ -30,7 +30,8 @@ class StabilizedUNet(nn.Module):
     gain * signal + offset into noise of standard deviation 1. The network predicts a correction of z such
     that z^2 / 4 - 3/8 is the posterior mean of the signal, so the inverse needs no bias correction. Each
     channel is denoised by itself. `load_pretrained` loads weights that were trained on synthetic images of
-    many kinds (`benchmarks/pretrain.py`) and denoise before any further training.
+    many kinds (`benchmarks/pretrain.py`) and denoise before any further training. Where the noise of pixels
+    is correlated, the network is told how (`LAGS`).
 
     Args:
         in_channels: number of channels C of the image.
@@ -91,6 +92,7 @@ class StabilizedUNet(nn.Module):
                 `load_pretrained` loads.
         """
         self.correlated = correlation is not None
+        self.correlation.zero_()
         if correlation is not None:
             self.correlation.copy_(correlation)
         variance = gain * mean + offset
