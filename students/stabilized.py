@@ -146,8 +146,8 @@ class StabilizedUNet(nn.Module):
         inputs = inputs.contiguous(memory_format=torch.channels_last)
         # bf16 would round z
         features = in_float32(self.network.stem, inputs).unflatten(0, (-1, self.in_channels))
-        told = self.told(self.correlation if correlation is None else correlation)
-        features = self.network.body((features + told[..., None, None].to(features)).flatten(0, 1))
+        told = in_float32(self.told, self.correlation if correlation is None else correlation)
+        features = self.network.body((features + told[..., None, None]).flatten(0, 1))
         return in_float32(self.network.head, features).unflatten(0, (-1, self.in_channels))
 
     def _stabilize(self, counts: Tensor, share: float) -> Tensor:
