@@ -4,7 +4,11 @@ python recipes/structured_unet_l2.py                        the built-in specime
 python recipes/structured_unet_l2.py noisy.tif              your images
 python recipes/structured_unet_l2.py noisy.tif clean.tif    your images, and how good the result is
 
-TODO
+The default sampler estimates the correlation of the noise instead. On the lines of docs/measured.md its
+student reaches 24.45 dB after a minute, or 24.91 dB with a noise model fitted to repeats or frames of pure
+noise, StabilizedSampler(CorrelatedNoise.from_noise(noise, signal)), and leaves 0.09 to 0.12 of the noise. A
+student of this sampler, with more levels, reaches 24.71 dB and leaves 0.06; of a StructuredNoiseVAE 24.29
+dB.
 """
 
 import sys
