@@ -89,7 +89,7 @@ def camera_of(
     (Dempster et al. 1977). Unlike parts of an image's light, they do not share noise that the model misses.
     """
     own = light is not None and light.correlated and light is getattr(sampler, "light", None)
-    return light if own and isinstance(denoiser.backbone, StabilizedUNet) else None
+    return light if own and not sampler.trainable and isinstance(denoiser.backbone, StabilizedUNet) else None
 
 
 class Best:

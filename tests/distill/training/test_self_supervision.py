@@ -12,8 +12,9 @@ from torch import nn
 
 from distill import DirectDenoiser, UserError, load_denoiser, psnr, specimen, train
 from distill.runs import tensors
+from distill.training import engine
 from distill.training.patches import Patches
-from distill.training.self_supervision import Best, SplitRisk
+from distill.training.self_supervision import Best, SplitRisk, camera_of
 from losses import L1, L2, MeanVariance, Quantiles
 from samplers import (
     HDN,
@@ -180,13 +181,14 @@ def test_a_student_of_observed_draws_is_better_than_its_sampler(tmp_path):
     assert scores[1] > scores[0] + 0.2
 
 
-def test_shipped_weights_beside_a_guess_are_not_trained(tmp_path):
-    made = specimen(4, 64, noise="lines")
+def test_shipped_weights_beside_a_guess_are_not_trained(tmp_path, monkeypatch):
+    made, cameras = specimen(4, 64, noise="lines"), []
+    monkeypatch.setattr(engine, "camera_of", lambda *a: (cameras.append(camera_of(*a)), cameras[-1])[1])
     for init in ("pretrained", "none"):
         sampler = StabilizedSampler()
         run = train(made.noisy, sampler, StabilizedUNet(), L2(), tmp_path / init, init=init,
                     **(QUICK | dict(steps=2)))  # fmt: skip
-        assert run.sampler.trainable == (init == "none")
+        assert run.sampler.trainable == (init == "none") == (cameras[-1] is None)
 
 
 @pytest.mark.parametrize("size", [48, 96])
