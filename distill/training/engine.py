@@ -98,7 +98,9 @@ def train(
     """Trains `student` to predict in one pass what averaging draws of `sampler` would give.
 
     The first `steps` co-train both networks on every batch. Then the sampler is frozen in eval mode and the
-    student is refined for `refine_steps`. A sampler that is not trainable is frozen from the start.
+    student is refined for `refine_steps`. A sampler that is not trainable is frozen from the start. Where the
+    noise of pixels is correlated, the student of a StabilizedSampler sees draws that its noise model observes
+    anew, in place of the images.
 
     Args:
         images: noisy images in raw counts: a path, an array or a Stack.
