@@ -25,7 +25,8 @@ def save(path: Path, tensors: Mapping[str, Tensor], header: dict[str, Any]) -> N
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     metadata = {"header": json.dumps(header), "sha256": digest(tensors, header)}
     with whole_file(path) as part:
-        safetensors.torch.save_file(tensors, part, metadata)
+        # Not by save_file, whose own temporary file would be left beside this one if the process is killed.
+        Path(part).write_bytes(safetensors.torch.save(tensors, metadata))
 
 
 def load(path: Path, fields: Fields | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
