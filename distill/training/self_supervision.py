@@ -89,7 +89,8 @@ def camera_of(
     (Dempster et al. 1977). Unlike parts of an image's light, they do not share noise that the model misses.
     """
     own = light is not None and light.correlated and light is getattr(sampler, "light", None)
-    return light if own and not sampler.trainable and isinstance(denoiser.backbone, StabilizedUNet) else None
+    fits = isinstance(denoiser.backbone, StabilizedUNet) and denoiser.loss.min_draws == 1
+    return light if own and fits and not sampler.trainable else None  # other draws are not of the new image
 
 
 class Best:
