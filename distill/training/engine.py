@@ -226,7 +226,7 @@ def train(
     own_share = self_supervised_share(self_supervised, risk, loss)
     best = Best(denoiser, risk, unseen, seed) if risk and own_share and unseen is not None else None
     camera = camera_of(sampler, denoiser, light)
-    teach = Teach(sampler, 0 if own_share == 1 else draws)
+    teach = Teach(sampler, 0 if own_share == 1 else 1 if camera else draws)
     learn = Learn(denoiser, loss, risk, own_share, camera)
     validation = None
     if unseen is not None:

@@ -15,7 +15,7 @@ from distill.runs import tensors
 from distill.training import engine
 from distill.training.patches import Patches
 from distill.training.self_supervision import Best, SplitRisk, camera_of
-from losses import L1, L2, MeanVariance, Quantiles
+from losses import L1, L2, MeanVariance, Quantiles, Tukey
 from samplers import (
     HDN,
     CorrelatedNoise,
@@ -165,6 +165,12 @@ def test_correlated_noise_is_observed_in_draws_that_are_not_turned(tmp_path, mon
         assert share(tmp_path / name) == 0.0 and not run.sampler.trainable
         assert len(seen) >= 3 and all(draw.shape[1:] == (1, 32, 32) for draw in seen)
         assert turned[-1] in ([0, 2, 4, 6], [0, 6])  # mirrored at most
+
+
+def test_losses_of_several_draws_see_the_images(tmp_path, monkeypatch):
+    monkeypatch.setattr(LightSplit, "observe", lambda *_: pytest.fail("its draws would be of other images"))
+    noisy = specimen(4, 64, noise="lines").noisy
+    train(noisy, StabilizedSampler(), StabilizedUNet(), Tukey(), tmp_path, **QUICK)
 
 
 def test_draws_of_other_samplers_are_not_observed_again(tmp_path, monkeypatch):
