@@ -88,12 +88,12 @@ def fm2s_like(noisy: np.ndarray, smooth: np.ndarray, noise: CorrelatedNoise) -> 
         return (net((torch.from_numpy(noisy)[None, None] - low) / span) * span + low)[0, 0].numpy()
 
 
-def on_draws(noisy: np.ndarray, run: Run, steps: int) -> DirectDenoiser:
+def on_draws(noisy: np.ndarray, run: Run, steps: int, seed: int) -> DirectDenoiser:
     """The student of a run after so many steps on 8 draws of each whole image, which cost as much as drawing
     600 times for 4 patches of 64 px but let it learn from all 8 at once, and from larger patches at the rate
     that suits a network from scratch: the shipped weights were made for other noise."""
     settings: dict[str, Any] = dict(steps=0, refine_steps=steps, init="none", validate_every=50)
-    settings |= dict(batch_size=2, patch_size=128, student_lr=1.5e-3)
+    settings |= dict(batch_size=2, patch_size=128, student_lr=1.5e-3, seed=seed)
     with tempfile.TemporaryDirectory() as folder:
         cached = cache_draws(run, noisy, Path(folder) / "draws", draws=8)
         return train(noisy, cached, run.denoiser.backbone, L2(), run.path / "student", **settings).denoiser
@@ -106,6 +106,7 @@ def main() -> None:
     parser.add_argument("--refine-steps", type=int, default=600, help="of their student alone")
     parser.add_argument("--draws", type=int, nargs="+", default=[1, 10, 100])
     parser.add_argument("--samplers", nargs="+")
+    parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
@@ -163,16 +164,16 @@ def main() -> None:
         first = pretrained_denoiser(as_stack(noisy))(batch)
     tell("shipped", pretrained_sampler(as_stack(noisy)), first[0, 0].numpy())
     for name in options.samplers or samplers:
-        torch.manual_seed(0)
-        folder, student = f"runs/structured/{options.kind}/{name}", StabilizedUNet()
+        torch.manual_seed(options.seed)
+        folder, student = f"runs/structured/{options.kind}/{name}/{options.seed}", StabilizedUNet()
         if name.startswith("noise"):
             run = train(noisy, samplers[name](), student, L2(), folder, steps=0, refine_steps=200,
-                        validate_every=50)  # fmt: skip
+                        validate_every=50, seed=options.seed)  # fmt: skip
             denoiser = run.denoiser
         else:
             run = train(noisy, samplers[name](), student, L2(), folder, steps=options.steps, refine_steps=0,
-                        batch_size=4, validate_every=50)  # fmt: skip
-            denoiser = on_draws(noisy, run, options.refine_steps)
+                        batch_size=4, validate_every=50, seed=options.seed)  # fmt: skip
+            denoiser = on_draws(noisy, run, options.refine_steps, options.seed)
         with torch.no_grad():
             tell(name, run.sampler, denoiser(batch)[0, 0].numpy())
     comparison(Path(f"runs/structured/{options.kind}/students.png"), {**pictures, "truth": truth})

@@ -16,6 +16,7 @@ _ARGUMENTS = ("gain", "offset", "read_noise", "shape", "step")
 _FEW = 6.0  # gains above which the Gaussian limit of many pulses is accurate enough
 _PULSES = 16  # largest number of pulses that light of fewer than _FEW gains gives
 _DARKEST = 0.02  # least expected number of pulses; at 0 the likelihood would have no slope
+_LEAST_ORDER = 0.1  # of a Gamma distribution; samples of smaller ones are often 0 as 32-bit floats
 _RING = torch.ones(1, 1, 5, 5)
 _RING[..., 2, 2] = 0
 
@@ -96,9 +97,10 @@ class PhotonNoise(NoiseModel):
         above = noisy - self.black
         rate = ((ring_mean(noisy) - self.black) / self.pulse).clamp(min=0.03)
         exchange = math.sqrt(share * (1 - share)) * self.read_noise * torch.randn_like(above)
-        photons = (above / self.gain - 1).clamp(min=1e-2)  # a Beta share has the moments of a binomial's
+        photons = above / self.gain - 1  # a Beta share has the moments of a binomial's
+        photons = photons.clamp(min=_LEAST_ORDER / min(share, 1 - share))
         first, second = _gamma(share * photons), _gamma((1 - share) * photons)
-        part = above * first / (first + second).clamp(min=1e-9)
+        part = above * first / (first + second).clamp(min=1e-37)
         dark = (above < _FEW * self.gain) & (rate < _FEW)
         part = torch.where(dark, self._dark_part(above, rate, share), part) + exchange
         return part / share + self.black, (above - part) / (1 - share) + self.black
@@ -117,7 +119,7 @@ class PhotonNoise(NoiseModel):
         mine = torch.binomial(pulses, torch.full_like(pulses, share))
         if self.shape < math.inf:
             first, second = _gamma(self.shape * mine), _gamma(self.shape * (pulses - mine))
-            mine = first / (first + second).clamp(min=1e-9)
+            mine = first / (first + second).clamp(min=1e-37)
         else:
             mine = mine / pulses.clamp(min=1)
         return light * mine + share * (above - light)
@@ -185,5 +187,5 @@ def ring_mean(images: Tensor) -> Tensor:
 
 def _gamma(order: Tensor) -> Tensor:
     """Samples of Gamma(order, 1), and 0 where order is 0."""
-    draw = torch._standard_gamma(order.clamp(min=1e-2))  # pyright: ignore[reportPrivateImportUsage]: as Gamma does
+    draw = torch._standard_gamma(order.clamp(min=_LEAST_ORDER))  # pyright: ignore[reportPrivateImportUsage]: as Gamma does
     return draw * (order > 0)
