@@ -40,6 +40,20 @@ def test_parts_have_the_signal_the_line_and_independent_noise(more, photons):
         assert abs(torch.corrcoef(together)[0, 1].item()) < 0.06
 
 
+@pytest.mark.parametrize("share", [0.6, 0.95])
+def test_parts_have_the_image_as_their_mean_even_where_a_dark_pixel_has_bright_neighbours(share):
+    torch.manual_seed(0)
+    noise = PhotonNoise(2.0, 0.0, 2.5)
+    noisy = torch.full((1, 1, 100, 100), noise.black + 20.0)
+    above = torch.tensor([-3.0, 0.5, 1.5, 3.0, 8.0])
+    noisy[..., 2::5, 2::5] = noise.black + above.repeat(80).view(20, 20)
+    parts = torch.stack([torch.stack(noise.split(noisy, share)) for _ in range(100)])  # (100, 2, 1, 1, H, W)
+    off = (parts - noisy)[..., 2::5, 2::5].flatten(-2).unflatten(-1, (80, 5)).movedim((-1, 1), (0, 1))
+    off = off.flatten(2)  # (darkness, part, samples)
+    mean, error = off.mean(-1), off.std(-1) / off.shape[-1] ** 0.5
+    assert (mean.abs() < 4 * error).all()
+
+
 def test_gaussian_noise_of_a_constant_std_is_split_exactly():
     torch.manual_seed(0)
     first, second = GaussianNoise(5.0).split(100 + 5 * torch.randn(4, 1, 256, 256), 0.8)
