@@ -7,14 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-TILE, MAX_TILES = 256, 32  # 2 million pixels at most
+TILE, MAX_PIXELS = 256, 2**21
 RING = 7  # side in px of the neighbourhood whose brightness and smoothness are measured
 
 
 def read_tiles(frames: Tensor | np.ndarray, caller: str) -> Tensor:
     """Reads evenly spread tiles (T, 1, h, w) in float32, without hot pixels.
 
-    Tiles are read one by one. Raises a ValueError that begins with `caller` if the frames are too small,
+    Together they cover all frames, or as many as MAX_PIXELS allows. Tiles are read one by one. Raises a ValueError that begins with `caller` if the frames are too small,
     constant or not finite.
 
     Args:
@@ -28,10 +28,10 @@ def read_tiles(frames: Tensor | np.ndarray, caller: str) -> Tensor:
             f"{caller}: got frames of shape {shape}; pass (N, C, H, W), (N, H, W) "
             f"or (H, W) with H and W at least {2 * RING}"
         )
-    h, w = (min(size, TILE) for size in shape[-2:])
+    h, w = (size // math.ceil(size / TILE) for size in shape[-2:])
     grid = (*shape[:-2], shape[-2] // h, shape[-1] // w)
     total = math.prod(grid)
-    picks = np.unique(np.linspace(0, total - 1, min(total, MAX_TILES)).round().astype(int))
+    picks = np.unique(np.linspace(0, total - 1, min(total, MAX_PIXELS // (h * w))).round().astype(int))
 
     tiles = []
     for *lead, row, column in zip(*np.unravel_index(picks, grid), strict=True):

@@ -128,6 +128,13 @@ def test_estimate_on_one_synthetic_image(gain, offset, seed):
     assert abs(model.gain - gain) < 0.12 * max(gain, 1)
 
 
+def test_estimate_looks_at_the_whole_of_an_image_that_is_no_multiple_of_a_tile():
+    signal = np.full((384, 384), 100.0)
+    signal[:, 260:] = np.linspace(100, 1000, 124)  # the part that shows how noise grows with brightness
+    noisy = signal + np.random.default_rng(0).normal(size=signal.shape) * np.sqrt(2 * signal + 50)
+    assert GaussianNoise.estimate(noisy).gain == pytest.approx(2, rel=0.1)
+
+
 def test_estimate_on_clipped_8_bit_stack():
     stack = np.stack([observed(3.0, 50.0, seed) for seed in range(4)]) - 20
     clipped = stack.round().clip(0, 150).astype(np.uint8)
