@@ -14,8 +14,8 @@ RING = 7  # side in px of the neighbourhood whose brightness and smoothness are 
 def read_tiles(frames: Tensor | np.ndarray, caller: str) -> Tensor:
     """Reads evenly spread tiles (T, 1, h, w) in float32, without hot pixels.
 
-    Together they cover all frames, or as many as MAX_PIXELS allows. Tiles are read one by one. Raises a ValueError that begins with `caller` if the frames are too small,
-    constant or not finite.
+    Together they cover all frames, or as many as MAX_PIXELS allows. Tiles are read one by one. Raises a
+    ValueError that begins with `caller` if the frames are too small, constant or not finite.
 
     Args:
         frames: images (N, C, H, W), (N, H, W) or (H, W); may be memory-mapped.
