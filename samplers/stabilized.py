@@ -37,7 +37,8 @@ class StabilizedSampler(PosteriorSampler):
     smaller than the error of any estimate of the camera's noise. Both networks were trained on synthetic
     images, the spread network by the energy score (Gneiting & Raftery 2007), which is least for draws from
     the posterior. Each channel is denoised by itself. Noise may be correlated between pixels in the same way
-    everywhere; then other shipped weights are loaded, which are told the correlation.
+    everywhere; then other shipped weights are loaded, which are told the correlation. With shipped weights and
+    a noise model of it, the mean network takes the weights of the student during training (`follow`).
 
     Args:
         noise_model: GaussianNoise, PhotonNoise or CorrelatedNoise, a ChannelNoise of these for several
@@ -108,6 +109,10 @@ class StabilizedSampler(PosteriorSampler):
             }
         )
         self.shipped.fill_(True)
+
+    def follow(self, student: nn.Module) -> None:
+        """Takes the weights of a student of the same size, which knows the images, as the mean network."""
+        self.mean.load_state_dict(student.state_dict())
 
     def prepare(self, noisy: Tensor, mean: Tensor, std: Tensor) -> None:
         if len(mean) != self.channels:

@@ -42,7 +42,14 @@ from distill.training.patches import Patches, orientations, split
 from distill.training.preparation import prepare_networks, prepare_outputs
 from distill.training.processes import Processes, joined
 from distill.training.resume import State, check_resumable, resumed, stop_signals, stored_settings
-from distill.training.self_supervision import Best, camera_of, self_supervised_share, split_risk
+from distill.training.self_supervision import (
+    TURNS,
+    Best,
+    camera_of,
+    follower,
+    self_supervised_share,
+    split_risk,
+)
 from distill.training.steps import Learn, Teach
 from distill.training.validation import Validation
 from distill.training.watch import Watch
@@ -226,6 +233,7 @@ def train(
     own_share = self_supervised_share(self_supervised, risk, loss)
     best = Best(denoiser, risk, unseen, seed) if risk and own_share and unseen is not None else None
     camera = camera_of(sampler, denoiser, light)
+    following = follower(sampler, denoiser, camera)
     teach = Teach(sampler, 0 if own_share == 1 else 1 if camera else draws)
     learn = Learn(denoiser, loss, risk, own_share, camera)
     validation = None
@@ -243,6 +251,7 @@ def train(
         steps, refine_steps = processes.on_main(lambda: plan)  # the same for all, although times differ
         settings |= {"steps": steps, "refine_steps": refine_steps}
     co_steps, total = steps if co_training else 0, steps + refine_steps
+    turns = {round(part * total) for part in TURNS} if following else set()
     if compile:
         teach, learn = torch.compile(teach), torch.compile(learn)
 
@@ -292,6 +301,8 @@ def train(
             losses = update(active, step)  # {} for a skipped step: no network has changed
             if losses:
                 average.update_parameters(denoiser)
+            if following and step in turns:
+                following.follow(average.module.backbone)
             row: dict[str, Any] = {"step": step} | losses | watch(step, losses, sampler.logged)
             if optimize_student.skipped:
                 row["skipped"] = optimize_student.skipped

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from distill.denoiser import DirectDenoiser
 from distill.errors import UserError
 from losses import L2, Loss
-from samplers import PosteriorSampler
+from samplers import PosteriorSampler, StabilizedSampler
 from samplers.base import evaluating
 from samplers.noise.split import LightSplit, can_be_split
 from students import StabilizedUNet
@@ -24,6 +24,7 @@ from students import StabilizedUNet
 log = logging.getLogger(__name__)
 CHECKED_SHARE = 0.8  # share of the light that the student sees in validation, close to the whole image
 CHECKS = 3  # random splits of each held-out patch
+TURNS = 1 / 3, 2 / 3  # of the training: when the sampler takes the weights of the student
 
 
 class SplitRisk(nn.Module):
@@ -85,12 +86,27 @@ def camera_of(
     """The camera by which the student sees draws instead of the noisy images, where noise is correlated.
 
     A student of a sampler that is not trained on these images would be no better than the sampler. Pairs of a
-    draw and a new observation of it show what these images look like: one step of expectation maximisation
+    draw and a new observation of it show what these images look like: a step of expectation maximisation
     (Dempster et al. 1977). Unlike parts of an image's light, they do not share noise that the model misses.
     """
     own = light is not None and light.correlated and light is getattr(sampler, "light", None)
     fits = isinstance(denoiser.backbone, StabilizedUNet) and denoiser.loss.min_draws == 1
     return light if own and fits and not sampler.trainable else None  # other draws are not of the new image
+
+
+def follower(
+    sampler: PosteriorSampler, denoiser: DirectDenoiser, camera: LightSplit | None
+) -> StabilizedSampler | None:
+    """The sampler if it can follow the student, whose weights its mean network then takes at each of TURNS.
+
+    Each turn is a further step of expectation maximisation, and makes the draws as good as the student. Only
+    for a noise model that was passed: what an estimate misses stays in the draws, and grows with every turn.
+    """
+    if camera is None or not isinstance(sampler, StabilizedSampler) or sampler.noise_model is None:
+        return None
+    mean, student = (each.state_dict().values() for each in (sampler.mean, denoiser.backbone))
+    alike = [v.shape for v in mean] == [v.shape for v in student]
+    return sampler if alike and isinstance(denoiser.loss, L2) else None
 
 
 class Best:

@@ -1,5 +1,6 @@
 """A student that learns from the light of its own images: when it does, and what it keeps."""
 
+import copy
 import json
 import logging
 import signal
@@ -182,9 +183,25 @@ def test_a_student_of_observed_draws_is_better_than_its_sampler(tmp_path):
     made = specimen(6, 96, noise="lines")
     noisy, clean = (torch.from_numpy(v).float()[:, None] for v in (made.noisy, made.clean))
     sampler = StabilizedSampler(CorrelatedNoise.from_noise(noisy - clean, clean))
+    sampler.prepare(noisy, noisy.mean((0, 2, 3), keepdim=True)[0], noisy.std((0, 2, 3), keepdim=True)[0])
+    sampler.load_pretrained()
+    shipped = psnr(posterior_mean(sampler, noisy, 8), clean)
     run = train(made.noisy, sampler, StabilizedUNet(), L2(), tmp_path, steps=0, refine_steps=20, device="cpu")
-    scores = [psnr(v, clean) for v in (posterior_mean(run.sampler, noisy, 8), run.denoiser(noisy).detach())]
-    assert scores[1] > scores[0] + 0.2
+    assert psnr(run.denoiser(noisy).detach(), clean) > shipped + 0.2
+    assert psnr(posterior_mean(run.sampler, noisy, 8), clean) > shipped + 0.1  # it follows the student
+
+
+@pytest.mark.parametrize(("known", "loss"), [(True, L2()), (True, L1()), (False, L2())])
+def test_a_sampler_follows_its_student_only_with_known_noise(known, loss, tmp_path):
+    made = specimen(4, 64, noise="lines")
+    noise = torch.from_numpy(made.noisy - made.clean)[:, None]
+    model = CorrelatedNoise.from_noise(noise, torch.from_numpy(made.clean)[:, None]) if known else None
+    run = train(made.noisy, StabilizedSampler(model), StabilizedUNet(), loss, tmp_path,
+                **(QUICK | dict(steps=0, refine_steps=3)))  # fmt: skip
+    fresh = copy.deepcopy(run.sampler)
+    fresh.load_pretrained()
+    same = torch.equal(fresh.mean.network.stem[1].weight, run.sampler.mean.network.stem[1].weight)
+    assert same == (not known or isinstance(loss, L1))
 
 
 def test_shipped_weights_beside_a_guess_are_not_trained(tmp_path, monkeypatch):
