@@ -37,8 +37,8 @@ class StabilizedSampler(PosteriorSampler):
     smaller than the error of any estimate of the camera's noise. Both networks were trained on synthetic
     images, the spread network by the energy score (Gneiting & Raftery 2007), which is least for draws from
     the posterior. Each channel is denoised by itself. Noise may be correlated between pixels in the same way
-    everywhere; then other shipped weights are loaded, which are told the correlation. With shipped weights and
-    a noise model of it, the mean network takes the weights of the student during training (`follow`).
+    everywhere; then other shipped weights are loaded, which are told the correlation. If a model of such
+    noise is passed, the mean network takes the weights of the student during training (`follow`).
 
     Args:
         noise_model: GaussianNoise, PhotonNoise or CorrelatedNoise, a ChannelNoise of these for several
