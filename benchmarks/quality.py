@@ -24,6 +24,7 @@ import csv
 import math
 import time
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -154,10 +155,12 @@ def rivals() -> None:
         record("ceiling", 5, 0, time.process_time() - started, cases, answers)
 
 
-def second_images(what: str) -> tuple[np.ndarray, np.ndarray]:
+def second_images(
+    what: str, noise: Literal["poisson-gaussian", "lines"] = "poisson-gaussian"
+) -> tuple[np.ndarray, np.ndarray]:
     """Two images of each signal: neighbouring repeats of FOV 1; of other specimens, noisy and clean."""
     if what == "specimen":
-        others = [specimen(seed=seed) for seed in (1, 2, 3)]
+        others = [specimen(noise=noise, seed=seed) for seed in (1, 2, 3)]
         return np.concatenate([each.noisy for each in others]), np.concatenate(
             [each.clean for each in others]
         )

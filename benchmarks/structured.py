@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import tifffile
 import torch
-from quality import ceiling
+from quality import ceiling, second_images
 from scipy.ndimage import gaussian_filter, median_filter, uniform_filter
 from torch import nn
 
@@ -89,15 +89,6 @@ def fm2s_like(noisy: np.ndarray, smooth: np.ndarray, noise: CorrelatedNoise) -> 
         adam.step()
     with torch.no_grad():
         return (net((torch.from_numpy(noisy)[None, None] - low) / span) * span + low)[0, 0].numpy()
-
-
-def second_images(kind: str, noisy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Two images of each signal, which a new file does not have."""
-    if kind == "lines":
-        others = [specimen(noise="lines", seed=seed) for seed in (1, 2, 3)]
-        return np.concatenate([o.noisy for o in others]), np.concatenate([o.clean for o in others])
-    pairs = list(itertools.permutations(noisy, 2))
-    return np.stack([one for one, _ in pairs]), np.stack([other for _, other in pairs])
 
 
 def on_draws(noisy: np.ndarray, run: Run, steps: int, seed: int) -> DirectDenoiser:
@@ -172,11 +163,15 @@ def main() -> None:
     found["FM2S-like"] = fm2s_like(image, smooth, CorrelatedNoise.from_noise(fitted, around))
     for name, answer in found.items():
         tell(name, None, answer)
-    with torch.no_grad():
-        first = pretrained_denoiser(as_stack(noisy))(batch)
-    best = ceiling(*second_images(options.kind, noisy), options.seed, steps=400)
+    if options.kind == "lines":
+        pairs = second_images("specimen", noise="lines")
+    else:
+        one, other = zip(*itertools.permutations(noisy, 2), strict=True)
+        pairs = np.stack(one), np.stack(other)
+    best = ceiling(*pairs, options.seed, steps=400)
     with torch.no_grad():
         tell("ceiling", None, best(batch)[0, 0].numpy())
+        first = pretrained_denoiser(as_stack(noisy))(batch)
     tell("shipped", pretrained_sampler(as_stack(noisy)), first[0, 0].numpy())
     for name in options.samplers or samplers:
         torch.manual_seed(options.seed)

@@ -301,7 +301,7 @@ def train(
             losses = update(active, step)  # {} for a skipped step: no network has changed
             if losses:
                 average.update_parameters(denoiser)
-            if following and step in turns:
+            if following and step in turns:  # the next draws start from what the student has learned
                 following.follow(average.module.backbone)
             row: dict[str, Any] = {"step": step} | losses | watch(step, losses, sampler.logged)
             if optimize_student.skipped:

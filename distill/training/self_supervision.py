@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from distill.denoiser import DirectDenoiser
 from distill.errors import UserError
 from losses import L2, Loss
-from samplers import PosteriorSampler, StabilizedSampler
+from samplers import CorrelatedNoise, PosteriorSampler, StabilizedSampler
 from samplers.base import evaluating
 from samplers.noise.split import LightSplit, can_be_split
 from students import StabilizedUNet
@@ -99,14 +99,16 @@ def follower(
 ) -> StabilizedSampler | None:
     """The sampler if it can follow the student, whose weights its mean network then takes at each of TURNS.
 
-    Each turn is a further step of expectation maximisation, and makes the draws as good as the student. Only
-    for a noise model that was passed: what an estimate misses stays in the draws, and grows with every turn.
+    Each turn is a further step of expectation maximisation. Only for correlated noise whose model was passed:
+    what an estimate misses stays in the draws, and grows with every turn.
     """
     if camera is None or not isinstance(sampler, StabilizedSampler) or sampler.noise_model is None:
         return None
+    passed = set(sampler.noise_model.modules())  # an independent one is not used where noise is correlated
+    known = all(each in passed for each in camera.models if isinstance(each, CorrelatedNoise))
     mean, student = (each.state_dict().values() for each in (sampler.mean, denoiser.backbone))
     alike = [v.shape for v in mean] == [v.shape for v in student]
-    return sampler if alike and isinstance(denoiser.loss, L2) else None
+    return sampler if known and alike and isinstance(denoiser.loss, L2) else None
 
 
 class Best:
