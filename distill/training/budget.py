@@ -1,4 +1,4 @@
-"""Computes how many training steps fit into a time budget on this machine."""
+"""Computes how many training steps fit into a time budget on this machine, before and while it trains."""
 
 import copy
 import logging
@@ -114,3 +114,30 @@ def planned_steps(
             steps + refine_steps, both if steps else alone,
         )  # fmt: skip
     return steps, refine_steps
+
+
+class Pace:
+    """Moves the last step while the student trains alone, so that a training ends when its budget does.
+
+    A few steps at the start do not tell how fast a machine will be that also does other work.
+
+    budget: time of the whole command.
+    before: seconds that it took before the first step.
+    total: number of steps that was planned.
+    """
+
+    def __init__(self, budget: str, before: float, total: int) -> None:
+        self.end = (1 - OVERHEAD) * seconds(budget) - before
+        self.total = total
+        self.first: tuple[int, float] | None = None
+
+    def last_step(self, step: int, seconds: float) -> int:
+        """The last step, if those to come take as long as those since the first call did on average.
+
+        step, seconds: where the training is, from its start.
+        """
+        if self.first is None:
+            self.first = step, seconds
+            return self.total
+        steps, took = step - self.first[0], max(seconds - self.first[1], 1e-6)
+        return step + max(0, int((self.end - seconds) * steps / took))

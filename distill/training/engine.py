@@ -25,7 +25,7 @@ from distill.memory import as_bytes
 from distill.runs.checkpoint import save_run
 from distill.runs.rebuild import describe
 from distill.runs.run import Run
-from distill.training.budget import Trial, planned_steps
+from distill.training.budget import Pace, Trial, planned_steps
 from distill.training.checks import (
     check_arguments,
     check_draws,
@@ -278,7 +278,9 @@ def train(
         stop_signals() as stop,
     ):
         watch, started = Watch(lr), time.monotonic() - state.seconds
-        for step in range(state.step + 1, total + 1):
+        pace = Pace(budget, time.monotonic() - began, total) if budget else None
+        while state.step < total:
+            step = state.step + 1
             co_training = step <= co_steps
             sampler.train(co_training)
             loss.schedule((step - 1) / total)
@@ -308,6 +310,10 @@ def train(
                 row["skipped"] = optimize_student.skipped
             # 5. Repeat until convergence, which the loss on held-out patches shows.
             state.step, state.seconds = step, time.monotonic() - started
+            if pace and step >= co_steps and step % 10 == 0:  # as many steps as still fit into the budget
+                total = processes.on_main(pace.last_step, step, state.seconds)
+                bar.total = optimize_student.total = total
+                settings["refine_steps"] = total - co_steps
             validating = step % validate_every == 0 or step == total
             if validating and validation:
                 row |= processes.on_main(validation, out / "preview.png")

@@ -38,6 +38,7 @@ class Optimizer:
         clip: float | None,
     ) -> None:
         self.name, self.module, self.clip = name, module, clip or math.inf
+        self.total = total  # may change while it trains
         self.loss: Tensor | float = 0.0  # of the micro-batches of this step so far
         self.skipped, self.in_a_row, self.patience = 0, 0, min(MAX_SKIPPED, total)
         self.parameters = [p for p in module.parameters() if p.requires_grad]
@@ -51,7 +52,7 @@ class Optimizer:
         self.optimizer = getattr(torch.optim, kind)(self.parameters, **options)
         if schedule == "cosine":
             self.schedule = torch.optim.lr_scheduler.LambdaLR(
-                self.optimizer, lambda step: warmup_cosine(step, total)
+                self.optimizer, lambda step: warmup_cosine(step, self.total)
             )
         else:
             self.schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(

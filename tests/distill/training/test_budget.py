@@ -50,6 +50,26 @@ def test_a_frozen_sampler_leaves_all_the_time_to_the_student(noisy, tiny_unet, t
     assert last_step(tmp_path) == 8
 
 
+@pytest.mark.parametrize("measured", [0.5, 1.0, 2.0])
+def test_it_ends_in_time_if_the_machine_is_not_as_fast_as_it_was_measured(
+    noisy, tiny_unet, tmp_path, monkeypatch, measured
+):
+    clock = [0.0]
+
+    def draw(x):  # once a step
+        clock[0] += 1.0
+        return x
+
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    monkeypatch.setattr(budget.Trial, "seconds_to_check", lambda _: 0.0)
+    monkeypatch.setattr(budget.Trial, "seconds_a_step", lambda _, co_training: measured)
+    settings = QUICK | {"validate_every": 1000}
+    train(noisy, FunctionSampler(draw), tiny_unet, out=tmp_path, budget="100s", **settings)
+    assert 85 <= last_step(tmp_path) <= 97
+    *_, before, last = [json.loads(row) for row in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert last["lr"] < 0.1 * before["lr"] or last["lr"] == 0
+
+
 def test_without_a_number_of_steps_it_has_minutes(noisy, tiny_hdn, tiny_unet, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(budget.Trial, "seconds_a_step", lambda _, co_training: 100.0)
     caplog.set_level("INFO")
