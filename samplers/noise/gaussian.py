@@ -17,6 +17,8 @@ from samplers.noise.quantised import checked, log_bin_probability, quantise
 from samplers.noise.tiles import RING, read_tiles, ring_statistics
 
 _ARGUMENTS = ("std", "gain", "offset", "min_variance", "step", "clip")
+_EDGE = (RING - 3) // 2
+_INNER = (..., slice(_EDGE, -_EDGE), slice(_EDGE, -_EDGE))  # of 3x3 pixels each, those with a whole ring
 _FAR = 30.0  # standard deviations beyond which a deviation is not noise
 
 
@@ -154,12 +156,16 @@ class GaussianNoise(NoiseModel):
         """
         tiles = read_tiles(frames, "GaussianNoise.estimate")
         level, structure = ring_statistics(tiles)
-        mean, square, clipped = _pixel_statistics(tiles)
+        mean, square = _pixel_statistics(tiles)
         for correlation in neighbours.of_tiles(tiles, level, structure):
             if abs(correlation) <= neighbours.SLIGHT:
                 square = square / (1 - 4 / 3 * correlation)  # see `_pixel_statistics`
-        pixels = tuple(v.flatten().double() for v in (mean, square, level, structure, clipped))
+        darkest, brightest = _piled_up(tiles)
+        pixels = _flat(mean, square, level, structure, _around(brightest))
         bins = _smooth_bins(*pixels)
+        if darkest.any() and not _counts_photons(tiles, *bins):
+            pixels = _flat(mean, square, level, structure, _around(darkest | brightest))
+            bins = _smooth_bins(*pixels)
         if not _varies(bins[1], bins[0]).any():  # zeros after background subtraction: look elsewhere
             _, square, level, structure, _ = pixels
             nonzero = _varies(structure + square, level)
@@ -180,33 +186,44 @@ class GaussianNoise(NoiseModel):
         return cls(gain=gain, offset=offset, min_variance=0.5 * darkest)
 
 
-def _pixel_statistics(tiles: Tensor) -> tuple[Tensor, ...]:
-    """Statistics of each pixel for the noise line, each (T, 1, h - 6, w - 6).
+def _flat(*pixels: Tensor) -> tuple[Tensor, ...]:
+    return tuple(v.flatten().double() for v in pixels)
 
-    Among them are the matched mean, the squared residual and the share of clipped pixels. The residual
-    r = sum w_i z_i over 3x3 pixels (unit norm, zero for cubics; Immerkaer 1996) has E[r^2] = gain *
-    E[sum w_i^2 z_i] + offset exactly, for any noise with that variance. No Gaussian constant is involved, so
-    it also holds for 8-bit data and a dozen photons. If neighbours along one direction are correlated by c,
-    E[r^2] is smaller by the factor 1 - 4/3 c.
+
+def _pixel_statistics(tiles: Tensor) -> tuple[Tensor, Tensor]:
+    """Matched mean and squared residual of each pixel for the noise line, each (T, 1, h - 6, w - 6).
+
+    The residual r = sum w_i z_i over 3x3 pixels (unit norm, zero for cubics; Immerkaer 1996) has E[r^2] =
+    gain * E[sum w_i^2 z_i] + offset exactly, for any noise with that variance. No Gaussian constant is
+    involved, so it also holds for 8-bit data and a dozen photons. If neighbours along one direction are
+    correlated by c, E[r^2] is smaller by the factor 1 - 4/3 c.
     """
     laplacian = torch.tensor([1.0, -2.0, 1.0])
     kernel = torch.outer(laplacian, laplacian)[None, None] / 6
-    edge = (RING - 3) // 2
-    centre = slice(edge, -edge)
-    residual = F.conv2d(tiles, kernel)[..., centre, centre]
-    mean = F.conv2d(tiles, kernel**2)[..., centre, centre]
-    clipped = F.avg_pool2d(_piled_up(tiles).float(), 3, 1)[..., centre, centre]
-    return mean, residual**2, clipped
+    residual, mean = F.conv2d(tiles, kernel)[_INNER], F.conv2d(tiles, kernel**2)[_INNER]
+    return mean, residual**2
 
 
-def _piled_up(tiles: Tensor) -> Tensor:
-    """Whether a pixel has the lowest or highest value, if more pixels have it than the next value."""
+def _around(chosen: Tensor) -> Tensor:
+    """Share of chosen pixels among the 3x3 around each, (T, 1, h - 6, w - 6)."""
+    return F.avg_pool2d(chosen.float(), 3, 1)[_INNER]
+
+
+def _piled_up(tiles: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether a pixel has the lowest, or the highest, value, if more pixels have it than the next value."""
     values, counts = tiles.unique(return_counts=True)
-    piled = torch.zeros_like(tiles, dtype=torch.bool)
-    for extreme, neighbour in ((0, 1), (-1, -2)):
-        if counts[extreme] > max(int(counts[neighbour]), 20):
-            piled |= tiles == values[extreme]
-    return piled
+    low, high = (counts[end] > counts[next_one].clamp(min=20) for end, next_one in ((0, 1), (-1, -2)))
+    return (tiles == values[0]) & low, (tiles == values[-1]) & high
+
+
+def _counts_photons(tiles: Tensor, level: Tensor, variance: Tensor, pixels: Tensor) -> bool:
+    """Whether the lowest value is that of no photon, so that many pixels have it without any clipping.
+
+    Then values are about a gain apart, and there is next to no noise at the lowest one.
+    """
+    gain, offset = _fit_line(level, variance, pixels)
+    lowest, next_one = tiles.unique()[:2].tolist()
+    return next_one - lowest > 0.4 * gain and gain * lowest + offset < 0.4 * gain**2
 
 
 def _smooth_bins(

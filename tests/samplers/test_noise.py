@@ -135,6 +135,16 @@ def test_estimate_looks_at_the_whole_of_an_image_that_is_no_multiple_of_a_tile()
     assert GaussianNoise.estimate(noisy).gain == pytest.approx(2, rel=0.1)
 
 
+@pytest.mark.parametrize("peak", [8, 20])
+def test_dark_pixels_without_a_photon_are_not_taken_for_clipped_ones(peak):
+    ndimage = pytest.importorskip("scipy.ndimage")
+    rng, spots = np.random.default_rng(0), np.zeros((256, 256))
+    spots[tuple(rng.integers(0, 256, (2, 60)))] = rng.uniform(0.3, 1, 60)
+    cells = ndimage.gaussian_filter(spots, 6, mode="wrap")
+    line = GaussianNoise.estimate(5.0 * rng.poisson(peak * cells / cells.max() + 0.05))
+    assert line.gain == pytest.approx(5, rel=0.1) and abs(line.offset) < 0.05 * 5**2
+
+
 def test_estimate_on_clipped_8_bit_stack():
     stack = np.stack([observed(3.0, 50.0, seed) for seed in range(4)]) - 20
     clipped = stack.round().clip(0, 150).astype(np.uint8)
