@@ -73,11 +73,13 @@ def same(out: Path) -> None:
 
 
 def random(out: Path) -> None:
+    torch.manual_seed(0)
     sampler = hdn(warmup=40)
     train(images(), sampler, UNet(depth=2, filters=4), out=out, steps=6, refine_steps=2, **QUICK)
 
 
 def stopped(out: Path) -> None:
+    torch.manual_seed(0)
     sampler = hdn(warmup=40)
     step, stop = sampler.training_step, lambda: signal.raise_signal(signal.SIGTERM)
     sampler.training_step = interrupted(step, 5, stop)  # two micro-batches a step: in the third
@@ -86,6 +88,13 @@ def stopped(out: Path) -> None:
 
 def budget(out: Path) -> None:
     train(images(), hdn(), UNet(depth=2, filters=4), out=out, budget="2s", **QUICK)
+
+
+def finished(out: Path) -> None:
+    """All that end by themselves: starting two processes takes longer than their trainings."""
+    same(out)
+    random(out / "random")
+    budget(out / "budget")
 
 
 def full_disk() -> None:
@@ -120,8 +129,8 @@ def numbers(out: Path) -> dict[str, torch.Tensor]:
 def both(tmp_path_factory) -> tuple[Path, Path]:
     """Folders of the runs of one process, and of two."""
     one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
-    finished = launch(__file__, "same", two)
-    assert finished.returncode == 0, finished.stderr
+    ended = launch(__file__, "finished", two)
+    assert ended.returncode == 0, ended.stderr
     same(one)
     return one, two
 
@@ -154,31 +163,28 @@ def test_a_run_of_two_is_not_resumed_by_one(both):
     assert (both[1] / "hdn" / "checkpoint.safetensors").read_bytes() == before
 
 
-def test_a_signal_to_one_stops_both_and_the_run_resumes_bit_for_bit(tmp_path):
-    assert launch(__file__, "random", tmp_path / "whole").returncode == 0
-    finished = launch(__file__, "stopped", tmp_path / "parts")
-    assert finished.returncode and rows(tmp_path / "parts")[-1]["step"] == 2
+def test_a_signal_to_one_stops_both_and_the_run_resumes_bit_for_bit(both, tmp_path):
+    ended = launch(__file__, "stopped", tmp_path / "parts")
+    assert ended.returncode and rows(tmp_path / "parts")[-1]["step"] == 2
     tensors, header = load(tmp_path / "parts" / "checkpoint.safetensors")
     assert header["step"] == 3 and header["settings"]["processes"] == 2
     assert not tensors["torch_rng"].equal(tensors["torch_rng.1"])
     assert launch(__file__, "random", tmp_path / "parts").returncode == 0
-    whole, parts = (numbers(tmp_path / name) for name in ("whole", "parts"))
+    whole, parts = numbers(both[1] / "random"), numbers(tmp_path / "parts")
     assert all(parts[k].equal(v) for k, v in whole.items())
     assert [row["step"] for row in rows(tmp_path / "parts")] == [2, 4, 6, 8]
 
 
 def test_an_error_in_one_ends_both_and_leaves_a_whole_checkpoint(tmp_path):
-    finished = launch(__file__, "broken", tmp_path)
-    assert finished.returncode and finished.stderr.count("[Errno 28]") == 1
+    ended = launch(__file__, "broken", tmp_path)
+    assert ended.returncode and ended.stderr.count("[Errno 28]") == 1
     _, header = load(tmp_path / "checkpoint.safetensors")
     assert 1 <= header["step"] < 20
     assert not list(tmp_path.glob("*.part")) and not list(tmp_path.glob(".*.part"))
 
 
-def test_a_budget_gives_all_processes_the_same_steps(tmp_path):
-    finished = launch(__file__, "budget", tmp_path)
-    assert finished.returncode == 0, finished.stderr
-    _, header = load(tmp_path / "checkpoint.safetensors")
+def test_a_budget_gives_all_processes_the_same_steps(both):
+    _, header = load(both[1] / "budget" / "checkpoint.safetensors")
     assert header["step"] == header["settings"]["steps"] + header["settings"]["refine_steps"]
 
 
@@ -194,9 +200,9 @@ def test_the_command_line_says_each_thing_once(tmp_path):
                "--steps", "1", "--refine_steps", "1", "--patch_size", "16")  # fmt: skip
     accelerate = ("accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--num_processes", "2",
                   "--mixed_precision", "no", "--dynamo_backend", "no")  # fmt: skip
-    finished = launch(*command, launcher=accelerate)
-    assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.count("done") == 1 and finished.stderr.count("error on held-out light") == 1
+    ended = launch(*command, launcher=accelerate)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("done") == 1 and ended.stderr.count("error on held-out light") == 1
 
 
 def test_fewer_patches_than_processes_are_refused(monkeypatch):
@@ -213,6 +219,5 @@ if __name__ == "__main__":
     from distill.__main__ import _log_to_stderr
 
     _log_to_stderr()
-    {"same": same, "random": random, "stopped": stopped, "budget": budget, "broken": broken}[sys.argv[1]](
-        Path(sys.argv[2])
-    )
+    work = {"finished": finished, "random": random, "stopped": stopped, "broken": broken}[sys.argv[1]]
+    work(Path(sys.argv[2]))
