@@ -1,9 +1,9 @@
-"""Compares other settings with those of `distill train --budget`, at equal CPU time.
+"""Compares other settings with those of `distill train --budget`, at equal time.
 
     DISTILL_TEST_DATA=... python benchmarks/settings_in_time.py confocal --minutes 3
     python benchmarks/settings_in_time.py specimen --minutes 3
 
-Each setting gets as many of its steps as fit into the CPU time of one core. PSNR
+Each setting gets the same budget, which counts wall-clock time: nothing else should run on the core. PSNR
 as in quality.py: FOV 1 (trained on its noisy frames alone), FOV 19 (never seen), the built-in specimen. One
 seed.
 """
@@ -11,6 +11,7 @@ seed.
 import argparse
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,9 @@ from time_to_quality import score
 
 from distill import DirectDenoiser, train
 from distill.hardware import keep_freed_memory
+from distill.training import budget
 from distill.training.budget import ALONE
+from distill.training.resume import stored_settings
 from losses import L2
 from samplers import GaussianNoise, StabilizedSampler
 from students import StabilizedUNet
@@ -41,27 +44,16 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 def trained(
     images: np.ndarray, noise: GaussianNoise | None, minutes: float, settings: dict[str, Any]
-) -> tuple[DirectDenoiser, float, tuple[int, int]]:
-    """(the student, CPU seconds, steps of both networks and of the student alone)."""
-    settings = dict(settings)
-    share = settings.pop("both", ALONE)  # of the time
-
-    def run(steps: int, refine_steps: int) -> tuple[DirectDenoiser, float]:
-        torch.manual_seed(0)
-        started = time.process_time()
-        run = train(images, StabilizedSampler(noise), StabilizedUNet(), L2(), tempfile.mkdtemp(), steps=steps,
-                    refine_steps=refine_steps, validate_every=10**6, **settings)  # fmt: skip
-        return run.denoiser, time.process_time() - started
-
-    run(1, 1)  # warms up
-    once = run(1, 1)[1]
-    each = [(run(*counts)[1] - once) / 20 for counts in ((21, 1), (1, 21))]
-    steps = [
-        round(part * (60 * minutes - once) / cost)
-        for part, cost in zip((share, 1 - share), each, strict=True)
-    ]
-    denoiser, cpu = run(*steps)
-    return denoiser, cpu, (steps[0], steps[1])
+) -> tuple[DirectDenoiser, float, dict[str, Any]]:
+    """(the student, CPU seconds, the settings that its checkpoint holds)."""
+    settings, out = dict(settings), Path(tempfile.mkdtemp())
+    budget.ALONE = settings.pop("both", ALONE)
+    torch.manual_seed(0)
+    started = time.process_time()
+    run = train(
+        images, StabilizedSampler(noise), StabilizedUNet(), L2(), out, budget=f"{minutes}min", **settings
+    )
+    return run.denoiser, time.process_time() - started, stored_settings(out)
 
 
 def main() -> None:
@@ -76,9 +68,12 @@ def main() -> None:
     images, cases = confocal() if options.what == "confocal" else built_in()
     noise = cases[0][3] if options.what == "specimen" else None
     for name in options.only:
-        denoiser, cpu, (steps, refine_steps) = trained(images, noise, options.minutes, SETTINGS[name])
+        denoiser, cpu, used = trained(images, noise, options.minutes, SETTINGS[name])
         scores = "".join(f"{key:>10} {value:.2f}" for key, value in score(denoiser, cases).items())
-        print(f"{name:26}{scores}   {cpu / 60:.1f} min, {steps} + {refine_steps} steps", flush=True)
+        print(
+            f"{name:26}{scores}   {cpu / 60:.1f} min, {used['steps']} + {used['refine_steps']} steps",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

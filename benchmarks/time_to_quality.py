@@ -4,8 +4,8 @@
     DISTILL_TEST_DATA=... python benchmarks/time_to_quality.py --only specimen --minutes 10 --board FILE
     DISTILL_TEST_DATA=... python benchmarks/time_to_quality.py --published   the published code's 10 minutes
 
-It measures a training of `distill train --budget` while it runs: PSNR of the student that it would keep,
-against CPU time without that of the measurements. Its learning rate is that of a training of so many minutes,
+It measures a training of `distill train --budget`: PSNR of the student that it would keep at that moment,
+against CPU time. Its learning rate is that of a training of so many minutes,
 so a shorter one would be better at the same time. Writes runs/time_to_quality/curves.csv and curves.png, and
 prints rows for docs/time-to-quality.md. Data: the built-in specimen; FOV 1's noisy frames, with FOV 19 never
 seen; widefield, with its noise fitted to its four frames. --published: HDN(), UNet(shared_convs=True) and
@@ -13,6 +13,7 @@ PUBLISHED.
 """
 
 import argparse
+import copy
 import csv
 import subprocess
 import tempfile
@@ -52,28 +53,30 @@ def widefield(kind: str) -> tuple[np.ndarray, list[Case], CorrelatedNoise]:
 
 
 class Watch:
-    """Looks at the checkpoints of a training that is under way. on_log: for `train`."""
+    """Keeps the students of a training that is under way, and looks at them when it is over.
 
-    def __init__(self, cases: list[Case], denoiser: DirectDenoiser, out: Path) -> None:
-        self.cases, self.denoiser, self.out = cases, denoiser, out
-        self.started, self.looking, self.new = time.process_time(), 0.0, False
-        self.curve: list[tuple[float, dict[str, float]]] = []
+    The budget counts what it does meanwhile. on_log: for `train`.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out, self.started, self.new = out, time.process_time(), False
+        self.kept: list[tuple[float, dict[str, torch.Tensor]]] = []  # (minutes, weights)
 
     def on_log(self, row: dict[str, Any]) -> None:
         if self.new:  # the row before came with a checkpoint, which is written by now
-            self.look()
+            tensors, _ = load(self.out / "checkpoint.safetensors")
+            start = "best." if any(k.startswith("best.") for k in tensors) else "average.module."
+            own = {k.removeprefix(start): v.clone() for k, v in tensors.items() if k.startswith(start)}
+            self.kept.append(((time.process_time() - self.started) / 60, own))
         self.new = "val_student_loss" in row
 
-    @torch.no_grad()
-    def look(self) -> None:
-        now = time.process_time()
-        tensors, _ = load(self.out / "checkpoint.safetensors")
-        start = "best." if any(k.startswith("best.") for k in tensors) else "average.module."
-        own = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
-        self.denoiser.load_state_dict(own)
-        scores = score(self.denoiser, self.cases)
-        self.curve.append(((now - self.started - self.looking) / 60, scores))
-        self.looking += time.process_time() - now
+    def curve(self, denoiser: DirectDenoiser, cases: list[Case]) -> list[tuple[float, dict[str, float]]]:
+        """(minutes, score) of each."""
+        found = []
+        for minutes, weights in self.kept:
+            denoiser.load_state_dict(weights)
+            found.append((minutes, score(denoiser, cases)))
+        return found
 
 
 @torch.no_grad()
@@ -85,20 +88,20 @@ def score(denoiser: DirectDenoiser, cases: list[Case]) -> dict[str, float]:
     return {name: float(np.mean(values)) for name, values in found.items()}
 
 
-def ours(images: np.ndarray, cases: list[Case], noise: GaussianNoise | None, minutes: float) -> Watch:
+def ours(
+    images: np.ndarray, cases: list[Case], noise: GaussianNoise | None, minutes: float
+) -> list[tuple[float, dict[str, float]]]:
+    """(minutes, score) before, during and after a training."""
     out = Path(tempfile.mkdtemp())
     torch.manual_seed(0)
-    watch = Watch(cases, DirectDenoiser(StabilizedUNet(), L2()), out)
     first: dict[str, float] = {}
     for case in cases:
         first |= score(pretrained_denoiser(as_stack(case[1].numpy()[0, 0])), [case])
-    watch.curve.append((0.0, first))
-    watch.started = time.process_time()
+    watch = Watch(out)
     run = train(images, StabilizedSampler(noise), StabilizedUNet(), L2(), out, budget=f"{minutes}min",
                 validate_every=50, on_log=watch.on_log)  # fmt: skip
-    taken = (time.process_time() - watch.started - watch.looking) / 60
-    watch.curve.append((taken, score(run.denoiser, cases)))
-    return watch
+    last = (time.process_time() - watch.started) / 60, score(run.denoiser, cases)
+    return [(0.0, first), *watch.curve(copy.deepcopy(run.denoiser), cases), last]
 
 
 def published(images: np.ndarray, cases: list[Case], noise: GaussianNoise | None) -> dict[str, float]:
@@ -143,11 +146,11 @@ def main() -> None:
         if options.published:
             print({k: round(v, 2) for k, v in published(images, cases, noise).items()}, flush=True)
             continue
-        watch = ours(images, cases, noise, options.minutes)
+        looks = ours(images, cases, noise, options.minutes)
         for name, rival in BM3D.items():
-            if name not in watch.curve[0][1]:
+            if name not in looks[0][1]:
                 continue
-            curve = [(t, scores[name]) for t, scores in watch.curve]
+            curve = [(t, scores[name]) for t, scores in looks]
             final = curve[-1][1]
             cells = [commit, name, f"{curve[0][1]:.2f}", minutes_to(curve, rival)]
             taken = f"{final:.2f} in {curve[-1][0]:.1f} of {options.minutes:g}"
