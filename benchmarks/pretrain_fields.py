@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.random import Generator
 from scipy.fft import irfft2, rfft2
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.spatial import KDTree
 from scipy.special import expit
 from tqdm import tqdm
@@ -30,7 +30,7 @@ def field(rng: Generator, size: int) -> np.ndarray:
         if rng.random() < 0.25:  # only inside another structure
             layer *= expit(rng.choice([-1, 1]) * 6 * (any_layer(rng, n) - 0.3))
         image += layer * loguniform(rng, 0.1, 1)
-    if rng.random() < 0.8:
+    if rng.random() < 0.7:  # else as sharp as the pixels allow, as in histology or electron microscopy
         image = gaussian_filter(image, rng.uniform(0.5, 1.6) if rng.random() < 0.7 else rng.uniform(1.6, 3))
     if rng.random() < 0.4:  # light from above and below the focal plane
         image += rng.uniform(0.05, 0.5) * gaussian_filter(image, rng.uniform(5, 15))
@@ -68,9 +68,34 @@ def smooth(rng: Generator, n: int, scale: float) -> np.ndarray:
     return (image - image.mean()) / image.std()
 
 
+def fur(rng: Generator, n: int) -> np.ndarray:
+    """Gaussian random field of short strands along a slowly turning direction, mean 0, variance 1."""
+    bend, width = rng.uniform(0, 12), loguniform(rng, 0.5, 2)
+    length = width * loguniform(rng, 3, 15)
+    strands = gaussian_filter(rng.normal(size=(n, n)), (width, length), mode="wrap")
+    angle = rng.uniform(0, np.pi)
+    y, x = np.mgrid[:n, :n] + bend * np.stack([smooth(rng, n, n / 8), smooth(rng, n, n / 8)])
+    turned = [np.cos(angle) * y + np.sin(angle) * x, np.cos(angle) * x - np.sin(angle) * y]
+    image = map_coordinates(strands, turned, order=1, mode="grid-wrap")
+    return (image - image.mean()) / image.std()
+
+
+def lattice(rng: Generator, n: int) -> np.ndarray:
+    """One motif on a regular grid, such as bricks, weaves, meshes or crystals, mean 0, variance 1."""
+    period, angle = loguniform(rng, 4, 40), rng.uniform(0, np.pi)
+    y, x = np.mgrid[:n, :n] + rng.uniform(0, 0.15) * period * np.stack([smooth(rng, n, 20) for _ in "yx"])
+    v = (np.cos(angle) * y + np.sin(angle) * x) / (period * loguniform(rng, 0.4, 1))
+    u = (np.cos(angle) * x - np.sin(angle) * y) / period + rng.choice([0, 0.5]) * (np.floor(v) % 2)
+    motif = smooth(rng, 32, rng.uniform(1, 6))
+    if rng.random() < 0.5:
+        motif = expit(loguniform(rng, 2, 20) * motif)
+    image = map_coordinates(motif, [32 * (v % 1), 32 * (u % 1)], order=1, mode="grid-wrap")
+    return (image - image.mean()) / max(image.std(), 1e-6)
+
+
 def texture(rng: Generator, n: int) -> np.ndarray:
-    """Positive, of mean about 1: fractal, a grating, grains, or none."""
-    kind, strength = rng.integers(4), rng.uniform(0.1, 0.8)
+    """Positive, of mean about 1: fractal, a grating, grains, fur, a lattice, or none."""
+    kind, strength = rng.integers(7), loguniform(rng, 0.05, 0.8)
     if kind == 0:
         return np.exp(strength * spectrum(rng, n, rng.uniform(0.6, 2)))
     if kind == 1:
@@ -79,6 +104,10 @@ def texture(rng: Generator, n: int) -> np.ndarray:
         return 1 + strength * np.sin(2 * np.pi * (np.cos(angle) * x + np.sin(angle) * y) / period)
     if kind == 2:
         return np.exp(strength * smooth(rng, n, loguniform(rng, 0.8, 5)))
+    if kind == 3:
+        return np.exp(strength * fur(rng, n))
+    if kind == 4:
+        return np.exp(strength * lattice(rng, n))
     return np.ones((n, n))
 
 
@@ -165,11 +194,12 @@ def leaves(rng: Generator, n: int) -> np.ndarray:
     """Dead leaves: ellipses and rectangles of all sizes that hide each other, each textured."""
     image, (y, x) = np.ones((n, n)), np.mgrid[:n, :n]
     patterns = [texture(rng, n) for _ in range(4)]
-    for _ in range(int(loguniform(rng, 15, 250))):
+    smallest = loguniform(rng, 2, 8)
+    for _ in range(int(loguniform(rng, 15, 400))):
         cy, cx, angle = *rng.uniform(0, n, 2), rng.uniform(0, np.pi)
         u = np.cos(angle) * (y - cy) + np.sin(angle) * (x - cx)
         v = np.cos(angle) * (x - cx) - np.sin(angle) * (y - cy)
-        radius, aspect = loguniform(rng, 4, n / 3), loguniform(rng, 0.3, 1)
+        radius, aspect = loguniform(rng, smallest, n / 3), loguniform(rng, 0.3, 1)
         if rng.random() < 0.5:
             inside = u**2 + (v / aspect) ** 2 < radius**2
         else:
@@ -194,6 +224,16 @@ def labyrinth(rng: Generator, n: int) -> np.ndarray:
     return expit(loguniform(rng, 1, 20) * image) * texture(rng, n)
 
 
+def surface(rng: Generator, n: int) -> np.ndarray:
+    """One texture that fills the field, of a contrast that varies slowly, on uneven ground."""
+    kind = rng.integers(3)
+    image = [fur, lattice][kind](rng, n) if kind < 2 else spectrum(rng, n, rng.uniform(0.4, 1.5))
+    contrast = loguniform(rng, 0.05, 0.5) * np.exp(0.5 * smooth(rng, n, n / 8))
+    ground = rng.uniform(0, 0.5) * smooth(rng, n, loguniform(rng, 8, n / 4))
+    return np.exp(contrast * image.clip(-2.5, 2.5) + ground)
+
+
 LAYERS: list[Callable[[Generator, int], np.ndarray]] = [  # listed twice or thrice: as often drawn
-    puncta, blobs, filaments, filaments, bodies, bodies, bodies, tissue, leaves, leaves, fractal, labyrinth,
+    puncta, blobs, filaments, filaments, bodies, bodies, bodies, tissue, leaves, leaves, leaves, fractal,
+    labyrinth, surface, surface,
 ]  # fmt: skip
