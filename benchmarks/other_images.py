@@ -5,8 +5,9 @@
     python benchmarks/other_images.py --only brick cell --minutes 3 10
 
 Photon and read noise is added to the upper left 384 x 384 px of each; `--photons` is the expected number at
-the brightest pixels. BM3D (`pip install bm3d`, not for commercial use) knows the noise line, ours estimates it
-from the image. 0 minutes: the shipped weights; else a training on this one image. PSNR of one noisy image each.
+the brightest pixels. BM3D (`pip install bm3d`, not for commercial use) knows the noise line, ours estimates
+it from the image. 0 minutes: the shipped weights; else a training on this one image. PSNR of one noisy image
+each.
 """
 
 import argparse
