@@ -222,8 +222,8 @@ def _counts_photons(tiles: Tensor, level: Tensor, variance: Tensor, pixels: Tens
     Then values are about a gain apart, and there is next to no noise at the lowest one.
     """
     gain, offset = _fit_line(level, variance, pixels)
-    lowest, next_one = tiles.unique()[:2].tolist()
-    return next_one - lowest > 0.4 * gain and gain * lowest + offset < 0.4 * gain**2
+    lowest = float(tiles.min())
+    return float(tiles[tiles > lowest].min()) - lowest > 0.4 * gain and gain * lowest + offset < 0.4 * gain**2
 
 
 def _smooth_bins(

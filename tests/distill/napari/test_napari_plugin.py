@@ -38,9 +38,8 @@ def panel(monkeypatch, tmp_path):
     monkeypatch.setattr(widget, "BUDGETS", ("1s",))
     monkeypatch.setattr(widget, "NETWORKS", [*widget.NETWORKS, ("a second", "1s")])
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    monkeypatch.setattr(
-        "distill.hardware.has_fast_bf16", lambda _: False
-    )  # its rounding depends on the tiles
+    # In bf16, rounding depends on the tiles.
+    monkeypatch.setattr("distill.hardware.has_fast_bf16", lambda _: False)
     app, viewer = QApplication.instance() or QApplication([]), ViewerModel()
     viewer.add_image(specimen(3, 64).noisy, name="cells", scale=SCALE, translate=TRANSLATE, units=UNITS,
                      axis_labels=LABELS)  # fmt: skip
