@@ -58,7 +58,12 @@ class Stage(NamedTuple):
 
 
 STAGES = {
-    "mean": (Stage(12_000, 4, 96, 2e-3), Stage(4_000, 3, 128, 8e-4), Stage(14_000, 3, 128, 1e-3)),
+    "mean": (
+        Stage(12_000, 4, 96, 2e-3),
+        Stage(4_000, 3, 128, 8e-4),
+        Stage(14_000, 3, 128, 1e-3),
+        Stage(11_000, 3, 128, 8e-4),
+    ),
     "correlated": (Stage(10_000, 4, 96, 2e-3), Stage(3_000, 3, 128, 8e-4)),
     "spread": (Stage(7_000, 4, 96, 1e-3, 300),),
     "correlated_spread": (Stage(7_000, 4, 96, 1e-3, 300),),
@@ -121,9 +126,9 @@ class Spread:
         return self.sampler.score(answer, target[None])
 
 
-def train(learner: Mean | Spread, fields: np.ndarray, stage: Stage) -> dict[str, Tensor]:
+def train(learner: Mean | Spread, fields: np.ndarray, stage: Stage, seed: int) -> dict[str, Tensor]:
     """The running average of the network's weights."""
-    rng, network = np.random.default_rng(0), learner.network.to(memory_format=torch.channels_last)
+    rng, network = np.random.default_rng(seed), learner.network.to(memory_format=torch.channels_last)
     average = {name: p.detach().clone() for name, p in network.named_parameters()}
     optimizer = torch.optim.AdamW(network.parameters(), lr=stage.lr, betas=(0.9, 0.99), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -149,13 +154,18 @@ def train(learner: Mean | Spread, fields: np.ndarray, stage: Stage) -> dict[str,
 
 
 def pretrain(
-    learner: Mean | Spread, fields: np.ndarray, stages: Sequence[Stage], out: Path, first: int = 0
+    learner: Mean | Spread,
+    fields: np.ndarray,
+    stages: Sequence[Stage],
+    out: Path,
+    first: int = 0,
+    seed: int = 0,
 ) -> None:
     """Each stage starts from the averaged weights that the one before wrote, in half precision, to `out`."""
     for number, stage in enumerate(stages[first:], first):
         if number:
             learner.network.load_state_dict({k: v.float() for k, v in load_file(out).items()}, strict=False)
-        weights = train(learner, fields, stage)
+        weights = train(learner, fields, stage, seed)
         save_file({k: v.half().contiguous() for k, v in weights.items()}, out)
 
 
@@ -323,13 +333,16 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=1.0, help="of the steps")
     parser.add_argument("--fields", type=int, default=500)
     parser.add_argument("--stage", type=int, default=0, help="first stage; later ones start from --out")
+    parser.add_argument("--seed", type=int, default=0, help="of the fields and the noise")
     options = parser.parse_args()
-    torch.manual_seed(0)
+    torch.manual_seed(options.seed)
     keep_freed_memory()
     kind = Spread if options.which.endswith("spread") else Mean
     learner = kind(options.which.startswith("correlated"))
     stages = [s._replace(steps=max(1, round(options.share * s.steps))) for s in STAGES[options.which]]
-    pretrain(learner, bank(options.fields, seed=1), stages, options.out, options.stage)
+    pretrain(
+        learner, bank(options.fields, seed=options.seed + 1), stages, options.out, options.stage, options.seed
+    )
 
 
 if __name__ == "__main__":

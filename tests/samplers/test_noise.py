@@ -135,13 +135,26 @@ def test_estimate_looks_at_the_whole_of_an_image_that_is_no_multiple_of_a_tile()
     assert GaussianNoise.estimate(noisy).gain == pytest.approx(2, rel=0.1)
 
 
+def spots_on_black(seed: int) -> np.ndarray:
+    ndimage = pytest.importorskip("scipy.ndimage")
+    rng, spots = np.random.default_rng(seed), np.zeros((256, 256))
+    spots[tuple(rng.integers(0, 256, (2, 60)))] = rng.uniform(0.3, 1, 60)
+    image = ndimage.gaussian_filter(spots, 6, mode="wrap")
+    return image / image.max()
+
+
+@pytest.mark.parametrize("seed", [0, 2])
+def test_background_that_was_subtracted_and_clipped_at_zero(seed):
+    rng = np.random.default_rng(seed)
+    counts = 5 * rng.poisson(100 * spots_on_black(seed)) + rng.normal(0, 15, (256, 256))
+    line = GaussianNoise.estimate(np.maximum(counts.round(), 0))
+    assert line.gain == pytest.approx(5, rel=0.1) and line.offset == pytest.approx(15**2, rel=0.2)
+
+
 @pytest.mark.parametrize("peak", [8, 20])
 def test_dark_pixels_without_a_photon_are_not_taken_for_clipped_ones(peak):
-    ndimage = pytest.importorskip("scipy.ndimage")
-    rng, spots = np.random.default_rng(0), np.zeros((256, 256))
-    spots[tuple(rng.integers(0, 256, (2, 60)))] = rng.uniform(0.3, 1, 60)
-    cells = ndimage.gaussian_filter(spots, 6, mode="wrap")
-    line = GaussianNoise.estimate(5.0 * rng.poisson(peak * cells / cells.max() + 0.05))
+    cells = peak * spots_on_black(0) + 0.05
+    line = GaussianNoise.estimate(5.0 * np.random.default_rng(0).poisson(cells))
     assert line.gain == pytest.approx(5, rel=0.1) and abs(line.offset) < 0.05 * 5**2
 
 
