@@ -5,12 +5,13 @@
     python benchmarks/pretrain.py spread --out samplers/stabilized.safetensors      of StabilizedSampler
     python benchmarks/pretrain.py correlated_spread --out samplers/correlated.safetensors
 
-20 to 24 CPU minutes each, `mean` 50, after 2 for the fields; --share 0.01 --fields 8 is a quick trial. They
+20 to 24 CPU minutes each, `mean` 90, after 2 for the fields; --share 0.01 --fields 8 is a quick trial. They
 are written in half precision. `correlated` starts from the weights of `mean` that ship with the package; a
 spread is trained beside the mean that ships.
 
-The weights that ship: the third stage of `mean` was `--stage 2 --fields 600`; its first two, `correlated` and
-its spread are older, and saw the fields of commit 35991ff, which had no fur, lattices or surfaces.
+The weights that ship: the last two stages of `mean` were `--stage 2 --fields 600` (when it had three) and
+`--stage 3 --fields 600 --seed 1`; the spread was trained between them. The first two, `correlated` and its
+spread are older, and saw the fields of commit 35991ff, which had no fur, lattices or surfaces.
 
 The networks never see counts but z, in which noise of variance a * signal + b has variance 1 at any camera:
 z = 2 sqrt(y + 3/8), continued as a line below y = 0, of y = counts / a + b / a^2, whose variance is its mean.
