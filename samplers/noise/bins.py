@@ -17,12 +17,9 @@ _INNER = (..., slice(_EDGE, -_EDGE), slice(_EDGE, -_EDGE))  # of 3x3 pixels each
 _FEW, _MOST = 0.005, 0.6  # shares of clipped pixels that do not matter, and that hide what was there
 
 
-def variance_bins(frames: Tensor | np.ndarray, asked_by: str) -> tuple[Tensor, Tensor, Tensor]:
-    """(mean signal, variance, number of pixels) of bins of brightness, see `GaussianNoise.estimate`.
-
-    asked_by: name of the function that error messages begin with.
-    """
-    tiles = read_tiles(frames, asked_by)
+def variance_bins(frames: Tensor | np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+    """(mean signal, variance, number of pixels) of bins of brightness, for `GaussianNoise.estimate`."""
+    tiles = read_tiles(frames, "GaussianNoise.estimate")
     level, structure = ring_statistics(tiles)
     mean, square = _pixel_statistics(tiles)
     for correlation in neighbours.of_tiles(tiles, level, structure):
@@ -40,8 +37,8 @@ def variance_bins(frames: Tensor | np.ndarray, asked_by: str) -> tuple[Tensor, T
         bins = _smooth_bins(*(v[nonzero] for v in pixels)) if nonzero.any() else bins
     if not _varies(bins[1], bins[0]).any():
         raise ValueError(
-            f"{asked_by}: the frames show no noise; pass raw camera counts, or give std or gain and offset "
-            "yourself"
+            "GaussianNoise.estimate: the frames show no noise; pass raw camera counts, or give std or "
+            "gain and offset yourself"
         )
     return bins
 

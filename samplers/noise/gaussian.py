@@ -151,7 +151,7 @@ class GaussianNoise(NoiseModel):
         Args:
             frames: images (N, C, H, W), (N, H, W) or (H, W) in raw counts; may be memory-mapped.
         """
-        return cls.from_bins(*variance_bins(frames, "GaussianNoise.estimate"))
+        return cls.from_bins(*variance_bins(frames))
 
     @classmethod
     def from_bins(cls, level: Tensor, variance: Tensor, pixels: Tensor) -> GaussianNoise:
