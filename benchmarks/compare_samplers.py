@@ -4,31 +4,41 @@
     python benchmarks/compare_samplers.py specimen --minutes 0 5
     python benchmarks/compare_samplers.py field pixels --minutes 5
 
-It shows the PSNR of draws and their means after training on the noisy frames of FOV 1 alone (FOV 19 is never
-used) or on the built-in specimen. dispersion: MSE(1) / MSE(infinitely many), 2 for draws of the posterior;
-the noise of the mean of 50 repeats, the ground truth of FOV 1, is subtracted. field: a Gaussian field with
-Gaussian noise, whose posterior is known; root mean square errors of mean, std and quantiles, in % of the
-posterior's std. pixels: the same for independent pixels with a skewed and a bimodal prior. The shipped spread
-network was trained on images and stays fixed; --init none trains both networks from random weights.
+It shows the PSNR of draws, of their means and of a student, after training both networks on the noisy
+frames of FOV 1 alone (FOV 19 is never used) or on the built-in specimen. The student of HDN learns from its
+draws, that of StabilizedSampler as by default. dispersion: MSE(1) / MSE(infinitely many), 2 for draws of
+the posterior; the noise of the mean of 50 repeats, the ground truth of FOV 1, is subtracted. Draws side by
+side are written to runs/samplers. field: a Gaussian field with Gaussian noise, whose posterior is known;
+root mean square errors of mean, std and quantiles, in % of the posterior's std. pixels: the same for
+independent pixels with a skewed and a bimodal prior, beside the posteriors under the prior that makes the
+same noisy pixels likeliest. The shipped spread network was trained on images and stays fixed; --init none
+trains both networks from random weights.
 """
 
 import argparse
+import copy
 import math
 import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
 from quality import Case, built_in, confocal
+from torch import nn
 
-from distill import psnr, train
+from distill import Run, psnr, train
 from distill.hardware import keep_freed_memory
+from distill.images.sources import as_stack
+from distill.plots.pictures import comparison
+from distill.prediction.pretrained import pretrained_denoiser
 from losses import L2
 from samplers import HDN, LIGHT, GaussianNoise, LinearGaussianField, PosteriorSampler, StabilizedSampler
-from students import UNet
+from students import StabilizedUNet, UNet
 
 NAMES = ["HDN", "StabilizedSampler"]
 Noise = GaussianNoise | None
+Pictures = dict[str, np.ndarray]
 
 
 def make(name: str, noise: Noise) -> PosteriorSampler:
@@ -36,17 +46,24 @@ def make(name: str, noise: Noise) -> PosteriorSampler:
 
 
 def trained(
-    name: str, noise: Noise, images: np.ndarray, minutes: float, seed: int, init: str = "pretrained"
-) -> tuple[PosteriorSampler, float]:
-    """Co-trained, without a student's share of the time -> the sampler, CPU seconds."""
+    name: str,
+    student: nn.Module,
+    noise: Noise,
+    images: np.ndarray,
+    minutes: float,
+    seed: int,
+    init: str = "pretrained",
+) -> tuple[Run, float]:
+    """Co-trained -> the run, CPU seconds."""
+    share = 0.0 if name == "HDN" else None  # HDN's student learns from its draws
 
-    def run(steps: int) -> tuple[PosteriorSampler, float]:
+    def run(steps: int) -> tuple[Run, float]:
         torch.manual_seed(seed)
         sampler, started = make(name, noise), time.process_time()
-        student = UNet(depth=2, filters=4)  # costs next to nothing
-        train(images, sampler, student, L2(), tempfile.mkdtemp(), steps=steps, refine_steps=0,
-              batch_size=8, seed=seed, validate_every=10**6, init=init)  # fmt: skip
-        return sampler, time.process_time() - started
+        run = train(images, sampler, copy.deepcopy(student), L2(), tempfile.mkdtemp(), steps=steps,
+                    refine_steps=0, batch_size=8, seed=seed, validate_every=10**6, init=init,
+                    self_supervised=share)  # fmt: skip
+        return run, time.process_time() - started
 
     run(1)  # warms up
     once, often = run(1)[1], run(21)[1]
@@ -61,12 +78,16 @@ def untrained(noise: Noise, noisy: torch.Tensor) -> StabilizedSampler:
 
 
 @torch.no_grad()
-def report(label: str, sampler: PosteriorSampler, case: Case, numbers: list[int], repeats: int) -> None:
+def report(
+    label: str, sampler: PosteriorSampler, student: nn.Module, case: Case, numbers: list[int], repeats: int
+) -> Pictures:
+    """Prints a line -> pictures of two draws, the mean of all and the student's answer."""
     name, noisy, clean, _ = case
     torch.manual_seed(0)
     mean, square, started, scores = torch.zeros_like(clean), torch.zeros_like(clean), time.process_time(), {}
-    first = torch.zeros(())
+    first, shown = torch.zeros(()), []
     for i, draw in enumerate(sampler.draws(noisy, max(numbers)), start=1):
+        shown = [*shown, draw][:2]
         mean, square = mean + draw, square + draw.square()
         first = first + (draw - clean).square().mean()
         if i in numbers:
@@ -77,23 +98,31 @@ def report(label: str, sampler: PosteriorSampler, case: Case, numbers: list[int]
     variance = (square / n - (mean / n).square()).mean() * n / (n - 1)
     many = (mean / n - clean).square().mean() - variance / n
     dispersion = (first / n - own) / (many - own)
+    answer = student(noisy)
     figures = "".join(f"{n:8d}: {score:6.2f}" for n, score in scores.items())
-    print(f"{label:28}{name:10}{figures}   dispersion {dispersion:.2f}   {per_draw:.3f} s a draw", flush=True)
+    figures += f"   student: {psnr(answer, clean):6.2f}   dispersion {dispersion:.2f}"
+    print(f"{label:28}{name:10}{figures}   {per_draw:.3f} s a draw", flush=True)
+    titles = ["a draw", "another draw", f"{n} draws", "student"]
+    pictures = zip(titles, [*shown, mean / n, answer], strict=True)
+    return {f"{label}\n{title}": image[0, 0].numpy() for title, image in pictures}
 
 
 def images_of(what: str, only: list[str], minutes: list[float], numbers: list[int], seed: int) -> None:
     images, cases = confocal() if what == "confocal" else built_in()
     repeats = 50 if what == "confocal" else 0
     noise = cases[0][3] if what == "specimen" else None
+    pictures: list[Pictures] = [{"noisy": case[1][0, 0].numpy()} for case in cases]
     for each in minutes:
         for name in only:
-            if not each:
-                for case in cases if name != "HDN" else []:
-                    report(f"{name}, 0 min", untrained(noise, case[1]), case, numbers, repeats)
+            if not each and name == "HDN":
                 continue
-            sampler, cpu = trained(name, noise, images, each, seed)
-            for case in cases:
-                report(f"{name}, {cpu / 60:.1f} min", sampler, case, numbers, repeats)
+            run, cpu = trained(name, StabilizedUNet(), noise, images, each, seed) if each else (None, 0.0)
+            for case, shown in zip(cases, pictures, strict=True):
+                sampler = run.sampler if run else untrained(noise, case[1])
+                student = run.denoiser if run else pretrained_denoiser(as_stack(case[1][0, 0].numpy()))
+                shown.update(report(f"{name}, {cpu / 60:.1f} min", sampler, student, case, numbers, repeats))
+    for i, (case, shown) in enumerate(zip(cases, pictures, strict=True)):
+        comparison(Path(f"runs/samplers/{case[0]}_{i}.png"), shown | {"truth": case[2][0, 0].numpy()})
 
 
 class Pixels:
@@ -139,6 +168,25 @@ class Pixels:
         z = (low[..., None] - means) / stds
         return low, (weights * (-(z**2) / 2).exp() / stds).sum(-1) / math.sqrt(2 * math.pi)
 
+    @classmethod
+    def likeliest(
+        cls, noisy: torch.Tensor, noise_std: float, narrow: int = 150, rounds: int = 3000
+    ) -> "Pixels":
+        """The prior, of many narrow Gaussians, under which noisy pixels are likeliest.
+
+        It is found by expectation maximisation (Kiefer & Wolfowitz 1956). No method can know more from these
+        pixels, unless it assumes what the prior looks like.
+        """
+        low, high = float(noisy.min()), float(noisy.max())
+        means, bins = torch.linspace(low, high, narrow), 4 * narrow
+        std = (high - low) / narrow
+        seen = low + (torch.arange(bins) + 0.5) * (high - low) / bins
+        likely = (-((seen[:, None] - means) ** 2) / (std**2 + noise_std**2) / 2).exp()
+        counts, weights = torch.histc(noisy, bins, low, high), torch.full((narrow,), 1 / narrow)
+        for _ in range(rounds):
+            weights = weights * (likely.T @ (counts / (likely @ weights))) / counts.sum()
+        return cls(weights.clamp(min=1e-30).tolist(), means.tolist(), [std] * narrow, noise_std)
+
 
 class Field(LinearGaussianField):
     """The Gaussian field, with the quantiles of its posterior."""
@@ -158,41 +206,56 @@ CLOSED: dict[str, list[tuple[str, Field | Pixels]]] = {
 }
 
 
+QUANTILES = 0.05, 0.5, 0.95
+
+
 @torch.no_grad()
 def closed(
     label: str, truth: Field | Pixels, only: list[str], minutes: list[float], seed: int, init: str
 ) -> None:
-    """Errors in % of the posterior's std, without the part that comes from the finite number of draws."""
-    draws = 400
     torch.manual_seed(seed)
     images, noisy = truth.observe(truth.prior(64, (128, 128))), truth.observe(truth.prior(4, (128, 128)))
-    mean, std = truth.posterior_mean(noisy), truth.posterior_std(noisy)
+    if isinstance(truth, Pixels):
+        best = Pixels.likeliest(images, truth.noise_std)
+        found = [best.posterior_mean(noisy), best.posterior_std(noisy)]
+        errors(
+            f"{label}, likeliest prior", truth, noisy, found + [best.quantile(noisy, q)[0] for q in QUANTILES]
+        )
     for each in minutes:
         for name in only:
             noise = GaussianNoise(truth.noise_std)
             if each:
                 with torch.enable_grad():
-                    sampler, cpu = trained(name, noise, images.numpy(), each, seed, init)
+                    student = UNet(depth=2, filters=4)  # costs next to nothing
+                    run, cpu = trained(name, student, noise, images.numpy(), each, seed, init)
+                    sampler = run.sampler
             elif name == "HDN":
                 continue
             else:
                 sampler, cpu = untrained(noise, noisy), 0.0
-            drawn = torch.stack(list(sampler.draws(noisy, draws)))
-            found = {
-                "mean": (drawn.mean(0), mean, std**2 / draws),
-                "std": (drawn.std(0), std, std**2 / (2 * draws)),
-            }
-            for q in (0.05, 0.5, 0.95):
-                exact, density = truth.quantile(noisy, q)
-                scatter = q * (1 - q) / density**2 / draws
-                found[f"q{100 * q:02.0f}"] = (drawn.quantile(q, dim=0), exact, scatter)
-            figures = "  ".join(
-                f"{key} {100 * math.sqrt(max(0.0, float((((a - b) ** 2 - own) / std**2).mean()))):.1f} %"
-                for key, (a, b, own) in found.items()
-            )
-            ratio = float(drawn.var(0).mean().sqrt() / std.square().mean().sqrt())
-            print(f"{label:10}{name}, {cpu / 60:.1f} min".ljust(38) + f"{figures}   std / exact {ratio:.3f}",
-                  flush=True)  # fmt: skip
+            drawn = torch.stack(list(sampler.draws(noisy, 400)))
+            found = [drawn.mean(0), drawn.std(0), *(drawn.quantile(q, dim=0) for q in QUANTILES)]
+            errors(f"{label}, {name}, {cpu / 60:.1f} min", truth, noisy, found, len(drawn))
+
+
+def errors(
+    label: str, truth: Field | Pixels, noisy: torch.Tensor, found: list[torch.Tensor], draws: float = math.inf
+) -> None:
+    """Prints those of mean, std and QUANTILES, in % of the posterior's std, without what comes from the
+    finite number of draws."""
+    std = truth.posterior_std(noisy)
+    exact = [(truth.posterior_mean(noisy), std**2 / draws), (std, std**2 / (2 * draws))]
+    for q in QUANTILES:
+        value, density = truth.quantile(noisy, q)
+        exact.append((value, q * (1 - q) / density**2 / draws))
+    rows = [
+        100 * math.sqrt(max(0.0, float((((own - value) ** 2 - scatter) / std**2).mean())))
+        for own, (value, scatter) in zip(found, exact, strict=True)
+    ]
+    names = ["mean", "std", *(f"q{100 * q:02.0f}" for q in QUANTILES)]
+    figures = "  ".join(f"{name} {row:.1f} %" for name, row in zip(names, rows, strict=True))
+    ratio = float(found[1].square().mean().sqrt() / std.square().mean().sqrt())
+    print(f"{label:38}{figures}   std / exact {ratio:.3f}", flush=True)
 
 
 def main() -> None:
