@@ -1,6 +1,7 @@
 """Compares students of posteriors in closed form with the exact functionals (about 10 minutes, two cores).
 
-python benchmarks/functionals.py [wiener] [L2] [L1] [Huber] [Tukey] [Quantiles] [MeanVariance] [scenes]
+python benchmarks/functionals.py [wiener] [L2] [L1] [Huber] [Tukey] [Quantiles] [MeanVariance]
+                                 [scenes] [draws]
 """
 
 import sys
@@ -11,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from distill import DirectDenoiser, psnr, train
-from losses import L1, L2, Huber, JointMode, Loss, MeanVariance, Quantiles, Tukey
+from losses import L1, L2, EnergyScore, Huber, JointMode, Loss, MeanVariance, Quantiles, Tukey
 from samplers import BimodalPixels, LinearGaussianField, PosteriorSampler, SkewedPixels, ThreeScenes
-from students import UNet
+from students import NoiseConditioned, UNet
 
 HUBER, TUKEY = Huber(0.5), Tukey()
 LOSSES: dict[str, Loss] = {
@@ -52,9 +53,10 @@ def wiener() -> None:
 class Pixelwise(nn.Sequential):
     """A student that sees one pixel: enough for posteriors whose pixels are independent."""
 
-    def __init__(self, outputs: int, width: int = 48) -> None:
-        super().__init__(nn.Conv2d(1, width, 1), nn.SiLU(), nn.Conv2d(width, width, 1), nn.SiLU(),
+    def __init__(self, outputs: int, width: int = 48, in_channels: int = 1) -> None:
+        super().__init__(nn.Conv2d(in_channels, width, 1), nn.SiLU(), nn.Conv2d(width, width, 1), nn.SiLU(),
                          nn.Conv2d(width, outputs, 1))  # fmt: skip
+        self.in_channels = in_channels
 
 
 def pixels(name: str, loss: Loss) -> None:
@@ -66,7 +68,7 @@ def pixels(name: str, loss: Loss) -> None:
     student = distil(
         sampler, noisy, backbone, loss, 600, batch_size=2, micro_batch=2, draws=8, student_lr=1e-2
     )
-    x = 100 + 30 * torch.special.ndtri((torch.arange(128) + 0.5) / 128)[:, None, None, None]
+    x = every_brightness()
     exact, std = functionals(sampler, x, student.std.item()), sampler.variance(x).sqrt()
     with torch.no_grad():
         maps = student.maps(x)
@@ -75,6 +77,38 @@ def pixels(name: str, loss: Loss) -> None:
         errors = [((value - each) / std).square().mean().sqrt() for each in (exact[output], *others)]
         figures = "".join(f"{100 * error:8.2f} %" for error in errors)
         print(f"{name:8}{type(loss).__name__:13}{output:6}{figures}", flush=True)
+
+
+def draws(name: str) -> None:
+    """Prints how far the passes of a student that draws are from the posterior: root mean square errors over
+    pixels, in percent of the posterior's std, and the dispersion, MSE(1 pass) / MSE(their mean), which is 2
+    for draws of the posterior."""
+    torch.manual_seed(0)
+    sampler, noisy, score = POSTERIORS[name], 100 + 30 * torch.randn(8, 64, 64), EnergyScore(4, windows=(1,))
+    backbone = NoiseConditioned(Pixelwise(1, in_channels=5), score.samples, scales=(1,))
+    student = distil(
+        sampler, noisy, backbone, score, 3000, batch_size=2, micro_batch=2, draws=8, student_lr=1e-2
+    )
+    x = every_brightness()
+    with torch.no_grad():  # 2^17 passes of each pixel, as an image
+        images = [student.maps(x.expand(-1, 1, 16, 16)).values() for _ in range(128)]
+    passes = torch.cat([image.flatten(1) for maps in images for image in maps], dim=1)
+    mean, variance = sampler.mean(x).flatten(), sampler.variance(x).flatten()
+    found = {"mean": (passes.mean(1), mean), "std": (passes.std(1), variance.sqrt())}
+    for q in (0.05, 0.5, 0.95):
+        value = passes.kthvalue(round(q * passes.shape[1]), dim=1).values
+        found[f"q{100 * q:02.0f}"] = value, sampler.quantile(x, q).flatten()
+    figures = "".join(
+        f"  {key} {100 * ((value - exact).square() / variance).mean().sqrt():.2f} %"
+        for key, (value, exact) in found.items()
+    )
+    many = variance.mean() + (found["mean"][0] - mean).square().mean()
+    print(f"{name:8}{figures}   dispersion {1 + passes.var(1).mean() / many:.3f}", flush=True)
+
+
+def every_brightness() -> Tensor:
+    """(128, 1, 1, 1), noisy pixels of every brightness, as often as in the images."""
+    return 100 + 30 * torch.special.ndtri((torch.arange(128) + 0.5) / 128)[:, None, None, None]
 
 
 def scenes() -> None:
@@ -132,7 +166,7 @@ def huber(draws: Tensor, delta: float) -> Tensor:
 
 
 def main() -> None:
-    chosen = sys.argv[1:] or ["wiener", *LOSSES, "scenes"]
+    chosen = sys.argv[1:] or ["wiener", *LOSSES, "scenes", "draws"]
     if "wiener" in chosen:
         wiener()
     if losses := [LOSSES[each] for each in chosen if each in LOSSES]:
@@ -142,6 +176,8 @@ def main() -> None:
             pixels(name, loss)
     if "scenes" in chosen:
         scenes()
+    for name in POSTERIORS if "draws" in chosen else []:
+        draws(name)
 
 
 if __name__ == "__main__":

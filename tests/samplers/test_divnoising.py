@@ -76,7 +76,7 @@ def test_denoises_a_field_without_posterior_collapse():
     sampler = DivNoising(GaussianNoise(20.0), filters=8, latents=8, kl_warmup=100)
     sampler.prepare(noisy, noisy.mean().view(1, 1, 1), noisy.std().view(1, 1, 1))
     optimizer = torch.optim.AdamW(sampler.parameters(), 3e-3, betas=(0.9, 0.99))
-    for _ in range(250):
+    for _ in range(160):
         loss, _ = sampler.training_step(noisy[torch.randint(0, 64, (16,))])
         optimizer.zero_grad()
         loss.backward()

@@ -67,7 +67,7 @@ def test_cross_entropy_finds_the_prior():
 
 
 def test_it_keeps_the_rules_of_samplers():
-    noisy = torch.poisson(torch.full((2, 1, 32, 32), 30.0))
+    noisy = torch.poisson(torch.full((2, 1, 16, 16), 30.0))
     for channels in (1, 2):
         network = WithLevel(LightUNet(channels + 1, 2 * channels, width=8, depth=1, unshuffle=1))
         sampler = NextPhoton(network, gain=2.0, channels=channels, accumulation=2.0)
