@@ -65,7 +65,7 @@ STAGES = {
         Stage(14_000, 3, 128, 1e-3),
         Stage(11_000, 3, 128, 8e-4),
     ),
-    "correlated": (Stage(10_000, 4, 96, 2e-3), Stage(3_000, 3, 128, 8e-4), Stage(11_000, 3, 128, 8e-4)),
+    "correlated": (Stage(10_000, 4, 96, 2e-3), Stage(3_000, 3, 128, 8e-4)),
     "spread": (Stage(7_000, 4, 96, 1e-3, 300),),
     "correlated_spread": (Stage(7_000, 4, 96, 1e-3, 300),),
 }
