@@ -121,8 +121,10 @@ def images_of(what: str, only: list[str], minutes: list[float], numbers: list[in
                 sampler = run.sampler if run else untrained(noise, case[1])
                 student = run.denoiser if run else pretrained_denoiser(as_stack(case[1][0, 0].numpy()))
                 shown.update(report(f"{name}, {cpu / 60:.1f} min", sampler, student, case, numbers, repeats))
+    folder = Path("runs/samplers")
+    folder.mkdir(parents=True, exist_ok=True)
     for i, (case, shown) in enumerate(zip(cases, pictures, strict=True)):
-        comparison(Path(f"runs/samplers/{case[0]}_{i}.png"), shown | {"truth": case[2][0, 0].numpy()})
+        comparison(folder / f"{case[0]}_{i}.png", shown | {"truth": case[2][0, 0].numpy()})
 
 
 class Pixels:

@@ -16,6 +16,8 @@ LEAST_POWER = 0.01  # relative to the mean; without it a frequency without noise
 REACH = 32  # largest distance in px for which correlation is estimated
 SLIGHTEST = 0.03  # smallest correlation that counts as one
 _WINDOW, _WIDE, _LOCAL = 128, 31, 9  # window sides in px: spectrum, local mean, local variance
+_MOVED = 0.2, 0.15  # most that denoised repeats may differ by, of their variance and of that of the noise
+_FIXED = 0.8  # least variance that differs between repeats; if more does not, noise has a fixed pattern
 _BINS, _ALIKE = 20, 50  # brightness bins; number of correlated pixels that count as one independent pixel
 
 
@@ -154,6 +156,22 @@ class CorrelatedNoise(GaussianNoise):
         for _ in range(rounds - 1):
             noise = cls.from_residuals(noisy - denoise(noise), noisy)
         return noise
+
+    def or_from_repeats(self, noisy: Tensor, denoised: Tensor) -> CorrelatedNoise:
+        """The noise of frames (N, 1, H, W) from their differences, if all show the same field; else this one.
+
+        A denoiser keeps some of the noise as structure, so that residuals lack it. Differences of frames do
+        not, but they lack what is the same in all frames, and have what has moved.
+        """
+        change = (denoised[1:] - denoised[:-1]).square().mean() / 2
+        noise = self.variance(wide_mean(noisy)).mean()
+        most = min(part * float(v) for part, v in zip(_MOVED, (denoised.var(), noise), strict=True))
+        if len(noisy) < 2 or float(change) > most:
+            return self
+        difference = (noisy[1:] - noisy[:-1]) / math.sqrt(2)
+        difference = difference - difference.mean((2, 3), keepdim=True)  # a lamp that flickers
+        found = self.from_noise(difference, (denoised[1:] + denoised[:-1]) / 2)
+        return found if float(found.variance(wide_mean(noisy)).mean()) > _FIXED * float(noise) else self
 
     @classmethod
     def from_residuals(cls, residual: Tensor, noisy: Tensor) -> CorrelatedNoise:

@@ -167,6 +167,7 @@ def _law(
         return _shipped(noisy, *lines([noise]), known[None]).denoise(few)
 
     noise = CorrelatedNoise.from_denoised(few, denoise)
+    noise = noise.or_from_repeats(few, denoise(noise))
     log.warning("the noise of neighbouring pixels is correlated (%.2f along y, %.2f along x, std %.3g): %s",
                 *noise.neighbours, float(noise.variance(noisy.mean()).sqrt()), advice)  # fmt: skip
     return noise.to(noisy.device), line

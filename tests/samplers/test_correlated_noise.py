@@ -75,6 +75,22 @@ def test_residuals_of_a_posterior_mean_tell_the_noise_that_the_mean_has_kept():
     assert max(map(abs, found.neighbours)) < 0.03
 
 
+def test_frames_of_one_field_tell_the_noise_by_their_differences():
+    torch.manual_seed(0)
+    noise = CorrelatedNoise(BLUR, gain=2.0, offset=5.0)
+    field = LinearGaussianField(std=15.0, correlation_length=8.0)
+    one, other = (field.prior(n, (256, 256)).clamp(min=30) for n in (1, 4))
+    guess = CorrelatedNoise([[1.0]], gain=1.5)
+    found = guess.or_from_repeats(noise.sample(one.expand(4, -1, -1, -1)), one.expand(4, -1, -1, -1))
+    levels = torch.tensor([70.0, 100.0, 130.0])
+    torch.testing.assert_close(found.variance(levels), noise.variance(levels), rtol=0.06, atol=0)
+    assert found.neighbours == pytest.approx(noise.neighbours, abs=0.03)
+    assert guess.or_from_repeats(noise.sample(other), other) is guess  # each shows another field
+    assert guess.or_from_repeats(noise.sample(one), one) is guess  # a single frame
+    still = noise.sample(one) + noise.sample(one) - one  # most of the noise is the same in all frames
+    assert guess.or_from_repeats(still + torch.randn(4, 1, 256, 256), one.expand(4, -1, -1, -1)) is guess
+
+
 def test_an_image_may_be_smaller_than_the_reach():
     noise = CorrelatedNoise([[0.5] * 20 + [1.0] + [0.5] * 20], offset=4.0)
     for size in ((1, 5), (8, 8), (3, 40)):
