@@ -25,6 +25,7 @@ FAR = 30.0  # standard deviations beyond which a deviation is not noise, and cou
 WHITE = 0.1  # correlation between the residuals of neighbouring pixels above which noise is correlated
 WORTH = 0.06  # correlation of neighbours below which a split of independent pixels costs less than 0.05 dB
 LINES = 0.2  # difference of that between rows and columns: at most 0.1 for independent pixels, 0.3 for lines
+REPEATS = "it was measured by the differences of frames, which show the same field"
 Splittable = GaussianNoise | PhotonNoise
 SHIPPED = (
     "it was estimated from the images; a noise model fitted to repeats or dark frames is more exact "
@@ -166,8 +167,9 @@ def _law(
         known = noise.at(LAGS) if isinstance(noise, CorrelatedNoise) else torch.zeros(len(LAGS))
         return _shipped(noisy, *lines([noise]), known[None]).denoise(few)
 
-    noise = CorrelatedNoise.from_denoised(few, denoise)
-    noise = noise.or_from_repeats(few, denoise(noise))
+    estimate = CorrelatedNoise.from_denoised(few, denoise)
+    noise = estimate.or_from_repeats(few, denoise(estimate))
+    advice = advice if noise is estimate else REPEATS
     log.warning("the noise of neighbouring pixels is correlated (%.2f along y, %.2f along x, std %.3g): %s",
                 *noise.neighbours, float(noise.variance(noisy.mean()).sqrt()), advice)  # fmt: skip
     return noise.to(noisy.device), line
