@@ -220,9 +220,8 @@ def closed(
     if isinstance(truth, Pixels):
         best = Pixels.likeliest(images, truth.noise_std)
         found = [best.posterior_mean(noisy), best.posterior_std(noisy)]
-        errors(
-            f"{label}, likeliest prior", truth, noisy, found + [best.quantile(noisy, q)[0] for q in QUANTILES]
-        )
+        found += [best.quantile(noisy, q)[0] for q in QUANTILES]
+        errors(f"{label}, likeliest prior", truth, noisy, found)
     for each in minutes:
         for name in only:
             noise = GaussianNoise(truth.noise_std)

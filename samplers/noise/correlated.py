@@ -157,21 +157,22 @@ class CorrelatedNoise(GaussianNoise):
             noise = cls.from_residuals(noisy - denoise(noise), noisy)
         return noise
 
-    def or_from_repeats(self, noisy: Tensor, denoised: Tensor) -> CorrelatedNoise:
+    def or_from_repeats(self, noisy: Tensor, denoise: Callable[[GaussianNoise], Tensor]) -> CorrelatedNoise:
         """The noise of frames (N, 1, H, W) from their differences, if all show the same field; else this one.
 
         A denoiser keeps some of the noise as structure, so that residuals lack it. Differences of frames do
         not, but they lack what is the same in all frames, and have what has moved.
         """
-        change = (denoised[1:] - denoised[:-1]).square().mean() / 2
-        noise = self.variance(wide_mean(noisy)).mean()
-        most = min(part * float(v) for part, v in zip(_MOVED, (denoised.var(), noise), strict=True))
-        if len(noisy) < 2 or float(change) > most:
+        if len(noisy) < 2:
+            return self
+        denoised, level = denoise(self), wide_mean(noisy)
+        change, noise = (denoised[1:] - denoised[:-1]).square().mean() / 2, self.variance(level).mean()
+        if change > _MOVED[0] * denoised.var() or change > _MOVED[1] * noise:
             return self
         difference = (noisy[1:] - noisy[:-1]) / math.sqrt(2)
         difference = difference - difference.mean((2, 3), keepdim=True)  # a lamp that flickers
         found = self.from_noise(difference, (denoised[1:] + denoised[:-1]) / 2)
-        return found if float(found.variance(wide_mean(noisy)).mean()) > _FIXED * float(noise) else self
+        return found if found.variance(level).mean() > _FIXED * noise else self
 
     @classmethod
     def from_residuals(cls, residual: Tensor, noisy: Tensor) -> CorrelatedNoise:

@@ -168,7 +168,7 @@ def _law(
         return _shipped(noisy, *lines([noise]), known[None]).denoise(few)
 
     estimate = CorrelatedNoise.from_denoised(few, denoise)
-    noise = estimate.or_from_repeats(few, denoise(estimate))
+    noise = estimate.or_from_repeats(few, denoise)
     advice = advice if noise is estimate else REPEATS
     log.warning("the noise of neighbouring pixels is correlated (%.2f along y, %.2f along x, std %.3g): %s",
                 *noise.neighbours, float(noise.variance(noisy.mean()).sqrt()), advice)  # fmt: skip

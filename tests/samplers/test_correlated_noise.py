@@ -81,14 +81,15 @@ def test_frames_of_one_field_tell_the_noise_by_their_differences():
     field = LinearGaussianField(std=15.0, correlation_length=8.0)
     one, other = (field.prior(n, (256, 256)).clamp(min=30) for n in (1, 4))
     guess = CorrelatedNoise([[1.0]], gain=1.5)
-    found = guess.or_from_repeats(noise.sample(one.expand(4, -1, -1, -1)), one.expand(4, -1, -1, -1))
+    repeats = one.expand(4, -1, -1, -1)
+    found = guess.or_from_repeats(noise.sample(repeats), lambda _: repeats)
     levels = torch.tensor([70.0, 100.0, 130.0])
     torch.testing.assert_close(found.variance(levels), noise.variance(levels), rtol=0.06, atol=0)
     assert found.neighbours == pytest.approx(noise.neighbours, abs=0.03)
-    assert guess.or_from_repeats(noise.sample(other), other) is guess  # each shows another field
-    assert guess.or_from_repeats(noise.sample(one), one) is guess  # a single frame
+    assert guess.or_from_repeats(noise.sample(other), lambda _: other) is guess  # each shows another field
+    assert guess.or_from_repeats(noise.sample(one), lambda _: one) is guess  # a single frame
     still = noise.sample(one) + noise.sample(one) - one  # most of the noise is the same in all frames
-    assert guess.or_from_repeats(still + torch.randn(4, 1, 256, 256), one.expand(4, -1, -1, -1)) is guess
+    assert guess.or_from_repeats(still + torch.randn(4, 1, 256, 256), lambda _: repeats) is guess
 
 
 def test_an_image_may_be_smaller_than_the_reach():

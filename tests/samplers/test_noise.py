@@ -192,7 +192,7 @@ def noisy_waves(correlation: float, seed: int) -> np.ndarray:
 @pytest.mark.parametrize("correlation", [0.0, 0.05, 0.1, -0.05])
 def test_slightly_correlated_noise_is_estimated_without_bias(correlation, along):
     levels, ratios = torch.tensor([20.0, 60.0, 120.0]), []
-    for seed in range(2):
+    for seed in range(4):
         frames = noisy_waves(correlation, seed)
         frames = frames.swapaxes(1, 2) if along == "y" else frames
         found = neighbour_correlation(frames)
