@@ -137,6 +137,20 @@ def test_the_core_runs_on_torch_numpy_and_tifffile():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_what_takes_seconds_to_import_is_imported_where_it_is_needed(tmp_path):
+    code = """
+import sys
+from distill import specimen
+from distill.__main__ import main
+from tifffile import imwrite
+
+imwrite("noisy.tif", specimen(1, 64).noisy[0])
+assert main(["predict", "pretrained", "noisy.tif", "--out", "clean.tif"]) == 0
+assert not {"torch._dynamo", "matplotlib.figure"} & sys.modules.keys()
+"""
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False).returncode == 0
+
+
 def test_a_shadowing_package_is_named(tmp_path):
     (tmp_path / "losses").mkdir()
     (tmp_path / "losses" / "__init__.py").touch()

@@ -2,16 +2,15 @@
 
 import io
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from matplotlib import rc_context
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
 
 from distill.files import read_json_lines
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from matplotlib.typing import RcKeyType  # newer than our lower bound
 
 INK = "#123456"  # becomes currentColor
@@ -25,12 +24,13 @@ STYLE: "dict[RcKeyType, Any]" = {
 
 def psnr_against_time(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
     """The paper's Figure 1: PSNR of means and medians of draws, and of the student, against time."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     draws = [row for row in rows if "draw" in row["image"]]
     if not draws:
         return []
     students = [row for row in rows if row["image"] == "student"]  # none in a run of a sampler alone
-    with rc_context(STYLE):
-        figure = Figure(figsize=(6, 4), layout="constrained")
+    with _figures((6, 4)) as (figure,):
         axis = figure.subplots()
         seconds = [row["seconds_per_image"] for row in draws]
         axis.plot(seconds, [row["psnr_mean"] for row in draws], "o-", color=DRAWS, label="mean of draws")
@@ -60,8 +60,7 @@ def training_curves(metrics: Path) -> list[tuple[str, str]]:
         curves = {"training": (key, "-", DRAWS), "held out": (f"val_{key}", "o-", STUDENT)}
         if key == "psnr_to_draws":
             curves = {"held out": (key, "o-", STUDENT)}
-        with rc_context(STYLE):
-            figure = Figure(figsize=(6, 3.4), layout="constrained")
+        with _figures((6, 3.4)) as (figure,):
             axis = figure.subplots()
             for label, (name, style, colour) in curves.items():
                 points = [(row["step"], row[name]) for row in rows if name in row]
@@ -78,11 +77,7 @@ def residuals(curves: dict[str, dict[str, list[float]]]) -> list[tuple[str, str]
     """The curves of `residual_curves` of the most draws and of the student."""
     shown = [name for name in curves if "draw" in name][-1:] + [name for name in curves if name == "student"]
     colours = {name: STUDENT if name == "student" else DRAWS for name in shown}
-    with rc_context(STYLE):
-        figure, other = (
-            Figure(figsize=(6, 3.4), layout="constrained"),
-            Figure(figsize=(6, 3.4), layout="constrained"),
-        )
+    with _figures((6, 3.4), (6, 3.4)) as (figure, other):
         correlation, against = figure.subplots(), other.subplots()
         for name, colour in colours.items():
             own = curves[name]
@@ -111,8 +106,7 @@ def residuals(curves: dict[str, dict[str, list[float]]]) -> list[tuple[str, str]
 
 def coverage(result: dict[str, Any]) -> tuple[str, str]:
     """Fraction of the true pixels in the intervals, against the level that the intervals state."""
-    with rc_context(STYLE):
-        figure = Figure(figsize=(4.5, 4), layout="constrained")
+    with _figures((4.5, 4)) as (figure,):
         axis = figure.subplots()
         axis.plot([0, 1], [0, 1], ":", color=INK, linewidth=1)
         axis.plot(result["levels"], result["coverage_before"], "o--", color=DRAWS, label="before calibration")
@@ -122,7 +116,16 @@ def coverage(result: dict[str, Any]) -> tuple[str, str]:
     return _svg(figure), f"Coverage of intervals; calibrated at {result['level']:.0%}."
 
 
-def _svg(figure: Figure) -> str:
+@contextmanager
+def _figures(*sizes: tuple[float, float]) -> "Iterator[list[Figure]]":
+    from matplotlib import rc_context  # here, because it takes a second that most commands do not need
+    from matplotlib.figure import Figure
+
+    with rc_context(STYLE):
+        yield [Figure(figsize=size, layout="constrained") for size in sizes]
+
+
+def _svg(figure: "Figure") -> str:
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = file.getvalue()

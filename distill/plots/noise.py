@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 
 from distill.files import whole_file
 from samplers import NoiseModel
@@ -25,6 +24,8 @@ def noise_density(
 
     Contours are drawn at 60, 14 and 1 % of the highest density at a signal (1, 2 and 3 std of a Gaussian).
     """
+    from matplotlib.figure import Figure
+
     bottom, top = np.percentile(observation, (0.01, 99.99))
     bottom, top = bottom - 0.05 * (top - bottom), top + 0.05 * (top - bottom)
     margin = 0.05 * (high - low)
@@ -53,6 +54,8 @@ def noise_density(
 
 def noise_autocorrelation(path: Path, model: NoiseModel, noise: np.ndarray, signal: float) -> None:
     """Plots the autocorrelation of real noise (N, H, W) beside that of noise drawn from the model."""
+    from matplotlib.figure import Figure
+
     side = min(64, *noise.shape[-2:])
     lags = min(LAGS, side - 1)
     with torch.random.fork_rng(devices=[]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -102,7 +102,12 @@ class LightSplit(nn.Module):
         Always half if noise is correlated. Then its model is an approximation, and the parts are the less
         independent the more their shares differ.
         """
-        return 0.5 if self.correlated else _uniform()
+        if self.correlated:
+            return 0.5
+        # Outside the compiled graph, because the number changes with every step. The compiler's import takes
+        # seconds.
+        draw = torch.compiler.disable(_uniform) if torch.compiler.is_compiling() else _uniform
+        return draw()
 
     def variance(self, signal: Tensor) -> Tensor:
         """Variance of the whole light's noise at a signal, (B, C, H, W), in counts squared."""
@@ -118,8 +123,8 @@ class LightSplit(nn.Module):
         return (weight * error).mean() / (weight * variance).mean() * (1 - share)
 
 
-# Outside the compiled graph, because the number changes with every step.
-_uniform = cast(Callable[[], float], torch.compiler.disable(lambda: float(torch.empty(()).uniform_(*SHARES))))
+def _uniform() -> float:
+    return float(torch.empty(()).uniform_(*SHARES))
 
 
 def can_be_split(noise_model: nn.Module | None) -> bool:
