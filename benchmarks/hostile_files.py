@@ -18,7 +18,9 @@ import sys
 import tempfile
 import time
 import zipfile
+import zlib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -114,12 +116,22 @@ class Owned:
 
 
 def bomb(path: str, name: str) -> None:
-    with (
-        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
-        archive.open(name, "w", force_zip64=True) as member,
-    ):
-        for _ in range(3000):
-            member.write(bytes(10**6))
+    """An archive of 3 MB, whose one member has 3 GB of zeros."""
+    stream, crc = zeros()
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(name, stream)  # which has been compressed already, and is said to be below
+        (member,) = archive.infolist()
+        member.compress_type, member.file_size, member.CRC = zipfile.ZIP_DEFLATED, 3 * 10**9, crc
+
+
+@cache
+def zeros() -> tuple[bytes, int]:
+    """3 GB of zeros, compressed, and their checksum: one part many times, because compression takes 15 s."""
+    part, deflate, crc = bytes(10**6), zlib.compressobj(wbits=-15), 0
+    once = deflate.compress(part) + deflate.flush(zlib.Z_FULL_FLUSH)
+    for _ in range(3000):
+        crc = zlib.crc32(part, crc)
+    return 3000 * once + deflate.flush(), crc
 
 
 def liar(path: str) -> None:
