@@ -124,15 +124,12 @@ def contents(folder: Path) -> dict[str, Any]:
     return {str(p.relative_to(folder)): content(p) for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def trials(name: str, kills: int, inside: float, seed: int = 0) -> tuple[int, int, list[str]]:
-    """(kills, those inside a write, what was not as in an undisturbed run)."""
+def trials(run: Path, name: str, kills: int, inside: float, seed: int = 0) -> tuple[int, int, list[str]]:
+    """Of a command on a finished run: (kills, those inside a write, what was not as in an undisturbed run)."""
     chance, done, written, wrong = random.Random(seed), 0, 0, []
     with tempfile.TemporaryDirectory() as folder:
-        run, whole = Path(folder) / "run", Path(folder) / "whole"
-        run.mkdir()
+        whole = Path(folder) / "whole"
         whole.mkdir()
-        in_fork(lambda: train_tiny(run))
-        run /= "run"
         started = time.monotonic()
         in_fork(lambda: COMMANDS[name](run, whole))
         seconds, expected = time.monotonic() - started, contents(whole)
@@ -170,12 +167,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     failures = []
-    for name in chosen.only:
-        began = time.monotonic()
-        kills, inside, wrong = trials(name, chosen.kills, chosen.inside, chosen.seed)
-        print(f"{name:9} {kills} kills, {inside} of them inside a write, {len(wrong)} differences, "
-              f"{time.monotonic() - began:.0f} s", flush=True)  # fmt: skip
-        failures += wrong
+    with tempfile.TemporaryDirectory() as folder:
+        in_fork(lambda: train_tiny(Path(folder)))
+        for name in chosen.only:
+            began, run = time.monotonic(), Path(folder) / "run"
+            kills, inside, wrong = trials(run, name, chosen.kills, chosen.inside, chosen.seed)
+            print(f"{name:9} {kills} kills, {inside} of them inside a write, {len(wrong)} differences, "
+                  f"{time.monotonic() - began:.0f} s", flush=True)  # fmt: skip
+            failures += wrong
     print("\n".join(failures) or "all as if undisturbed")
     sys.exit(bool(failures))
 
