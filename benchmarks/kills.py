@@ -125,7 +125,7 @@ def contents(folder: Path) -> dict[str, Any]:
 
 
 def trials(run: Path, name: str, kills: int, inside: float, seed: int = 0) -> tuple[int, int, list[str]]:
-    """Of a command on a finished run: (kills, those inside a write, what was not as in an undisturbed run)."""
+    """(kills, those inside a write, what was not as in an undisturbed command on the finished run)."""
     chance, done, written, wrong = random.Random(seed), 0, 0, []
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder) / "whole"

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from samplers.noise import neighbours
-from samplers.noise.tiles import RING, read_tiles, ring_statistics
+from samplers.noise.tiles import RING, argsort, read_tiles, ring_statistics, smoothest
 
 _EDGE = (RING - 3) // 2
 _INNER = (..., slice(_EDGE, -_EDGE), slice(_EDGE, -_EDGE))  # of 3x3 pixels each, those with a whole ring
@@ -57,7 +57,7 @@ def _pixel_statistics(tiles: Tensor) -> tuple[Tensor, Tensor]:
     """
     laplacian = torch.tensor([1.0, -2.0, 1.0])
     kernel = torch.outer(laplacian, laplacian)[None, None] / 6
-    residual, mean = F.conv2d(tiles, kernel)[_INNER], F.conv2d(tiles, kernel**2)[_INNER]
+    residual, mean = F.conv2d(tiles, torch.cat([kernel, kernel**2]))[_INNER].split(1, dim=1)
     return mean, residual**2
 
 
@@ -93,12 +93,12 @@ def _smooth_bins(
     low, high = level.min(), level.max()
     index = ((level - low) / (high - low).clamp(min=1e-12) * 100).long()
     index = index.clamp(max=99)
+    sizes = index.bincount()
     rows = []
-    for i in index.unique():
-        members = (index == i).nonzero()[:, 0]
+    for members in argsort(index).tensor_split(sizes.cumsum(0)[:-1]):
         if len(members) < 50:
             continue
-        smooth = members[structure[members].argsort()[: max(len(members) // 5, 50)]]
+        smooth = smoothest(members, structure, max(len(members) // 5, 50))
         rows.append([float(v[smooth].mean()) for v in (mean, square, saturated, cut)] + [len(smooth)])
     if not rows:  # an image of a few pixels: one bin of all
         rows = [[float(v.mean()) for v in (mean, square, saturated, cut)] + [len(mean)]]

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from samplers.noise.tiles import RING, read_tiles, ring_statistics
+from samplers.noise.tiles import RING, argsort, read_tiles, ring_statistics, smoothest
 
 SLIGHT = 0.15  # correlation up to which it is known well enough to correct for it
 STRONG = 0.25  # correlation from which on `GaussianNoise.estimate` is too low
@@ -28,20 +28,22 @@ def neighbour_correlation(frames: Tensor | np.ndarray) -> tuple[float, float]:
 
 def of_tiles(tiles: Tensor, level: Tensor, structure: Tensor) -> tuple[float, float]:
     """`neighbour_correlation` from tiles (T, 1, h, w) and their `ring_statistics`."""
-    turned = (v.transpose(-1, -2) for v in (tiles, level, structure))
-    return _along_x(*turned), _along_x(tiles, level, structure)
+    if level.numel() < _MIN_PIXELS:
+        return 0.0, 0.0
+    pixels = _smooth_pixels(level.flatten(), structure.flatten())
+    return _along(-2, tiles, pixels), _along(-1, tiles, pixels)
 
 
-def _along_x(tiles: Tensor, level: Tensor, structure: Tensor) -> float:
-    """Correlation along x, from differences along y, which reduce structure but not the noise's correlation.
+def _along(axis: int, tiles: Tensor, pixels: list[Tensor]) -> float:
+    """Correlation along y (axis -2) or x (-1), from differences across, which reduce structure but not the
+    noise's correlation.
 
     Optics blur in all directions, so structure fades with the order of the differences, reaches further than
     the next pixel, and varies with brightness. The noise of a detector does none of these.
     """
-    if level.numel() < _MIN_PIXELS:
-        return 0.0
-    pixels = _smooth_pixels(level.flatten(), structure.flatten())
-    fine, coarse = (_lags(tiles, kernel, pixels) for kernel in (_FINE, _COARSE))  # each (bins, 2)
+    taps = torch.tensor([_FINE, _COARSE])[:, None, :, None]
+    residuals = F.conv2d(tiles, taps if axis == -1 else taps.mT)
+    fine, coarse = (_lags(axis, each, pixels) for each in residuals.unbind(1))  # each (bins, 2)
     (near, far), fading = fine.T, (coarse - fine)[:, 0]
     # Texture of photographs whose correlation falls by d from one order to the other had at most about 2 d.
     structure_share = 2 * fading * (fading.mean() > 0) + far * (far.mean() > 0)
@@ -56,15 +58,14 @@ def _along_x(tiles: Tensor, level: Tensor, structure: Tensor) -> float:
 
 def _smooth_pixels(level: Tensor, structure: Tensor) -> list[Tensor]:
     """Indices of the smoother half of the pixels of each brightness bin; bins have equally many pixels."""
-    bins = level.argsort().tensor_split(_BINS)
-    return [members[structure[members].argsort()[: len(members) // 2]] for members in bins]
+    bins = argsort(level).tensor_split(_BINS)
+    return [smoothest(members, structure, len(members) // 2) for members in bins]
 
 
-def _lags(tiles: Tensor, kernel: list[float], pixels: list[Tensor]) -> Tensor:
-    """Correlation (bins, 2) of differences along y at distances of one and two pixels along x."""
-    residual = F.conv2d(tiles, torch.tensor(kernel)[None, None, :, None])
-    edge, width = RING // 2, residual.shape[-1]
-    at = [residual[..., edge + lag : width - edge + lag].flatten() for lag in range(-2, 3)]
+def _lags(axis: int, residual: Tensor, pixels: list[Tensor]) -> Tensor:
+    """Correlation (bins, 2) of residuals (T, h, w) at distances of one and two pixels along an axis."""
+    edge, length = RING // 2, residual.shape[axis]
+    at = [residual.narrow(axis, edge + lag, length - 2 * edge).flatten() for lag in range(-2, 3)]
     products = torch.stack([at[2] ** 2, at[2] * (at[1] + at[3]) / 2, at[2] * (at[0] + at[4]) / 2])
     power = torch.stack([products[:, members].double().mean(1) for members in pixels])
     return power[:, 1:] / power[:, :1].clamp(min=1e-12)  # the power is 0 where black is cut off

@@ -1,6 +1,7 @@
 """Tiles of noisy images to estimate noise from, with the brightness and smoothness around each pixel."""
 
 import math
+from functools import reduce
 
 import numpy as np
 import torch
@@ -53,10 +54,11 @@ def without_hot_pixels(tiles: Tensor) -> Tensor:
     it is 6 times as bright as each of its neighbours and 20 times as bright as 99.5 % of the pixels, measured
     from the level of the darkest 0.5 %.
     """
-    around = F.pad(tiles, (1, 1, 1, 1), "reflect").unfold(2, 3, 1).unfold(3, 3, 1).flatten(-2)
-    neighbours = torch.cat([around[..., :4], around[..., 5:]], dim=-1).amax(-1)
-    pixels = tiles.flatten().sort().values
-    dark, bright = (float(pixels[round(q * (len(pixels) - 1))]) for q in (0.005, 0.995))
+    padded, (height, width) = F.pad(tiles, (1, 1, 1, 1), "reflect"), tiles.shape[-2:]
+    places = [(y, x) for y in range(3) for x in range(3) if (y, x) != (1, 1)]
+    neighbours = reduce(torch.maximum, (padded[..., y : y + height, x : x + width] for y, x in places))
+    pixels = tiles.flatten()
+    dark, bright = (float(pixels.kthvalue(1 + round(q * (len(pixels) - 1))).values) for q in (0.005, 0.995))
     hot = (tiles - dark > 6 * (neighbours - dark)) & (tiles - dark > 20 * (bright - dark))
     return torch.where(hot, neighbours, tiles) if bright > dark else tiles  # else perhaps a single photon
 
@@ -73,3 +75,13 @@ def ring_statistics(tiles: Tensor) -> tuple[Tensor, Tensor]:
     shapes = shapes / shapes.norm(dim=(1, 2), keepdim=True)
     moments = F.conv2d(tiles, shapes[:, None])
     return moments[:, :1] / ring.sum().sqrt(), (moments[:, 1:] ** 2).sum(1, keepdim=True)
+
+
+def argsort(values: Tensor) -> Tensor:
+    """Of flat values on the CPU, by NumPy, which is several times as fast as torch."""
+    return torch.from_numpy(np.argsort(values.numpy()))
+
+
+def smoothest(pixels: Tensor, structure: Tensor, n: int) -> Tensor:
+    """Of indices of pixels, the n where there is least structure, in any order."""
+    return pixels[structure[pixels].topk(n, largest=False, sorted=False).indices]
