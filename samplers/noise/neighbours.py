@@ -30,11 +30,11 @@ def of_tiles(tiles: Tensor, level: Tensor, structure: Tensor) -> tuple[float, fl
     """`neighbour_correlation` from tiles (T, 1, h, w) and their `ring_statistics`."""
     if level.numel() < _MIN_PIXELS:
         return 0.0, 0.0
-    pixels = _smooth_pixels(level.flatten(), structure.flatten())
-    return _along(-2, tiles, pixels), _along(-1, tiles, pixels)
+    bins = _bins(level.flatten(), structure.flatten())
+    return _along(-2, tiles, bins), _along(-1, tiles, bins)
 
 
-def _along(axis: int, tiles: Tensor, pixels: list[Tensor]) -> float:
+def _along(axis: int, tiles: Tensor, bins: Tensor) -> float:
     """Correlation along y (axis -2) or x (-1), from differences across, which reduce structure but not the
     noise's correlation.
 
@@ -43,7 +43,7 @@ def _along(axis: int, tiles: Tensor, pixels: list[Tensor]) -> float:
     """
     taps = torch.tensor([_FINE, _COARSE])[:, None, :, None]
     residuals = F.conv2d(tiles, taps if axis == -1 else taps.mT)
-    fine, coarse = (_lags(axis, each, pixels) for each in residuals.unbind(1))  # each (bins, 2)
+    fine, coarse = (_lags(axis, each, bins) for each in residuals.unbind(1))  # each (bins, 2)
     (near, far), fading = fine.T, (coarse - fine)[:, 0]
     # Texture of photographs whose correlation falls by d from one order to the other had at most about 2 d.
     structure_share = 2 * fading * (fading.mean() > 0) + far * (far.mean() > 0)
@@ -56,16 +56,18 @@ def _along(axis: int, tiles: Tensor, pixels: list[Tensor]) -> float:
     return lowest if lowest > STRONG else 0.0
 
 
-def _smooth_pixels(level: Tensor, structure: Tensor) -> list[Tensor]:
-    """Indices of the smoother half of the pixels of each brightness bin; bins have equally many pixels."""
-    bins = argsort(level).tensor_split(_BINS)
-    return [smoothest(members, structure, len(members) // 2) for members in bins]
+def _bins(level: Tensor, structure: Tensor) -> Tensor:
+    """Bin of brightness of each flat pixel, of equally many each; _BINS for the less smooth half of each."""
+    bins = torch.full(level.shape, _BINS)
+    for i, members in enumerate(argsort(level).tensor_split(_BINS)):
+        bins[smoothest(members, structure, len(members) // 2)] = i
+    return bins
 
 
-def _lags(axis: int, residual: Tensor, pixels: list[Tensor]) -> Tensor:
-    """Correlation (bins, 2) of residuals (T, h, w) at distances of one and two pixels along an axis."""
+def _lags(axis: int, residual: Tensor, bins: Tensor) -> Tensor:
+    """Correlation (_BINS, 2) of residuals (T, h, w) at distances of one and two pixels along an axis."""
     edge, length = RING // 2, residual.shape[axis]
     at = [residual.narrow(axis, edge + lag, length - 2 * edge).flatten() for lag in range(-2, 3)]
-    products = torch.stack([at[2] ** 2, at[2] * (at[1] + at[3]) / 2, at[2] * (at[0] + at[4]) / 2])
-    power = torch.stack([products[:, members].double().mean(1) for members in pixels])
+    products = at[2] ** 2, at[2] * (at[1] + at[3]) / 2, at[2] * (at[0] + at[4]) / 2
+    power = torch.stack([bins.bincount(each.double())[:_BINS] for each in products], dim=1)
     return power[:, 1:] / power[:, :1].clamp(min=1e-12)  # the power is 0 where black is cut off
