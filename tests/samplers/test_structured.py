@@ -175,8 +175,8 @@ def test_joint_tells_line_noise_from_signal_without_any_calibration():
     sampler.prepare(noisy, noisy.mean().view(1, 1, 1), noisy.std().view(1, 1, 1))
     optimizer = torch.optim.AdamW(sampler.parameters(), 1e-2, betas=(0.9, 0.99))
     sampler.train()
-    for step in range(250):
-        optimizer.param_groups[0]["lr"] = 5e-3 * (1 + math.cos(math.pi * step / 250))
+    for step in range(150):
+        optimizer.param_groups[0]["lr"] = 5e-3 * (1 + math.cos(math.pi * step / 150))
         loss, _ = sampler.training_step(noisy[torch.randint(256, (8,))])
         optimizer.zero_grad()
         loss.backward()

@@ -95,7 +95,7 @@ def test_line_noise_is_fitted_as_an_autoregressive_model(tmp_path, caplog, metho
     options = {"signal": clean} if method == "bootstrap" else {}
     model = fit_noise_model(
         (clean + lines).astype("f4"), tmp_path / "noise.npz", kind="autoregressive", context="row",
-        method=method, steps=80, **options,
+        method=method, steps=60, **options,
     )  # fmt: skip
     ideal = 0.5 * np.log(2 * np.pi * np.e * 4**2)  # the entropy of an innovation
     assert ideal - 0.02 < model.held_out_nll < ideal + 0.15

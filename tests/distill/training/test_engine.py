@@ -321,8 +321,8 @@ def test_l2_finds_the_mean_and_l1_the_median(sampler, tmp_path):
     x = noisy[:, None]
     error = {}
     for loss in (L2(), L1()):
-        denoiser = distilled(sampler, noisy, Pixelwise(), loss, tmp_path / loss.outputs[0], 400,
-                             student_lr=1e-2, patch_size=64, batch_size=4)  # fmt: skip
+        denoiser = distilled(sampler, noisy, Pixelwise(), loss, tmp_path / loss.outputs[0], 150,
+                             student_lr=1e-2, patch_size=32, batch_size=4)  # fmt: skip
         with torch.no_grad():
             for name, exact in [("mean", sampler.mean(x)), ("median", sampler.median(x))]:
                 error[loss.outputs[0], name] = (denoiser(x) - exact).square().mean().sqrt().item()
@@ -338,7 +338,7 @@ def test_the_student_of_a_gaussian_field_comes_near_the_wiener_filter(tmp_path):
     clean = field.prior(8, (64, 64))
     noisy = field.observe(clean)
     student = UNet(depth=2, filters=8)
-    denoiser = distilled(field, noisy, student, L2(), tmp_path, 200, patch_size=64, batch_size=8)
+    denoiser = distilled(field, noisy, student, L2(), tmp_path, 240, patch_size=64, batch_size=4)
     with torch.no_grad():
         gap = psnr(field.posterior_mean(noisy), clean) - psnr(denoiser(noisy), clean)
     assert gap < 0.5  # with the steps of benchmarks/functionals.py below 0.1
