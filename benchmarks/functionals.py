@@ -9,6 +9,7 @@ import tempfile
 from typing import Any
 
 import torch
+from compare_samplers import QUANTILES, Field, errors
 from torch import Tensor, nn
 
 from distill import DirectDenoiser, psnr, train
@@ -106,6 +107,23 @@ def draws(name: str) -> None:
     print(f"{name:8}{figures}   dispersion {1 + passes.var(1).mean() / many:.3f}", flush=True)
 
 
+def field_draws(steps: int = 450) -> None:
+    """The same for a Gaussian field: draws of a U-Net, on larger fields that it never saw."""
+    torch.manual_seed(0)
+    field, score = Field(), EnergyScore(4)
+    noisy = field.observe(field.prior(64, (128, 128)))
+    backbone = NoiseConditioned(UNet(in_channels=4, depth=3, filters=16), score.samples)
+    student = distil(field, noisy, backbone, score, steps, patch_size=128, batch_size=4, draws=4)
+    noisy = field.observe(field.prior(2, (256, 256)))
+    with torch.inference_mode():
+        passes = torch.cat([torch.stack([*student.maps(noisy).values()]) for _ in range(100)])
+    found = [passes.mean(0), passes.std(0), *(passes.quantile(q, dim=0) for q in QUANTILES)]
+    errors("field", field, noisy, found, len(passes))
+    variance = field.posterior_std(noisy).square().mean()
+    many = variance + (found[0] - field.posterior_mean(noisy)).square().mean() - variance / len(passes)
+    print(f"{'field':8}dispersion {1 + passes.var(0).mean() / many:.3f}", flush=True)
+
+
 def every_brightness() -> Tensor:
     """(128, 1, 1, 1), noisy pixels of every brightness, as often as in the images."""
     return 100 + 30 * torch.special.ndtri((torch.arange(128) + 0.5) / 128)[:, None, None, None]
@@ -176,8 +194,10 @@ def main() -> None:
             pixels(name, loss)
     if "scenes" in chosen:
         scenes()
-    for name in POSTERIORS if "draws" in chosen else []:
-        draws(name)
+    if "draws" in chosen:
+        for name in POSTERIORS:
+            draws(name)
+        field_draws()
 
 
 if __name__ == "__main__":

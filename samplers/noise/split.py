@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -104,10 +104,10 @@ class LightSplit(nn.Module):
         """
         if self.correlated:
             return 0.5
-        # Outside the compiled graph, because the number changes with every step. The compiler's import takes
-        # seconds.
-        draw = torch.compiler.disable(_uniform) if torch.compiler.is_compiling() else _uniform
-        return draw()
+        if not torch.compiler.is_compiling():  # then it is not imported, which takes seconds
+            return _uniform()
+        # Outside the compiled graph, because the number changes with every step.
+        return cast(Callable[[], float], torch.compiler.disable(_uniform))()
 
     def variance(self, signal: Tensor) -> Tensor:
         """Variance of the whole light's noise at a signal, (B, C, H, W), in counts squared."""
