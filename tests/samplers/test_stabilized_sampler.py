@@ -172,3 +172,19 @@ def test_random_numbers_have_variance_1_and_no_grid():
         assert noise.shape == like.shape and abs(float(noise.var()) - 1) < 0.1
         columns = noise.square().mean((0, 1, 2))
         assert float(columns.std() / columns.mean()) < 0.2
+
+
+def test_a_random_share_of_the_light_compiles_nothing_anew():
+    from torch._dynamo.testing import CompileCounter
+
+    light, counter, noisy = LightSplit([GaussianNoise(5.0)]), CompileCounter(), torch.rand(1, 1, 16, 16)
+
+    def error() -> torch.Tensor:
+        share = light.random_share()
+        return (noisy * share - light(noisy, share)[1]).square().mean()
+
+    compiled, counts = torch.compile(error, backend=counter), []
+    for _ in range(6):
+        compiled()
+        counts.append(counter.frame_count)
+    assert 0 < counts[-1] == counts[2]
