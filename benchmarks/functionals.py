@@ -1,4 +1,4 @@
-"""Compares students of posteriors in closed form with the exact functionals (about 10 minutes, two cores).
+"""Compares students of posteriors in closed form with the exact functionals (about 40 minutes of one core).
 
 python benchmarks/functionals.py [wiener] [L2] [L1] [Huber] [Tukey] [Quantiles] [MeanVariance]
                                  [scenes] [draws]
@@ -108,7 +108,7 @@ def draws(name: str) -> None:
 
 
 def field_draws(steps: int = 450) -> None:
-    """The same for a Gaussian field: draws of a U-Net, on larger fields that it never saw."""
+    """The same for a Gaussian field, on larger fields that the student, a U-Net, never saw."""
     torch.manual_seed(0)
     field, score = Field(), EnergyScore(4)
     noisy = field.observe(field.prior(64, (128, 128)))
