@@ -151,8 +151,9 @@ def measure_flatness(folder: Path, options: argparse.Namespace) -> None:
 
 
 def measure_kills(folder: Path, options: argparse.Namespace) -> None:
+    kills.in_fork(lambda: kills.train_tiny(folder))
     for name in ("tif", "zarr"):
-        done, inside, wrong = kills.trials(name, options.kills, inside=0.5)
+        done, inside, wrong = kills.trials(folder / "run", name, options.kills, inside=0.5)
         print(f"{name}: {done} kills, {inside} of them inside a write, {len(wrong)} differences", flush=True)
         if wrong:
             sys.exit("\n".join(wrong))
