@@ -48,10 +48,10 @@ def residual_picture(path: Path, noisy: Tensor, images: dict[str, Tensor], curve
     from matplotlib.figure import Figure
 
     height = 4 * len(images)
-    # Margins in inches: to compute them takes as long as the rest.
-    margins = dict(left=0.02, right=0.99, bottom=0.55 / height, top=1 - 0.35 / height, hspace=0.3, wspace=0.25)
+    # Margins, above and below in inches: to compute them takes as long as the rest.
+    margins = dict(left=0.02, right=0.99, bottom=0.55 / height, top=1 - 0.35 / height)
     figure = Figure(figsize=(13, height))
-    axes = figure.subplots(len(images), 3, squeeze=False, gridspec_kw=margins)
+    axes = figure.subplots(len(images), 3, squeeze=False, gridspec_kw=margins | dict(hspace=0.3, wspace=0.25))
     for (name, image), (whole, correlation, against) in zip(images.items(), axes, strict=True):
         residual = (noisy - image)[0]
         limit = 3 * float(residual.std())
