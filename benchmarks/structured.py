@@ -16,7 +16,6 @@ image on 60 other specimens, or the other frames (Noise2Noise).
 import argparse
 import itertools
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,9 +96,8 @@ def on_draws(noisy: np.ndarray, run: Run, steps: int, seed: int) -> DirectDenois
     that suits a network from scratch: the shipped weights were made for other noise."""
     settings: dict[str, Any] = dict(steps=0, refine_steps=steps, init="none", validate_every=50)
     settings |= dict(batch_size=2, patch_size=128, student_lr=1.5e-3, seed=seed)
-    with tempfile.TemporaryDirectory() as folder:
-        cached = cache_draws(run, noisy, Path(folder) / "draws", draws=8)
-        return train(noisy, cached, run.denoiser.backbone, L2(), run.path / "student", **settings).denoiser
+    cached = cache_draws(run, noisy, run.path / "draws", draws=8)
+    return train(noisy, cached, run.denoiser.backbone, L2(), run.path / "student", **settings).denoiser
 
 
 def main() -> None:
