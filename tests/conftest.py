@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ if (
 
 # The Macs of GitHub Actions report a GPU, but every allocation there fails (actions/runner-images#9918).
 if "CI" in os.environ:
-    torch.backends.mps.is_available = lambda: False
+    torch.backends.mps.is_available = cache(lambda: False)  # torch's compiler asks for what the cache wraps
 
 # The same examples on every run; `--hypothesis-profile=search` looks for new ones.
 _ANY = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
