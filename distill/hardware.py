@@ -84,9 +84,36 @@ def has_fast_bf16(device: torch.device) -> bool:
 @contextmanager
 def seeded(device: torch.device, *numbers: int) -> Iterator[None]:
     """Seeds torch within the block by these integers, and restores its random state afterwards."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with forked(device):
         seed_all(*numbers)
         yield
+
+
+@contextmanager
+def forked(device: torch.device) -> Iterator[None]:
+    """Restores torch's random state, on the CPU and on this device, after the block."""
+    state = device_state(device)
+    with torch.random.fork_rng([]):
+        try:
+            yield
+        finally:
+            if state is not None:
+                set_device_state(device, state)
+
+
+def device_state(device: torch.device) -> Tensor | None:
+    """The random state of a GPU; None for a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_rng_state(device)
+    return torch.mps.get_rng_state() if device.type == "mps" else None
+
+
+def set_device_state(device: torch.device, state: Tensor) -> None:
+    """Sets the random state of a GPU."""
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.mps.set_rng_state(state)
 
 
 def cores() -> int:

@@ -39,6 +39,8 @@ class PosteriorSampler(nn.Module, ABC):
             1.
         logged: further numbers of the last training step for metrics.jsonl, 0-dimensional tensors. Names that
             start with "kl" are in nats per image, and training warns if their sum collapses to zero.
+        passes_per_step: number of calls of `training_step` before each update of the weights. `train`
+            sets it. Default: 1.
         learning_rate: default learning rate of `train`, for AdamW. Default: 2e-3.
         files: names of constructor arguments that may be files or URLs. They are never read from a model
             file.
@@ -53,6 +55,7 @@ class PosteriorSampler(nn.Module, ABC):
     isotropic: bool = True
     mirrors: Sequence[str] = ()
     free_draws: int = 1
+    passes_per_step: int = 1
     learning_rate: float = LEARNING_RATE
     logged: Mapping[str, Tensor] = MappingProxyType({})
     files: tuple[str, ...] = ()
@@ -114,6 +117,10 @@ class PosteriorSampler(nn.Module, ABC):
         A sampler that does not override this is frozen, and only the student is trained.
         """
         raise NotImplementedError(f"{type(self).__name__} is a frozen sampler")
+
+    def training_loss(self, noisy: Tensor) -> Tensor:
+        """The loss of `training_step` alone. Override it if the draw costs time."""
+        return self.training_step(noisy)[0]
 
     @property
     def trainable(self) -> bool:

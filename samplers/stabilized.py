@@ -80,16 +80,22 @@ class StabilizedSampler(PosteriorSampler):
     @property
     def trainable(self) -> bool:
         """False for shipped weights and correlated noise: they would learn noise that its model misses."""
-        correlated = self.light is not None and self.light.correlated
-        return super().trainable and not (correlated and bool(self.shipped))
+        return super().trainable and not (self._correlated and bool(self.shipped))
+
+    @property
+    def _correlated(self) -> bool:
+        """Whether the noise is correlated. A file does not store `light`, but the correlation."""
+        return self.light.correlated if self.light is not None else bool(self.mean.correlation.any())
 
     @property
     def isotropic(self) -> bool:
-        return self.light is None or self.light.noise.isotropic
+        return self.light.noise.isotropic if self.light is not None else not self._correlated
 
     @property
     def mirrors(self) -> Sequence[str]:
-        return () if self.light is None else self.light.noise.mirrors
+        if self.light is not None:
+            return self.light.noise.mirrors
+        return ("yx",) if self._correlated else ()  # a half turn keeps every correlation
 
     def load_pretrained(self) -> None:
         """Loads the weights that ship with the package, which were trained on synthetic images of many kinds.
@@ -158,10 +164,14 @@ class StabilizedSampler(PosteriorSampler):
         return torch.stack(list(self.draws(noisy, n)))
 
     def training_step(self, noisy: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss, and a draw from all of the light.
+        """`training_loss`, and a draw from all of the light."""
+        return self.training_loss(noisy), self.sample(noisy)[0]
 
-        The loss of the mean network is its error on the part of the light that it does not see. A spread
-        network without shipped weights adds the energy score of draws, with noise like that of this part.
+    def training_loss(self, noisy: Tensor) -> Tensor:
+        """The error of the mean network on the part of the light that it does not see.
+
+        A spread network without shipped weights adds the energy score of draws, with noise like that of this
+        part.
         """
         if self.light is None:
             raise ValueError("StabilizedSampler: has no noise model yet; call prepare")
@@ -177,7 +187,7 @@ class StabilizedSampler(PosteriorSampler):
             draws, target = (self.mean.stabilize(v, rest)[0] for v in (signal + noise, second))
             draws = draws.unflatten(0, (n, -1)).transpose(0, 1).flatten(1, 2)
             loss = loss + self.score(draws, target[None])
-        return loss, self.sample(noisy)[0]
+        return loss
 
 
 class Spread(nn.Module):

@@ -96,7 +96,7 @@ class VAESampler(PosteriorSampler):
         if not self.training or not self.kl_warmup:
             return kl_cost
         self.steps += 1
-        return kl_cost * (self.steps / self.kl_warmup).clamp(max=1)
+        return kl_cost * (self.steps / self.passes_per_step / self.kl_warmup).clamp(max=1)
 
     def log_kl(self, kl: Tensor) -> None:
         """Logs the nats per image of each level, kl_1 the finest, before free bits and warm-up."""

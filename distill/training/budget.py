@@ -8,11 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from distill.errors import UserError
-from distill.hardware import Hardware, synchronize
+from distill.hardware import Hardware, forked, synchronize
 from distill.training.optimizer import Optimizer, update
 from distill.training.processes import Processes
 from distill.training.steps import Learn, Teach
@@ -67,7 +66,7 @@ class Trial:
         optimizers = [Optimizer("", each, "AdamW", 0.0, "cosine", 1, 1.0) for each in networks]
         teach.sampler.train(co_training)
         times, device = [], self.noisy.device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with forked(device):
             for _ in range(TRIALS):
                 synchronize(device)
                 started = time.perf_counter()

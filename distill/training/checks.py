@@ -2,11 +2,11 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from distill.denoiser import DirectDenoiser
 from distill.errors import UserError, checks_of
+from distill.hardware import forked
 from distill.images.context import plane_count
 from distill.training.budget import seconds
 from losses import Loss
@@ -33,6 +33,12 @@ def check_arguments(settings: dict[str, Any], loss: Loss) -> None:
         raise UserError("steps and refine_steps: both are 0, so there is nothing to train")
     if settings["schedule"] not in ("cosine", "plateau"):
         raise UserError(f"schedule: got '{settings['schedule']}', allowed are cosine, plateau")
+    judging = "patience" if settings["patience"] else "schedule" if settings["schedule"] == "plateau" else ""
+    if judging and not settings["val_fraction"]:
+        raise UserError(
+            f"{judging}: got {settings[judging]} with val_fraction=0, but it needs held-out patches; pass "
+            "val_fraction=0.05"
+        )
     if settings["optimizer"] not in OPTIMIZERS:
         raise UserError(f"optimizer: got '{settings['optimizer']}', allowed are {', '.join(OPTIMIZERS)}")
 
@@ -103,7 +109,7 @@ def student_of(
 
 def check_draws(sampler: PosteriorSampler, denoiser: DirectDenoiser, noisy: Tensor, draws: int) -> Tensor:
     """Draws of noisy patches; UserError if their shape does not match the sampler's declaration."""
-    with torch.random.fork_rng(), checks_of(type(sampler).__name__):
+    with forked(noisy.device), checks_of(type(sampler).__name__):
         samples = sampler.sample(noisy, draws)
     images = noisy[:, : len(denoiser.mean)].shape
     if samples.shape != (expected := (draws, *denoiser.out_shape(images))):
@@ -116,7 +122,7 @@ def check_draws(sampler: PosteriorSampler, denoiser: DirectDenoiser, noisy: Tens
 
 def check_networks(denoiser: DirectDenoiser, noisy: Tensor, draws: Tensor) -> None:
     """Runs the student and the loss once; UserError if their shapes do not match the images and draws."""
-    with torch.random.fork_rng(), evaluating(denoiser):
+    with forked(noisy.device), evaluating(denoiser):
         noisy = noisy[:, : len(denoiser.mean)]
         try:
             with checks_of(type(denoiser.backbone).__name__):

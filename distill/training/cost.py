@@ -16,10 +16,15 @@ from distill.files import check_folder, write_text
 from distill.hardware import Hardware, Precision, synchronize, working_memory
 from distill.images.conditions import seen_by
 from distill.images.sources import Images, as_stack
+from distill.images.statistics import SIDE, some_frames
 from distill.limits import check_limits
 from distill.runs import checkpoint, tensors
 from distill.training.optimizer import Optimizer
 from distill.training.patches import Patches, split
+from distill.training.self_supervision import camera_of, split_risk
+from distill.training.steps import Learn, Teach
+from samplers import StabilizedSampler
+from samplers.noise.split import LightSplit
 
 DRAWS = 1000  # the paper compares one pass with this many draws
 
@@ -31,7 +36,7 @@ class Cost:
     device: str
     sampler_step: float  # one step of the sampler alone
     both_step: float  # one step of the sampler and its student
-    student_step: float  # one step of the student on draws of the finished sampler
+    student_step: float  # one step of the student beside the finished sampler
     sampler_memory: float  # in addition to weights, gradients and optimizer states
     both_memory: float
     extra_training: float  # time that the student added to the run
@@ -90,7 +95,8 @@ def training_cost(
     hardware = Hardware(device, precision).for_training(denoiser.dims)
     place = hardware.device
     sampler, denoiser = sampler.to(place), denoiser.to(place)
-    frames = seen_by(denoiser, str(run), as_stack(noisy, axes), conditions).frames
+    stack = seen_by(denoiser, str(run), as_stack(noisy, axes), conditions)
+    frames = stack.frames
     micro = min(settings["micro_batch"], settings["batch_size"])
     passes = settings["batch_size"] / micro
     whole, _ = split(frames, 0.0, settings["patch_size"], 0)
@@ -100,19 +106,28 @@ def training_cost(
         for module in (sampler, denoiser)
     )
 
+    if isinstance(sampler, StabilizedSampler):  # a file does not store the noise of the images
+        few = torch.from_numpy(some_frames(stack, 8, SIDE)).to(place)
+        sampler.light = LightSplit.fit(few, sampler.noise_model)
+    light = getattr(sampler, "light", None)
+    own_share = settings.get("self_supervised", 0.0)
+    risk = split_risk(denoiser, light, getattr(sampler, "noise_model", None)) if own_share else None
+    camera = camera_of(sampler, denoiser, light)
+    teach = Teach(sampler, 0 if own_share == 1 else 1 if camera else settings["draws"])
+    learn = Learn(denoiser, denoiser.loss, risk, own_share, camera)
+
     def update(train_sampler: bool, train_student: bool) -> None:
         """One update on one micro-batch, like a step of `train`."""
+        sampler.train(train_sampler)
         with hardware.autocast():
-            sampler.train(train_sampler)
-            loss, draw = sampler.training_step(batch) if train_sampler else (None, sampler.sample(batch)[0])
-        if loss is not None:
-            optimize_sampler.backward(loss, 1.0)
+            targets, sampler_loss = teach(batch)
+        if sampler_loss is not None:
+            optimize_sampler.backward(sampler_loss, 1.0)
             optimize_sampler.step()
         if train_student:
             with hardware.autocast():
-                prediction = denoiser.predict(batch)
-            targets = denoiser.standardize_draws(draw.detach())[None].expand(settings["draws"], *draw.shape)
-            optimize_student.backward(denoiser.loss(prediction, targets), 1.0)
+                student_loss = learn(batch, targets)
+            optimize_student.backward(student_loss, 1.0)
             optimize_student.step()
 
     kinds = {"sampler": (True, False), "both": (True, True), "student": (False, True)}

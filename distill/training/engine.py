@@ -206,15 +206,15 @@ def train(
         frames = sampler.training_images(stack.frames)
     patches, unseen = Patches(frames, regions, patch_size), None
     if len(held_out):
-        depth = math.prod(patches.sides[:-2])
-        unseen = Patches(frames, held_out, patch_size).grid(max(4, 64 // depth)).to(hardware.device)
+        few = max(4, min(64 // math.prod(patches.sides[:-2]), 2**20 // math.prod(patches.sides)))
+        unseen = Patches(frames, held_out, patch_size).grid(few).to(hardware.device)  # all in memory at once
 
     # Networks: the sampler, the student, and the running average of the student.
     torch.manual_seed(seed)
     generator = np.random.default_rng(seed)
     co_training = sampler.trainable and (steps > 0 or budget is not None)
     denoiser = student_of(sampler, student, loss, len(mean), context, maps)
-    sampler.context = context
+    sampler.context, sampler.passes_per_step = context, processes.passes
     light, noise_model = prepare_networks(sampler, denoiser, stack, mean, std, init, co_training)
     co_training = co_training and sampler.trainable  # may depend on the estimated noise
     kept = unchanged_by([sampler, *([light.noise] if light else [])])  # these may, too
@@ -268,7 +268,7 @@ def train(
     settings["networks"] = [describe(module) for module in (sampler, student, loss)]
     modules = {"sampler": sampler, "student": denoiser, "average": average}
     modules |= {"start": best.start, "best": best.module} if best else {}
-    state = State(modules, optimizers, generator, processes)
+    state = State(modules, optimizers, generator, processes, hardware.device)
     metrics = Metrics(out, ([tensorboard_log(out)] if tensorboard else []) + ([on_log] if on_log else []))
     processes.seed(seed)
     with (
@@ -279,7 +279,7 @@ def train(
     ):
         watch, started = Watch(lr), time.monotonic() - state.seconds
         pace = Pace(budget, time.monotonic() - began, total) if budget else None
-        while state.step < total:
+        while state.step < total and not (patience and state.stale >= patience):
             step = state.step + 1
             co_training = step <= co_steps
             sampler.train(co_training)
@@ -317,9 +317,12 @@ def train(
             validating = step % validate_every == 0 or step == total
             if validating and validation:
                 row |= processes.on_main(validation, out / "preview.png")
-                for each in optimizers:
-                    each.validated(row.get(f"val_{each.name}_loss"))
-                state.validated(row["val_student_loss"])
+                # What the student is trained for: light that it has not seen, or draws.
+                judged = row.get("val_split_error", row["val_student_loss"])
+                optimize_student.validated(judged)
+                if co_training:
+                    optimize_sampler.validated(row["val_sampler_loss"])
+                state.validated(judged)
             if validating or step % 10 == 0:
                 row |= {"lr": optimize_student.lr, "seconds": round(state.seconds, 2)}
                 if processes.main:
@@ -332,8 +335,6 @@ def train(
                 state.save(out, settings)
             if stopping:
                 raise KeyboardInterrupt
-            if patience and state.stale >= patience:
-                break
 
         denoiser = best.final() if best else average.module.eval()
         processes.share(denoiser)  # only the first process validates and knows the best student

@@ -6,13 +6,13 @@ from torch import Tensor, nn
 
 from distill.denoiser import DirectDenoiser
 from distill.errors import checks_of
-from distill.hardware import Hardware
+from distill.hardware import Hardware, forked
 from distill.images.stack import Stack
 from distill.images.statistics import SIDE, some_frames
 from distill.runs.checkpoint import has_student, load_sampler, load_weights
 from distill.training.defaults import Init
 from distill.training.patches import Patches
-from samplers import PosteriorSampler
+from samplers import PosteriorSampler, StabilizedSampler
 from samplers.base import draw_statistics
 from samplers.noise.split import LightSplit
 from students import StabilizedUNet
@@ -50,6 +50,8 @@ def prepare_networks(
         light = getattr(sampler, "light", None)
         if isinstance(student, StabilizedUNet):
             light = light if isinstance(light, LightSplit) else LightSplit.fit(frames, noise_model)
+            if isinstance(sampler, StabilizedSampler) and sampler.light is None:  # a file does not store it
+                sampler.light = light
             student.prepare(frames, mean, std, *light.line, light.correlation)
         if not denoiser.reshapes:  # otherwise `prepare_outputs` passes draws to the loss
             denoiser.loss.prepare(denoiser.plane(denoiser.standardize(frames)))
@@ -71,7 +73,7 @@ def prepare_outputs(
         return
     generator = np.random.default_rng(0)
     batches = [patches.sample(BATCH, generator) for _ in range(BATCHES)]
-    with torch.random.fork_rng(), checks_of():
+    with forked(hardware.device), checks_of():
         denoiser.prepare_outputs(*draw_statistics(sampler, (hardware.put(each) for each in batches)))
         denoiser.loss.prepare(denoiser.standardize_draws(sampler.sample(hardware.put(batches[0]))[0]))
 

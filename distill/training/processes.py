@@ -97,8 +97,9 @@ class Processes:
             )
         ends = [batch_size * i // self.count for i in range(self.count + 1)]
         self.part = slice(*ends[self.rank : self.rank + 2])  # this process's patches of each batch
-        later = zip(ends[self.rank + 1 :], ends[self.rank + 2 :], strict=False)
-        self._later = sum(ceil((end - start) / micro_batch) for start, end in later)
+        passes = [ceil((end - start) / micro_batch) for start, end in itertools.pairwise(ends)]
+        self.passes = sum(passes)  # micro-batches of a step, over all processes
+        self._later = sum(passes[self.rank + 1 :])
 
     def device(self, name: str | None) -> str | None:
         """The device of this process. UserError if several processes would have to share one."""

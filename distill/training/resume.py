@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.errors import UserError
+from distill.hardware import device_state, set_device_state
 from distill.locks import locked
 from distill.runs import checkpoint
 from distill.runs import tensors as files
@@ -38,6 +39,7 @@ class State:
     optimizers: list[Optimizer]
     generator: np.random.Generator  # of the patches
     processes: Processes
+    device: torch.device  # of the networks
     step: int = 0
     seconds: float = 0.0
     best: float = math.inf  # least validation loss
@@ -49,7 +51,7 @@ class State:
 
     def save(self, out: Path, settings: dict[str, Any]) -> None:
         """Writes the checkpoint. All processes call it; the first one writes while the others wait."""
-        states = self.processes.gather(_random_states())
+        states = self.processes.gather(_random_states(self.device))
         if self.processes.main:
             self._write(out / CHECKPOINT, settings, states)
         self.processes.gather(None)
@@ -75,9 +77,9 @@ class State:
             optimizer.restore(tensors, header[optimizer.name])
         self.generator.bit_generator.state = header["rng"]
         torch.set_rng_state(tensors[_of_process(self.processes.rank, "torch_rng")])
-        cuda_rng = tensors.get(_of_process(self.processes.rank, "cuda_rng"))
-        if torch.cuda.is_available() and cuda_rng is not None:
-            torch.cuda.set_rng_state(cuda_rng)
+        of_device = tensors.get(_of_process(self.processes.rank, f"{self.device.type}_rng"))
+        if of_device is not None:  # None on a CPU, and if the run was trained on another kind of device
+            set_device_state(self.device, of_device)
         for key in _NUMBERS:
             setattr(self, key, header[key])
 
@@ -85,9 +87,10 @@ class State:
 _NUMBERS = ("step", "seconds", "best", "stale")
 
 
-def _random_states() -> dict[str, Tensor]:
+def _random_states(device: torch.device) -> dict[str, Tensor]:
+    of_device = device_state(device)
     states = {"torch_rng": torch.get_rng_state()}
-    return states | ({"cuda_rng": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
+    return states if of_device is None else states | {f"{device.type}_rng": of_device}
 
 
 def _of_process(rank: int, name: str) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from distill.denoiser import DirectDenoiser
 from distill.errors import UserError
+from distill.hardware import forked
 from losses import L2, Loss
 from samplers import CorrelatedNoise, PosteriorSampler, StabilizedSampler
 from samplers.base import evaluating
@@ -45,7 +46,7 @@ class SplitRisk(nn.Module):
 
         The splits are the same on every call, so that two students differ only by their own errors.
         """
-        with torch.random.fork_rng(), evaluating(denoiser):
+        with forked(noisy.device), evaluating(denoiser):
             torch.manual_seed(seed)
             total = torch.zeros(len(noisy), device=noisy.device)
             for _ in range(CHECKS):

@@ -29,9 +29,9 @@ class Teach(nn.Module):
         if not self.sampler.training:
             return (self.sampler.sample(noisy, self.n) if self.n else None), None
         with checks_of(type(self.sampler).__name__):
+            if not self.n:
+                return None, self.sampler.training_loss(noisy)
             loss, draw = self.sampler.training_step(noisy)
-        if not self.n:
-            return None, loss
         draws = draw.detach().unsqueeze(0)  # the student's error must not reach the sampler
         if self.n > 1:
             draws = torch.cat([draws, self.sampler.sample(noisy, self.n - 1)])

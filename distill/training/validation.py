@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from distill.denoiser import DirectDenoiser
-from distill.hardware import Hardware
+from distill.hardware import Hardware, forked
 from distill.plots.pictures import mosaic
 from distill.training.self_supervision import Best
 from samplers import PosteriorSampler
@@ -31,11 +31,11 @@ def validate(
     that of `Learn`.
     """
     row = {}
-    with torch.random.fork_rng():
+    with forked(noisy.device):
         torch.manual_seed(seed)
         if sampler.trainable:
             with evaluating(sampler):
-                row["val_sampler_loss"] = float(sampler.training_step(noisy)[0])
+                row["val_sampler_loss"] = float(sampler.training_loss(noisy))
         draws = sampler.sample(noisy, denoiser.loss.min_draws)
         seen = noisy[:, : len(denoiser.mean)] if camera is None else camera.observe(draws[0])
         draws = denoiser.standardize_draws(draws)

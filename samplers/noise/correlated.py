@@ -210,7 +210,7 @@ def _alike(table: Tensor, other: Tensor) -> bool:
 
 def wide_mean(noisy: Tensor) -> Tensor:
     """Local mean of images (B, C, H, W) over enough pixels to average even correlated noise."""
-    size = min(_WIDE, *(2 * (side // 2) - 1 for side in noisy.shape[-2:]))
+    size = max(1, min(_WIDE, *(2 * (side // 2) - 1 for side in noisy.shape[-2:])))
     return F.avg_pool2d(noisy, size, 1, size // 2, count_include_pad=False)
 
 

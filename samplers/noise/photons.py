@@ -181,7 +181,8 @@ def ring_mean(images: Tensor) -> Tensor:
     """Mean of each pixel's 24 neighbours, (B, C, H, W), which is independent of the pixel's own noise."""
     flat = images.float().flatten(0, 1).unsqueeze(1)
     with torch.autocast(images.device.type, enabled=False):  # bf16 would round raw counts
-        mean = F.conv2d(F.pad(flat, (2, 2, 2, 2), "reflect"), _RING.to(flat) / 24)
+        mode = "reflect" if min(flat.shape[2:]) > 2 else "replicate"
+        mean = F.conv2d(F.pad(flat, (2, 2, 2, 2), mode), _RING.to(flat) / 24)
     return mean.view_as(images)
 
 

@@ -42,6 +42,9 @@ def test_the_kl_warms_up_with_the_training_steps_and_goes_on_after_loading():
     resumed.load_state_dict(sampler.state_dict())
     assert [resumed.warmed_up(kl).item() for _ in range(3)] == [3, 4, 4]
     assert small(kl_warmup=0).train().warmed_up(kl) == 4
+    in_parts = small(kl_warmup=4).train()
+    in_parts.passes_per_step = 2  # as `train` does, for micro-batches
+    assert [float(in_parts.warmed_up(kl)) for _ in range(4)] == [0.5, 1.0, 1.5, 2.0]
 
 
 def test_draws_encode_once_and_decode_in_bounded_batches(monkeypatch):

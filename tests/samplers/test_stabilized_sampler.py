@@ -6,7 +6,8 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from distill import predict, psnr, specimen, train
-from distill.runs.checkpoint import load_sampler
+from distill.runs.checkpoint import load_sampler, save_sampler
+from distill.training.steps import Teach
 from losses import L1
 from samplers import (
     CorrelatedNoise,
@@ -188,3 +189,27 @@ def test_a_random_share_of_the_light_compiles_nothing_anew():
         compiled()
         counts.append(counter.frame_count)
     assert 0 < counts[-1] == counts[2]
+
+
+def test_a_loaded_sampler_knows_that_its_noise_is_correlated(tmp_path):
+    noise = CorrelatedNoise([[0.5, 1, 0.5]], gain=1.0)
+    sampler = prepared(StabilizedSampler(noise, **TINY), frames())
+    sampler.shipped.fill_(True)
+    save_sampler(tmp_path / "sampler.safetensors", sampler)
+    for each in (sampler, load_sampler(tmp_path)):
+        assert not each.isotropic and not each.trainable and "yx" in each.mirrors
+
+
+def test_its_loss_needs_no_draw(monkeypatch):
+    sampler = prepared(StabilizedSampler(GaussianNoise(10.0), **TINY), frames()).train()
+    monkeypatch.setattr(StabilizedSampler, "draws", None)
+    draws, loss = Teach(sampler, draws=0)(frames()[..., :32, :32])
+    assert draws is None and loss is not None and loss.isfinite()
+
+
+@pytest.mark.parametrize("noise", [GaussianNoise(10.0), CorrelatedNoise([[0.5, 1, 0.5]], gain=1.0)])
+def test_patches_may_be_tiny(noise):
+    light = LightSplit.fit(frames(), noise)
+    tiny = frames()[..., :2, :2]
+    first, second = light(tiny, 0.5)
+    assert light.error(first, second, tiny, 0.5).isfinite()

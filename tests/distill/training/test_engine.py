@@ -221,6 +221,10 @@ def test_early_stopping_counts_validations_without_improvement(noisy, tiny_unet,
     train(noisy, FunctionSampler(lambda x: x), tiny_unet, out=tmp_path, steps=50, refine_steps=0,
           patience=2, lr=0.0, **QUICK)  # fmt: skip
     assert rows(tmp_path)[-1]["step"] == 9  # the best at 3, then 6 and 9 bring nothing
+    found = (tmp_path / "student.safetensors").read_bytes()
+    train(noisy, FunctionSampler(lambda x: x), tiny_unet, out=tmp_path, steps=50, refine_steps=0,
+          patience=2, lr=0.0, **QUICK)  # fmt: skip
+    assert (tmp_path / "student.safetensors").read_bytes() == found  # it was finished
 
 
 @pytest.mark.parametrize(
@@ -230,6 +234,8 @@ def test_early_stopping_counts_validations_without_improvement(noisy, tiny_unet,
         (dict(batch_size=0), "batch_size: got 0"),
         (dict(optimizer="AdamX"), "optimizer: got 'AdamX'"),
         (dict(schedule="linear"), "schedule: got 'linear'"),
+        (dict(schedule="plateau", val_fraction=0.0), "schedule: got plateau with val_fraction=0"),
+        (dict(patience=3, val_fraction=0.0), "patience: got 3 with val_fraction=0"),
         (dict(device="cuda:9"), "device"),
         (dict(device="gpu"), "device: got 'gpu'"),
         (dict(precision="fp8"), "precision: got 'fp8'"),
