@@ -2,10 +2,14 @@
 
 import importlib
 import importlib.util
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill.errors import UserError
+
+# On a Mac's GPU, operations that lack there run on the CPU. PyTorch reads this when it is imported.
+os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 
 if TYPE_CHECKING:  # for editors and type checkers; below, the same names for Python
     from distill.datasets import specimen as specimen
