@@ -2,8 +2,12 @@
 
 import logging
 import os
+import signal
 import sys
+import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from distill.errors import UserError, of_the_machine
 
@@ -42,7 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
         if command not in COMMANDS:
             raise UserError(f"got '{command}', allowed are {', '.join(COMMANDS)}; try distill --help")
         _log_to_stderr()
-        from distill import cli, hardware
+        with _interrupted_after():
+            from distill import cli, hardware
 
         hardware.keep_freed_memory()
         cli.run(command, arguments[1:])
@@ -63,6 +68,22 @@ def main(arguments: list[str] | None = None) -> int:
             print("distill: " + " ".join(text.split()), file=sys.stderr)
         return 2
     return 0
+
+
+@contextmanager
+def _interrupted_after() -> Iterator[None]:
+    """Delays Ctrl-C until the block is done: it would crash the libraries in the midst of their import."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+    received: list[int] = []
+    former = signal.signal(signal.SIGINT, lambda number, frame: received.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, former)
+    if received:
+        raise KeyboardInterrupt
 
 
 def _flush_output() -> None:

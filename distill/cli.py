@@ -86,8 +86,9 @@ def _denoise(arguments: list[str]) -> None:
     run, out = denoising.denoise(**options), options["out"]
     other = f"other_clean{Path(out).name.removeprefix(denoising.run_beside(out).stem)}"
     print("\n".join(summary(run.path)))
+    other, trained = shlex.quote(other), shlex.quote(str(run.path))
     print(f"{out}: written. Look at {run.path / 'report.html'}. For the next images: "
-          f"distill denoise other.tif --out {other} --with {run.path}")  # fmt: skip
+          f"distill denoise other.tif --out {other} --with {trained}")  # fmt: skip
 
 
 @joined()
@@ -115,7 +116,8 @@ def _train(arguments: list[str]) -> None:
     if is_main():
         images = _words(config.images)
         maps = "" if config.conditions is None else f" --conditions {shlex.quote(config.conditions)}"
-        print(f"{finished.path}: done. Now: distill predict {finished.path} {images}{maps} --out clean.tif")
+        run = shlex.quote(str(finished.path))
+        print(f"{finished.path}: done. Now: distill predict {run} {images}{maps} --out clean.tif")
 
 
 def _predict(arguments: list[str]) -> None:

@@ -14,7 +14,7 @@ from distill.evaluation.evaluate import evaluate
 from distill.files import Unfinished
 from distill.hardware import Precision
 from distill.images.conditions import check_conditions
-from distill.images.sources import Images, as_stack, check_channels
+from distill.images.sources import Images, as_stack, check_apart, check_channels
 from distill.images.stack import Stack
 from distill.images.statistics import some_frames
 from distill.images.targets import open_target
@@ -84,6 +84,7 @@ def denoise(
     """
     check_limits(locals() | options)
     seconds(budget)  # UserError for an invalid time
+    check_apart(noisy, out)
     stack, folder = as_stack(noisy, axes), Path(run or run_beside(out))
     machine: dict[str, Any] = {"device": device, "precision": precision}
     state = Unfinished(folder / WRITTEN, _work(stack, out, budget, trained, options))

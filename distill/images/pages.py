@@ -25,6 +25,8 @@ def pages(series: tifffile.TiffPageSeries, path: Path) -> Chunked:
         raise ValueError(f"pages of {page.shape} do not make up {series.shape}")
     for each in filter(None, series.pages):
         each.parent.filehandle.lock = True
+    if page.compression in _JPEG:
+        _ = page.decode  # a cached property that looks into the file, which is closed later
     sides = _sides(page)
     chunks = (*[1] * len(lead), *sides)
 

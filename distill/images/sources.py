@@ -1,5 +1,6 @@
 """Makes a Stack from images of any source: paths, globs and folders of many formats, arrays, tensors."""
 
+import fnmatch
 import glob
 import os
 import re
@@ -75,6 +76,30 @@ def _files(path: str) -> list[str]:
     if not (matches := glob.glob(path, recursive=True)):
         raise UserError(f"{path}: no file matches; pass a glob of files that exist, within quotation marks")
     return sorted(matches, key=_in_order)
+
+
+def check_apart(images: Images, out: str | os.PathLike[str]) -> None:
+    """UserError if an output is one of the images, or would be taken for one when they are read again."""
+    each_of = images if isinstance(images, list | tuple) else [images]
+    for path in [os.fspath(each) for each in each_of if isinstance(each, str | os.PathLike)]:
+        if "://" in path:
+            continue
+        target, source = os.path.realpath(out), os.path.realpath(path)
+        if target == source:
+            raise UserError(f"{out}: is the noisy image itself; pass another path as out")
+        inside = os.path.dirname(target) == source and target.lower().endswith(ENDINGS)
+        is_folder = os.path.isdir(path) and not zarr.is_zarr(path)
+        matches = not os.path.exists(path) and glob.has_magic(path) and _matches(target, source)
+        if (inside and is_folder) or matches:
+            raise UserError(
+                f"{out}: would be taken for one of the images {path} next time; pass a path in another folder"
+            )
+
+
+def _matches(path: str, pattern: str) -> bool:
+    """Whether a glob finds a path. Both are absolute."""
+    same_folder = "**" in pattern or os.path.dirname(path) == os.path.dirname(pattern)
+    return same_folder and fnmatch.fnmatch(path, pattern)
 
 
 def _in_folder(path: str) -> list[str]:

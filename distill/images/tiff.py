@@ -57,6 +57,8 @@ def read(path: str | os.PathLike, axes: str | None = None) -> Stack:
         if out_of_memory(error) or not went_through(error, "tifffile", "imagecodecs", "numpy", "xml"):
             raise
         reason = (str(error) or type(error).__name__).splitlines()[0]
+        if path.suffix.lower() not in (".tif", ".tiff") and isinstance(error, tifffile.TiffFileError):
+            raise UserError(f"{path}: is no TIFF file; save it as one, in raw counts") from error
         raise UserError(f"{path}: cannot be read ({reason}); pass an intact TIFF file") from error
     return checked(stack)
 

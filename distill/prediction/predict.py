@@ -17,7 +17,7 @@ from distill.errors import UserError
 from distill.extras import extra
 from distill.hardware import Precision
 from distill.images.enlarged import like_output
-from distill.images.sources import Images
+from distill.images.sources import Images, check_apart
 from distill.images.stack import Stack
 from distill.images.statistics import SCAN_BYTES, check_finite
 from distill.images.targets import Target, Writing, open_target, writing
@@ -108,6 +108,8 @@ def predict(
     options = {"chunks": chunks, "shards": shards, "pyramid": pyramid}
     check_limits(settings | options | {"out": out, "tile": tile, "halo": halo, "dask": dask})
     _check_arguments(draws, statistic, tile)
+    if out is not None:
+        check_apart(noisy, out)
     ceiling = None if memory is None else as_bytes(memory)
     # With a cluster, this process may lack the device of the workers.
     settings["device"] = "cpu" if dask else device

@@ -22,7 +22,7 @@ def pretrained_denoiser(stack: Stack) -> DirectDenoiser:
     """A student with the weights in the package, prepared for these images."""
     frames, mean, std = _seen(stack)
     student = StabilizedUNet(len(mean), len(mean))
-    with checks_of("noise"):
+    with checks_of(f"{stack.name}: noise"):
         light = LightSplit.fit(frames)
     student.prepare(frames, mean, std, *light.line, light.correlation)
     student.load_pretrained()
@@ -35,7 +35,7 @@ def pretrained_sampler(stack: Stack) -> StabilizedSampler:
     """A sampler with the weights in the package, prepared for these images."""
     frames, mean, std = _seen(stack)
     sampler = StabilizedSampler(channels=len(mean))
-    with checks_of("noise"):
+    with checks_of(f"{stack.name}: noise"):
         sampler.prepare(frames, mean, std)
     sampler.load_pretrained()
     return sampler.eval()

@@ -24,6 +24,7 @@ SHARES = 0.5, 0.7  # range of the light's share in the input; the whole image ha
 FAR = 30.0  # standard deviations beyond which a deviation is not noise, and counts linearly
 WHITE = 0.1  # correlation between the residuals of neighbouring pixels above which noise is correlated
 WORTH = 0.06  # correlation of neighbours below which a split of independent pixels costs less than 0.05 dB
+QUIET = 0.5  # std of residuals, in that of the noise, below which they are the errors of the denoiser
 LINES = 0.2  # difference of that between rows and columns: at most 0.1 for independent pixels, 0.3 for lines
 REPEATS = "it was measured by the differences of frames, which show the same field"
 Splittable = GaussianNoise | PhotonNoise
@@ -205,6 +206,8 @@ def _has_lines(residual: Tensor) -> bool:
     """
     near = residual.abs() < 4  # pixels with a wrong noise law, or near a hot pixel, must not decide
     residual = torch.where(near, residual - residual[near].mean(), 0.0)
+    if float(residual.std()) < QUIET:  # as where nearly all pixels are dark and have no noise at all
+        return False
     columns = float((residual[..., 1:] * residual[..., :-1]).mean() / residual.square().mean())
     rows = float((residual[..., 1:, :] * residual[..., :-1, :]).mean() / residual.square().mean())
     return max(columns, rows) > WHITE or abs(columns - rows) > LINES

@@ -26,8 +26,8 @@ def read_tiles(frames: Tensor | np.ndarray, caller: str) -> Tensor:
     shape = tuple(frames.shape)
     if not 2 <= len(shape) <= 4 or min(shape[-2:]) < 2 * RING or 0 in shape:
         raise ValueError(
-            f"{caller}: got frames of shape {shape}; pass (N, C, H, W), (N, H, W) "
-            f"or (H, W) with H and W at least {2 * RING}"
+            f"{caller}: got frames of shape {shape}, but noise is estimated from (N, C, H, W), (N, H, W) or "
+            f"(H, W) with H and W at least {2 * RING}; pass larger images, or a run of larger ones"
         )
     h, w = (size // math.ceil(size / TILE) for size in shape[-2:])
     grid = (*shape[:-2], shape[-2] // h, shape[-1] // w)

@@ -13,7 +13,7 @@ import tifffile
 from distill import UserError, read
 from distill.__main__ import main
 from distill.images.chunks import CACHE, Cache, Chunked
-from distill.images.sources import as_stack
+from distill.images.sources import as_stack, check_apart
 from distill.images.stack import Stack
 from distill.images.statistics import statistics
 
@@ -364,3 +364,44 @@ def test_without_zarr_the_extra_is_named(tmp_path, monkeypatch):
     ome_zarr(tmp_path / "a.zarr")
     monkeypatch.setitem(sys.modules, "zarr", None)
     fails("pip install 'posterior-distill[zarr]'", tmp_path / "a.zarr")
+
+
+@pytest.mark.parametrize(
+    ("images", "out", "message"),
+    [
+        ("a.tif", "a.tif", "is the noisy image itself"),
+        (["a.tif", "b.tif"], "b.tif", "is the noisy image itself"),
+        (".", "clean.tif", "would be taken for one of the images"),
+        ("*.tif", "clean.tif", "would be taken for one of the images"),
+        ("**/*.tif", "sub/clean.tif", "would be taken for one of the images"),
+    ],
+)
+def test_an_output_that_would_be_read_again_is_refused(images, out, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("sub").mkdir()
+    for name in ("a.tif", "b.tif"):
+        tifffile.imwrite(name, np.ones((8, 8), "u2"))
+    with pytest.raises(UserError, match=message):
+        check_apart(images, out)
+
+
+@pytest.mark.parametrize(
+    ("images", "out"), [("a.tif", "b.tif"), (".", "../c.tif"), ("*.tif", "sub/c.tif"), (np.ones(3), "c.tif")]
+)
+def test_an_output_beside_the_images_is_fine(images, out, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tifffile.imwrite("a.tif", np.ones((8, 8), "u2"))
+    check_apart(images, out)
+
+
+@pytest.mark.parametrize("layout", [{}, {"tile": (16, 16)}, {"rowsperstrip": 8}])
+def test_jpeg_in_tiff_is_read(layout, tmp_path):
+    pixels = np.random.default_rng(0).integers(90, 110, (48, 40)).astype("u1")
+    tifffile.imwrite(tmp_path / "a.tif", pixels, compression="jpeg", **layout)
+    assert np.array_equal(read(tmp_path / "a.tif").frames[0, 0], tifffile.imread(tmp_path / "a.tif"))
+
+
+def test_a_file_of_another_kind_is_no_damaged_tiff(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n")
+    with pytest.raises(UserError, match=r"a.png: is no TIFF file; save it as one"):
+        read(tmp_path / "a.png")

@@ -114,3 +114,16 @@ def test_what_cannot_be_is_one_line(words, message, stack, tmp_path, capsys):
 def test_images_without_a_noise_line_are_refused():
     with pytest.raises(UserError, match=r"noise: .* at least 14"):
         predict("pretrained", np.random.default_rng(0).normal(100, 10, (2, 12, 12)))
+
+
+def test_spots_on_a_background_without_photons_stay_as_sharp():
+    rng, (y, x) = np.random.default_rng(1), np.mgrid[:256, :256]
+    clean = np.zeros((256, 256))
+    for _ in range(10):
+        a, b = rng.uniform(10, 246, 2)
+        clean += rng.uniform(200, 3000) * np.exp(-((y - a) ** 2 + (x - b) ** 2) / 4)
+    noisy = rng.poisson(clean).astype("f4")
+    answer = np.asarray(predict("pretrained", noisy)).squeeze()
+    for pixels in (clean > 10, clean <= 10):
+        assert np.square(answer - clean)[pixels].mean() < np.square(noisy - clean)[pixels].mean()
+    assert answer.min() > -5
