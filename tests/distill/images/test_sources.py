@@ -1,8 +1,11 @@
 """Files of many formats, and many files, as one stack of which only what is looked at is read."""
 
 import json
+import os
 import struct
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -184,6 +187,35 @@ def test_times_of_several_files_are_positions(tmp_path):
     stack = read(tmp_path)
     assert stack.axes == "STYX" and stack.frames.shape == (6, 1, 50, 70)
     np.testing.assert_array_equal(stack.restore(stack.frames[:])[1], PIXELS[:, 0] + 1)
+
+
+@contextmanager
+def few_open_files(more: int) -> Iterator[None]:
+    """A limit like that of `ulimit -n`, which leaves room for `more` files."""
+    resource = pytest.importorskip("resource")  # not on Windows
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = {int(name) for name in os.listdir("/dev/fd")}
+    free = [i for i in range(len(taken) + more) if i not in taken]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free[more - 1] + 1, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_more_files_than_a_process_may_keep_open(tmp_path):
+    pixels = np.arange(90 * 2 * 3, dtype="u2").reshape(90, 2, 3)
+    (tmp_path / "npy").mkdir()
+    for i, each in enumerate(pixels):
+        np.save(tmp_path / "npy" / f"{i}.npy", each)
+    with tifffile.TiffWriter(tmp_path / "positions.tif") as tif:
+        for each in pixels:
+            tif.write(each, photometric="minisblack", contiguous=False)
+    for name in ("npy", "positions.tif"):
+        with few_open_files(20):
+            stack = read(tmp_path / name)
+            np.testing.assert_array_equal(stack.pixels[...], pixels)
+            np.testing.assert_array_equal(stack.frames[:, 0], pixels)
 
 
 @pytest.mark.parametrize(
