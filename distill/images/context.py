@@ -88,7 +88,9 @@ class FramesInContext:
         index = np.arange(len(self))[first]
         if index.ndim:
             blocks = [self[int(i), channels, *rest] for i in index]
-            return np.stack(blocks) if blocks else np.empty((0, *self.shape[1:]), self.dtype)
+            if not blocks:
+                return np.empty((0, *self.shape[1:]), self.dtype)[(slice(None), channels, *rest)]
+            return np.stack(blocks)
         planes = [np.asarray(self._frames[int(i), :, *rest]) for i in self.neighbours[int(index)]]
         return np.concatenate(planes)[channels]
 

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,17 +54,19 @@ def _czi(path: str) -> Stack:
     file = extra("czifile", "formats", path).CziFile(path)
     sizes = {"rgb" if a == "0" else a: n for a, n in zip(file.axes, file.shape, strict=True)}
     origin = dict(zip(file.axes, file.start, strict=True))
-    tiles = [each for each in file.filtered_subblock_directory if each.stored_shape == each.shape]
+    tiles = defaultdict(list)  # of each frame, found once, because a file may have 100 000 of them
+    for tile in file.filtered_subblock_directory:
+        if tile.stored_shape == tile.shape:  # otherwise it belongs to a smaller copy of the image
+            low = {a: n - origin.get(a, 0) for a, n in zip(tile.axes, tile.start, strict=True)}
+            tiles[tuple(low.get(a, 0) for a in sizes if a not in "YX")].append((tile, low["Y"], low["X"]))
 
     def frame(at: Index) -> np.ndarray:
         """One frame; the tiles of a mosaic are put together."""
         plane = np.zeros((sizes["Y"], sizes["X"]), file.dtype)
-        for tile in tiles:
-            low = {a: n - origin.get(a, 0) for a, n in zip(tile.axes, tile.start, strict=True)}
-            if all(low.get(axis, 0) == i for axis, i in at.items()):
-                shape = dict(zip(tile.axes, tile.shape, strict=True))
-                pixels = tile.data_segment().data(resize=False).reshape(shape["Y"], shape["X"])
-                plane[low["Y"] : low["Y"] + shape["Y"], low["X"] : low["X"] + shape["X"]] = pixels
+        for tile, y, x in tiles.get(tuple(at.values()), ()):
+            shape = dict(zip(tile.axes, tile.shape, strict=True))
+            pixels = tile.data_segment().data(resize=False).reshape(shape["Y"], shape["X"])
+            plane[y : y + shape["Y"], x : x + shape["X"]] = pixels
         return plane
 
     stack = _by_frames(path, sizes, ("Y", "X"), file.dtype, frame)

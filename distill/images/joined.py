@@ -1,6 +1,6 @@
 """Joins many files to one image."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,18 +20,25 @@ class Mapped:
         self.shape, self.dtype, self.ndim, self.size = pixels.shape, pixels.dtype, pixels.ndim, pixels.size
 
     def __getitem__(self, key: Any) -> np.ndarray:
-        return np.memmap(*self._made_of)[key]
+        return np.array(np.memmap(*self._made_of)[key])  # a copy, because a view keeps the file open
+
+
+def closed(pixels: Any) -> Any:
+    """The pixels; a memory map as one that keeps no file open. Call it before the next file is opened."""
+    return Mapped(pixels) if isinstance(pixels, np.memmap) else pixels
 
 
 class Joined:
     """Arrays of equal shape and type as one array with a new first axis; indexed like `Chunked`."""
 
-    def __init__(self, parts: Sequence[Any]) -> None:
-        self._parts = [Mapped(each) if isinstance(each, np.memmap) else each for each in parts]
-        self.shape, self.dtype = (len(parts), *parts[0].shape), parts[0].dtype
-        self.ndim, self.size = len(self.shape), len(parts) * parts[0].size
-        if hasattr(parts[0], "chunks"):
-            self.chunks = (1, *parts[0].chunks)
+    def __init__(self, parts: Iterable[Any]) -> None:
+        """parts: an iterator may open them one by one, and only one is open at a time."""
+        self._parts = [closed(each) for each in parts]
+        n, first = len(self._parts), self._parts[0]
+        self.shape, self.dtype = (n, *first.shape), first.dtype
+        self.ndim, self.size = len(self.shape), n * first.size
+        if hasattr(first, "chunks"):
+            self.chunks = (1, *first.chunks)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -50,8 +57,6 @@ class Joined:
 def join(stacks: Sequence[Stack], name: str) -> Stack:
     """Joins images of equal shape, axes and type along T, or along S if they have a T already."""
     first = stacks[0]
-    if len(stacks) == 1:
-        return first
     for each in stacks[1:]:
         if _kind(each) != _kind(first):
             raise UserError(

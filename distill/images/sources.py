@@ -17,7 +17,7 @@ from distill.errors import UserError
 from distill.files import check_readable
 from distill.images import formats, tiff, zarr
 from distill.images.chunks import Chunked, span
-from distill.images.joined import join, with_axes
+from distill.images.joined import closed, join, with_axes
 from distill.images.stack import Stack, checked
 
 ImagePath = str | os.PathLike[str]
@@ -64,8 +64,14 @@ def read(images: ImagePath | Sequence[ImagePath], axes: str | None = None) -> St
     files = [path for each in paths for path in _files(os.fspath(each))]
     if not files:
         raise UserError("images: got an empty list; pass at least one path")
+    if len(files) == 1:
+        return _read_file(files[0], axes)
+    stacks = []
+    for file in files:
+        stack = _read_file(file, axes)
+        stacks.append(replace(stack, pixels=closed(stack.pixels)))
     name = ", ".join(os.fspath(each) for each in paths[:2]) + ", ..." * (len(paths) > 2)
-    return join([_read_file(path, axes) for path in files], name)
+    return join(stacks, name)
 
 
 def _files(path: str) -> list[str]:

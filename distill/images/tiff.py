@@ -73,8 +73,9 @@ def _equal_series(tif: tifffile.TiffFile, path: Path) -> list[tifffile.TiffPageS
 
 def _pixels(tif: tifffile.TiffFile, series: list[tifffile.TiffPageSeries], path: Path) -> tuple[Any, str]:
     axes = series[0].axes.translate(_SYNONYMS)
-    parts = [_unread(tif, each, path) for each in series]
-    return (parts[0], axes) if len(parts) == 1 else (Joined(parts), "S" + axes)
+    if len(series) == 1:
+        return _unread(tif, series[0], path), axes
+    return Joined(_unread(tif, each, path) for each in series), "S" + axes
 
 
 def _unread(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, path: Path) -> "np.memmap | Chunked":

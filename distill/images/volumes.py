@@ -65,7 +65,9 @@ class VolumeFrames:
         index = np.arange(len(self))[first]
         if index.ndim:
             blocks = [self[int(i), channels, z, y, x] for i in index]
-            return np.stack(blocks) if blocks else np.empty((0, *self.shape[1:]), self.dtype)
+            if not blocks:
+                return np.empty((0, *self.shape[1:]), self.dtype)[:, channels, z, y, x]
+            return np.stack(blocks)
         planes = [np.asarray(self._planes[int(i), channels, y, x]) for i in self.numbers[int(index), z]]
         return np.stack(planes, axis=1)
 

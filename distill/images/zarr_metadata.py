@@ -48,12 +48,14 @@ def _time_step(like: Stack) -> tuple[float, str | None]:
 
 
 def _channels(v: Any, like: Stack, channels: int) -> Any:
-    """Names of the channels, if there are any, with the range of the middle frame for display in viewers."""
+    """Names of the channels, if there are any, with the range of the middle plane for display in viewers."""
     names = like.extra.get("Channel", {}).get("Name", [])
     if len(names) != channels:
         return None
-    y, x = (slice(max(0, n // 2 - 512), n // 2 + 512) for n in like.frames.shape[-2:])
-    frame = np.asarray(like.frames[len(like.frames) // 2, :, y, x])
+    n, _, *depth, height, width = like.frames.shape
+    z = [slice(planes // 2, planes // 2 + 1) for planes in depth]  # frames of Volumes have a Z
+    y, x = (slice(max(0, side // 2 - 512), side // 2 + 512) for side in (height, width))
+    frame = np.asarray(like.frames[(n // 2, slice(None), *z, y, x)])
     ranges = [(float(channel.min()), float(channel.max())) for channel in frame]
     ranges = ranges if len(ranges) == channels else [(float(frame.min()), float(frame.max()))] * channels
     windows = [v.OmeroWindow(start=low, min=low, end=high, max=high) for low, high in ranges]

@@ -3,7 +3,6 @@
 import hashlib
 import math
 import mmap
-import os
 from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -25,13 +24,13 @@ from distill.prediction.pretrained import PRETRAINED, pretrained_denoiser, pretr
 from distill.prediction.receptive_field import receptive_field
 from distill.prediction.tiles import HALO, FittingTiles
 from distill.runs import checkpoint
+from distill.runs.checkpoint import AnyRun
 from distill.runs.rebuild import describe
 from distill.runs.tensors import digest
 from samplers import PosteriorSampler, posterior_mean, posterior_median, posterior_std
 
 Statistic = Literal["mean", "median", "std"]
 STATISTICS = {"mean": posterior_mean, "median": posterior_median, "std": posterior_std}
-AnyRun = str | os.PathLike[str] | DirectDenoiser | PosteriorSampler
 SAMPLE = 128  # px; side of the image for measurements of memory
 
 

@@ -3,7 +3,9 @@
 import logging
 import math
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from distill.images.conditions import seen_by
 from distill.images.sources import Images, as_stack, check_channels
 from distill.images.stack import Stack
 from distill.images.statistics import some_frames, statistics
+from distill.images.targets import SAVE_SECONDS
 from distill.limits import COUNT, check_limits
 from distill.locks import locked
 from distill.prediction.tiles import check_tile, fixed_tile, tiles
@@ -52,9 +55,10 @@ def cache_draws(
     """Writes draws of every frame to the folder `out` -> a sampler that replays them to train students.
 
     The draws are stored as float16 in units of the images' standard deviation: 2 bytes * draws per pixel. A
-    stopped command resumes with its first unfinished frame and writes the same draws as without the stop. A
-    finished cache of the same sampler, images and settings is used as it is; whether two functions are the
-    same is unknown, so that of a sampler around a function is refused.
+    stopped command resumes with its first unfinished frame, a killed one repeats the frames of a few seconds,
+    and both write the same draws as without the stop. A finished cache of the same sampler, images and
+    settings is used as it is; whether two functions are the same is unknown, so that of a sampler around a
+    function is refused.
 
     Args:
         run: a run or its folder, or a sampler.
@@ -112,29 +116,58 @@ def cache_draws(
         return (samples if keep is None else _shares(samples, keep)).transpose(0, 1).flatten(1, 2)
 
     scale = factors(sampler.scale)
+
+    def draw(i: int, stored: np.ndarray) -> None:  # frame i -> (K, C', h', w')
+        noisy = torch.from_numpy(np.array(stack.frames[i], dtype=np.float32))[None].to(hardware.device)
+        with torch.inference_mode(), hardware.autocast(), seeded(hardware.device, seed, i):
+            for place in tiles(noisy.shape[-2:], tile, halo):
+                samples = answer(noisy[(..., *place.seen)]).float().cpu().numpy()
+                samples = samples.reshape(-1, channels, *samples.shape[-2:])
+                larger = place.enlarged(scale)
+                stored[(..., *larger.kept)] = (samples[(..., *larger.inside)] - mean) / std
+
     with locked(out, "cache"):
         state = Unfinished(out / "unfinished.json", header)
         if (out / "draws.json").exists() and state.load() is None:
             return _finished(out, state.work)
         cache, checksums = _open(out, state, (n, keep or draws, channels, *size))
         done = len(checksums)
-        for i in tqdm(range(done, n), desc="cache", unit="frame", initial=done, total=n):
-            noisy = torch.from_numpy(np.array(stack.frames[i], dtype=np.float32))[None].to(hardware.device)
-            with torch.inference_mode(), hardware.autocast(), seeded(hardware.device, seed, i):
-                for place in tiles(noisy.shape[-2:], tile, halo):
-                    samples = answer(noisy[(..., *place.seen)]).float().cpu().numpy()
-                    samples = samples.reshape(-1, channels, *samples.shape[-2:])
-                    larger = place.enlarged(scale)
-                    cache[(i, ..., *larger.kept)] = (samples[(..., *larger.inside)] - mean) / std
-            cache.flush()
-            checksums.append(_checksum(cache[i], i, stack.name))
-            state.save(checksums)
+        with _saved(state, cache, checksums) as mark:
+            for i in tqdm(range(done, n), desc="cache", unit="frame", initial=done, total=n):
+                draw(i, cache[i])
+                mark(_checksum(cache[i], i, stack.name))
         write_json(
             out / "draws.json",
             sealed(header | {"layout": layout(out / "draws.npy", cache), "checksums": checksums}),
         )
         state.delete()
     return CachedDraws(str(out))
+
+
+@contextmanager
+def _saved(state: Unfinished, cache: np.memmap, checksums: list[int]) -> Iterator[Callable[[int], None]]:
+    """Yields a function that takes the checksum of a finished frame.
+
+    The checksums are saved after the first frame, then every few seconds, because a file of all of them after
+    each frame would be quadratic in the number of frames; and at the end, also if that is an error or Ctrl-C.
+    """
+    saved = -math.inf
+
+    def save() -> None:
+        nonlocal saved
+        cache.flush()  # first, so that no frame counts as finished before it is on the disk
+        state.save(checksums)
+        saved = time.monotonic()
+
+    def mark(checksum: int) -> None:
+        checksums.append(checksum)
+        if time.monotonic() - saved > SAVE_SECONDS:
+            save()
+
+    try:
+        yield mark
+    finally:
+        save()
 
 
 def _draw_statistics(

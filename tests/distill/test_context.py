@@ -37,6 +37,7 @@ def test_frames_are_planes_and_their_neighbours_mirrored_at_the_ends():
     order = [[0, 1, 1, 2, 2], [1, 0, 2, 1, 3], [2, 1, 3, 0, 4], [3, 2, 4, 1, 3], [4, 3, 3, 2, 2]]
     assert frames[:, :, :1, :1][..., 0, 0].tolist() == order
     assert frames[3].shape == (5, 3, 4) and frames[3, 1:, 1:, :2].shape == (4, 2, 2)
+    assert frames[0:0, 1:, :2, :3].shape == (0, 4, 2, 3) and frames[0:0].shape == (0, 5, 3, 4)
     assert frames[np.array([4, 0]), :, :1, :1][..., 0, 0].tolist() == [order[4], order[0]]
     assert in_context(as_stack(np.zeros((2, 3, 4))), "T9").frames[0].shape == (19, 3, 4)
 

@@ -71,6 +71,7 @@ def test_frames_are_volumes_whatever_the_order_of_the_axes():
     assert volumes.frames.shape == (6, 2, 4, 5, 6)
     np.testing.assert_array_equal(np.asarray(volumes.frames), expected)
     np.testing.assert_array_equal(volumes.frames[4, :, 1:3, 2:, :3], expected[4, :, 1:3, 2:, :3])
+    assert volumes.frames[0:0, 1:, 1:3, 2:, :3].shape == (0, 1, 2, 3, 3)
     moved = as_volumes(Stack(pixels.transpose(5, 2, 0, 4, 1, 3), "XZSYTC"))
     np.testing.assert_array_equal(np.asarray(moved.frames), expected)
     np.testing.assert_array_equal(moved.restore(expected), pixels.transpose(5, 2, 0, 4, 1, 3))

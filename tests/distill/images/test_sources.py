@@ -1,8 +1,11 @@
 """Files of many formats, and many files, as one stack of which only what is looked at is read."""
 
 import json
+import os
 import struct
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -186,6 +189,35 @@ def test_times_of_several_files_are_positions(tmp_path):
     np.testing.assert_array_equal(stack.restore(stack.frames[:])[1], PIXELS[:, 0] + 1)
 
 
+@contextmanager
+def few_open_files(more: int) -> Iterator[None]:
+    """A limit like that of `ulimit -n`, which leaves room for `more` files."""
+    resource = pytest.importorskip("resource")  # not on Windows
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = {int(name) for name in os.listdir("/dev/fd")}
+    free = [i for i in range(len(taken) + more) if i not in taken]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free[more - 1] + 1, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_more_files_than_a_process_may_keep_open(tmp_path):
+    pixels = np.arange(90 * 2 * 3, dtype="u2").reshape(90, 2, 3)
+    (tmp_path / "npy").mkdir()
+    for i, each in enumerate(pixels):
+        np.save(tmp_path / "npy" / f"{i}.npy", each)
+    with tifffile.TiffWriter(tmp_path / "positions.tif") as tif:
+        for each in pixels:
+            tif.write(each, photometric="minisblack", contiguous=False)
+    for name in ("npy", "positions.tif"):
+        with few_open_files(20):
+            stack = read(tmp_path / name)
+            np.testing.assert_array_equal(stack.pixels[...], pixels)
+            np.testing.assert_array_equal(stack.frames[:, 0], pixels)
+
+
 @pytest.mark.parametrize(
     "options",
     [{"tile": (16, 32)}, {"tile": (16, 32), "compression": "zlib", "predictor": True}, {"rowsperstrip": 7},
@@ -311,9 +343,8 @@ def test_lif(tmp_path):
     np.testing.assert_array_equal(stack.frames[:, 0], pixels)
 
 
-def test_czi(tmp_path):
+def write_czi(path, pixels):
     """The layout of Zeiss's file: a header, a directory, and a block for each plane or tile."""
-    pytest.importorskip("czifile")
 
     def segment(kind: bytes, data: bytes) -> bytes:
         return struct.pack("<16sqq", kind, len(data), len(data)) + data
@@ -327,23 +358,39 @@ def test_czi(tmp_path):
     xml = f"<Metadata><Scaling><Items>{distances}</Items></Scaling></Metadata>"
     xml = f"<ImageDocument>{xml}</ImageDocument>".encode()
     file, entries = bytearray(segment(b"ZISRAWFILE", bytes(512))), []
-    for t, x in ((t, x) for t in range(3) for x in (0, 35)):
+    for t, x in ((t, x) for t in range(len(pixels)) for x in (0, 35)):
         entries.append(entry(t, x, len(file)))
-        pixels = PIXELS[t, 0, :, x : x + 35].tobytes()
+        tile = pixels[t, :, x : x + 35].tobytes()
         file += segment(
-            b"ZISRAWSUBBLOCK", struct.pack("<iiq", 0, 0, len(pixels)) + entries[-1].ljust(240, b"\0") + pixels
+            b"ZISRAWSUBBLOCK", struct.pack("<iiq", 0, 0, len(tile)) + entries[-1].ljust(240, b"\0") + tile
         )
     directory = len(file)
     file += segment(b"ZISRAWDIRECTORY", struct.pack("<i124x", len(entries)) + b"".join(entries))
     metadata = len(file)
     file += segment(b"ZISRAWMETADATA", struct.pack("<ii248x", len(xml), 0) + xml)
     file[32:112] = struct.pack("<iiii16s16siqqiq", 1, 0, 0, 0, b"", b"", 0, directory, metadata, 0, 0)[:80]
-    (tmp_path / "a.czi").write_bytes(file)
+    path.write_bytes(file)
+
+
+def test_czi(tmp_path):
+    pytest.importorskip("czifile")
+    write_czi(tmp_path / "a.czi", PIXELS[:, 0])
     stack = read(tmp_path / "a.czi")
     assert (stack.axes, stack.unit) == ("TCYX", "µm") and stack.pixel_size == pytest.approx(
         {"x": 0.13, "y": 0.13}
     )
     np.testing.assert_array_equal(stack.frames, PIXELS[:, :1])
+
+
+def test_a_frame_of_a_czi_looks_at_its_own_tiles_alone(tmp_path, monkeypatch):
+    entry = pytest.importorskip("czifile.czifile").DirectoryEntryDV
+    looked_at, axes = [], entry.axes.func
+    monkeypatch.setattr(entry, "axes", property(lambda tile: looked_at.append(tile) or axes(tile)))
+    write_czi(tmp_path / "a.czi", pixels := np.tile(PIXELS[:, 0], (10, 1, 1)))
+    stack = read(tmp_path / "a.czi")
+    looked_at.clear()
+    np.testing.assert_array_equal(stack.frames[17, 0], pixels[17])
+    assert len(set(looked_at)) <= 2
 
 
 # Command line ----------------------------------------------------------------------------------

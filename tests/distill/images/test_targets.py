@@ -11,6 +11,7 @@ from distill.images.sources import as_stack
 from distill.images.stack import Stack
 from distill.images.targets import Writing, open_target, writing
 from distill.images.tiff import read
+from distill.images.volumes import as_volumes
 
 zarr = pytest.importorskip("zarr")
 yaozarrs = pytest.importorskip("yaozarrs")
@@ -69,6 +70,16 @@ def test_zarr_keeps_axes_calibration_names_and_time(tmp_path):
     assert multiscale.datasets[0].scale_transform.scale == [2.5, 1.0, 0.5, 0.2, 0.1]
     assert about.omero is not None and [each.label for each in about.omero.channels] == ["nuclei", "actin"]
     assert group["0"].metadata.dimension_names == ("t", "c", "z", "y", "x")
+
+
+def test_channels_are_shown_with_the_range_of_the_middle_plane(tmp_path):
+    pixels = np.arange(4, dtype="u2")[:, None, None, None] * np.ones((4, 1, 1100, 2), "u2")
+    stack = Stack(pixels, "ZCYX", extra={"Channel": {"Name": ["GFP"]}})
+    for name, each in (("a", stack), ("b", as_volumes(stack))):
+        open_target(tmp_path / f"{name}.zarr", each, 1).create()
+        ome = zarr.open_group(tmp_path / f".{name}.zarr.part", mode="r").attrs["ome"]
+        (channel,) = yaozarrs.v05.Image.model_validate(ome).omero.channels
+        assert channel.label == "GFP" and (channel.window.min, channel.window.max) == (2, 2)
 
 
 def test_an_older_zarr_in_means_an_older_zarr_out(tmp_path):

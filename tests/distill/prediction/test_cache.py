@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from distill import UserError, cache_draws, train
 from distill.__main__ import main
+from distill.files import Unfinished
 from losses import L1, L2
 from samplers import CachedDraws, FunctionSampler
 
@@ -79,6 +81,24 @@ def test_a_stopped_cache_goes_on(noisy, tmp_path):
         cache_draws(FunctionSampler(jitter), noisy, tmp_path / "cache", draws=2)
     other = cache_draws(FunctionSampler(jitter), noisy, tmp_path / "other", draws=2, seed=1)
     assert not np.array_equal(other._draws, whole._draws)
+
+
+def test_progress_is_saved_every_few_seconds_and_a_killed_cache_repeats_the_rest(tmp_path, monkeypatch):
+    images = np.random.default_rng(0).normal(100, 10, (30, 8, 8)).astype(np.float32)
+    calls, saved, save = [], [], Unfinished.save
+
+    def kills(x):
+        calls.append(1)
+        if len(calls) == 12:
+            shutil.copytree(tmp_path / "cache", tmp_path / "killed")  # what a kill would leave
+        return jitter(x)
+
+    monkeypatch.setattr(Unfinished, "save", lambda self, done: saved.append(len(done)) or save(self, done))
+    cache_draws(FunctionSampler(kills), images, tmp_path / "cache", draws=1)
+    assert saved[:2] == [0, 1] and saved[-1] == 30 and len(saved) <= 6
+    assert 1 <= len(done_frames(tmp_path / "killed")) < 11
+    cache_draws(FunctionSampler(jitter), images, tmp_path / "killed", draws=1)
+    assert contents(tmp_path / "killed") == contents(tmp_path / "cache")
 
 
 def test_a_finished_cache_of_the_same_draws_is_used_again(noisy, tiny_hdn, tmp_path, monkeypatch):
