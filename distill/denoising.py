@@ -176,7 +176,8 @@ def _copied(trained: Any, stack: Stack, folder: Path, trust: str | Sequence[str]
     if (folder / CHECKPOINT).exists():
         raise UserError(f"{folder}: contains a training; pass another --run for the report of these images")
     if trained == PRETRAINED and not Path(PRETRAINED).exists():
-        copy = Run(folder, pretrained_sampler(stack), pretrained_denoiser(stack))
+        sampler = pretrained_sampler(stack)
+        copy = Run(folder, sampler, pretrained_denoiser(stack, sampler.light))
     else:
         is_alone = not isinstance(trained, Run) and is_package(Path(trained))
         copy = _from_package(trained, stack, folder, trust) if is_alone else _loaded(trained, trust)

@@ -18,12 +18,16 @@ from students import StabilizedUNet
 PRETRAINED = "pretrained"  # instead of the path of a run
 
 
-def pretrained_denoiser(stack: Stack) -> DirectDenoiser:
-    """A student with the weights in the package, prepared for these images."""
+def pretrained_denoiser(stack: Stack, light: LightSplit | None = None) -> DirectDenoiser:
+    """A student with the weights in the package, prepared for these images.
+
+    light: how their light is split, of `pretrained_sampler`. Default: estimated.
+    """
     frames, mean, std = _seen(stack)
     student = StabilizedUNet(len(mean), len(mean))
-    with checks_of(f"{stack.name}: noise"):
-        light = LightSplit.fit(frames)
+    if light is None:
+        with checks_of(f"{stack.name}: noise"):
+            light = LightSplit.fit(frames)
     student.prepare(frames, mean, std, *light.line, light.correlation)
     student.load_pretrained()
     denoiser = DirectDenoiser(student, L2(), channels=len(mean))

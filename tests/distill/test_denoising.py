@@ -116,6 +116,7 @@ def test_the_evaluation_is_of_a_sample(monkeypatch, tmp_path):
     monkeypatch.setattr(
         denoising, "evaluate", lambda run, noisy, **o: sizes.append((noisy.frames.shape, o["draws"]))
     )
+    monkeypatch.setattr(DirectDenoiser, "light", None, raising=False)  # of the sampler
     large = np.random.default_rng(0).normal(100, 5, (6, 2, 600, 520)).astype(np.float32)
     denoise(large, tmp_path / "c.tif", trained="pretrained", device="cpu")
     assert sizes == [((FRAMES, 2, SIDE, SIDE), DRAWS)]
