@@ -16,7 +16,7 @@ import tifffile
 from distill import UserError, read
 from distill.__main__ import main
 from distill.images.chunks import CACHE, Cache, Chunked
-from distill.images.sources import as_stack, check_apart
+from distill.images.sources import as_stack
 from distill.images.stack import Stack
 from distill.images.statistics import statistics
 
@@ -411,34 +411,6 @@ def test_without_zarr_the_extra_is_named(tmp_path, monkeypatch):
     ome_zarr(tmp_path / "a.zarr")
     monkeypatch.setitem(sys.modules, "zarr", None)
     fails("pip install 'posterior-distill[zarr]'", tmp_path / "a.zarr")
-
-
-@pytest.mark.parametrize(
-    ("images", "out", "message"),
-    [
-        ("a.tif", "a.tif", "is the noisy image itself"),
-        (["a.tif", "b.tif"], "b.tif", "is the noisy image itself"),
-        (".", "clean.tif", "would be taken for one of the images"),
-        ("*.tif", "clean.tif", "would be taken for one of the images"),
-        ("**/*.tif", "sub/clean.tif", "would be taken for one of the images"),
-    ],
-)
-def test_an_output_that_would_be_read_again_is_refused(images, out, message, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("sub").mkdir()
-    for name in ("a.tif", "b.tif"):
-        tifffile.imwrite(name, np.ones((8, 8), "u2"))
-    with pytest.raises(UserError, match=message):
-        check_apart(images, out)
-
-
-@pytest.mark.parametrize(
-    ("images", "out"), [("a.tif", "b.tif"), (".", "../c.tif"), ("*.tif", "sub/c.tif"), (np.ones(3), "c.tif")]
-)
-def test_an_output_beside_the_images_is_fine(images, out, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    tifffile.imwrite("a.tif", np.ones((8, 8), "u2"))
-    check_apart(images, out)
 
 
 @pytest.mark.parametrize("layout", [{}, {"tile": (16, 16)}, {"rowsperstrip": 8}])
