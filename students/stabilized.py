@@ -8,13 +8,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from students.anscombe import anscombe
+from students.hot_pixels import fill_hot_pixels
 from students.light import LightUNet
 from students.padding import crop, pad_to_multiple
 from students.precision import in_float32
 
 WEIGHTS = Path(__file__).with_name("stabilized.safetensors")
 CORRELATED = Path(__file__).with_name("correlated.safetensors")
-_DARK_SLOPE = (3 / 8) ** -0.5
 FLAT = 1000.0  # z of the mean for Gaussian noise, which has no natural zero
 _ALONG = (1, 2, 3, 4, 6, 8, 12, 16)
 # Pixel distances (y, x) at which the network is told the noise's correlation; 1 at the first if it is known.
@@ -132,9 +133,14 @@ class StabilizedUNet(nn.Module):
         return crop(self.counts(z + self.maps(z, level)[:, :, 0]), counts.shape[2:])
 
     def stabilize(self, counts: Tensor, share: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Raw counts (B, C, H, W) -> (z, with noise of std 1; the mean of z over the data (C, 1, 1))."""
+        """Raw counts (B, C, H, W) -> (z, with noise of std 1; the mean of z over the data (C, 1, 1)).
+
+        Hot and dead pixels are filled in.
+        """
         level = torch.where(self.gain > 0, self.level, self.level - FLAT) * share**0.5
-        return self._stabilize(counts, share), torch.where(self.gain > 0, level, level + FLAT)
+        return fill_hot_pixels(self._stabilize(counts, share)), torch.where(
+            self.gain > 0, level, level + FLAT
+        )
 
     def maps(self, z: Tensor, level: Tensor, correlation: Tensor | None = None) -> Tensor:
         """Stabilized images z (B, C, H, W) and their mean -> the correction of z and further maps.
@@ -152,9 +158,8 @@ class StabilizedUNet(nn.Module):
 
     def _stabilize(self, counts: Tensor, share: float) -> Tensor:
         gain, offset = self.gain.clamp(min=1e-12) / share, self.offset / share
-        y = counts / gain + offset / gain**2
-        z = 2 * (y.clamp(min=0) + 3 / 8).sqrt() + y.clamp(max=0) * _DARK_SLOPE  # read noise extends below 0
-        return torch.where(self.gain > 0, z, FLAT + (counts - self.mean) / offset.clamp(min=1e-12).sqrt())
+        flat = FLAT + (counts - self.mean) / offset.clamp(min=1e-12).sqrt()
+        return torch.where(self.gain > 0, anscombe(counts, gain, offset), flat)
 
     def counts(self, z: Tensor, share: float = 1.0) -> Tensor:
         """Stabilized z (B, C, H, W) -> raw counts."""

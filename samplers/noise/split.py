@@ -17,6 +17,8 @@ from samplers.noise.gaussian import GaussianNoise
 from samplers.noise.line import lines, noise_line
 from samplers.noise.neighbours import STRONG, neighbour_correlation
 from samplers.noise.photons import PhotonNoise, ring_mean
+from students.anscombe import anscombe
+from students.hot_pixels import fill_hot_pixels
 from students.stabilized import LAGS, StabilizedUNet
 
 log = logging.getLogger(__name__)
@@ -37,7 +39,8 @@ SHIPPED = (
 class LightSplit(nn.Module):
     """Splits noisy images (B, C, H, W) into one with a share of the light and one with the rest.
 
-    Both are in raw counts, with the brightness of the whole image and independent noise.
+    Both are in raw counts, with the brightness of the whole image and independent noise, and without hot
+    pixels.
 
     Args:
         models: noise model of each channel.
@@ -88,6 +91,8 @@ class LightSplit(nn.Module):
 
     @torch.no_grad()
     def forward(self, noisy: Tensor, share: float) -> tuple[Tensor, Tensor]:
+        # In both parts, or the one that shows the errors would teach to expect them.
+        noisy = _without_hot_pixels(noisy, *self.line)
         parts = [each.split(noisy[:, [c]], share) for c, each in enumerate(self.models)]
         first, second = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
         return first, second
@@ -153,6 +158,11 @@ def _law(
     if isinstance(model, CorrelatedNoise):
         return model, lines([model])
     line = noise_line(noisy.cpu(), model)
+    filled = _without_hot_pixels(noisy, *line)
+    if hot := int((filled != noisy).any(0).sum()):
+        log.warning("%d pixel%s far brighter or darker than all neighbours, one of which the "
+                    "networks see instead", hot, " is" if hot == 1 else "s are")  # fmt: skip
+        noisy, line = filled, noise_line(filled.cpu(), model)
     gain, offset = (v[0] for v in line)
     denoised = _shipped(noisy, gain, offset).denoise(noisy[:2])
     variance = float(gain * denoised.mean() + offset)
@@ -179,6 +189,13 @@ def _law(
     log.warning("the noise of neighbouring pixels is correlated (%.2f along y, %.2f along x, std %.3g): %s",
                 *noise.neighbours, float(noise.variance(noisy.mean()).sqrt()), advice)  # fmt: skip
     return noise.to(noisy.device), line
+
+
+def _without_hot_pixels(noisy: Tensor, gain: Tensor, offset: Tensor) -> Tensor:
+    """Frames (N, C, H, W) whose noise has a line of gain and offset, each (C, 1, 1)."""
+    gain, offset = gain.to(noisy), offset.to(noisy)
+    flat = noisy / offset.clamp(min=1e-12).sqrt()
+    return fill_hot_pixels(noisy, torch.where(gain > 0, anscombe(noisy, gain.clamp(min=1e-12), offset), flat))
 
 
 def _at_lags(model: nn.Module) -> Tensor:

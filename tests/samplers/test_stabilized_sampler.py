@@ -213,3 +213,21 @@ def test_patches_may_be_tiny(noise):
     tiny = frames()[..., :2, :2]
     first, second = light(tiny, 0.5)
     assert light.error(first, second, tiny, 0.5).isfinite()
+
+
+def test_hot_and_dead_pixels_leave_no_trace(caplog):
+    noisy, places = frames(), (slice(None), 0, [20, 80, 70], [30, 40, 60])
+    answers = []
+    for value in (None, 4000.0, 0.0):
+        broken = noisy.clone()
+        if value is not None:
+            broken[places] = value
+        sampler = prepared(StabilizedSampler(), broken)
+        sampler.load_pretrained()
+        torch.manual_seed(0)
+        answers.append((sampler.mean.denoise(broken), sampler.sample(broken)[0]))
+    assert caplog.text.count("3 pixels are far brighter or darker") == 2
+    std = sampler.light.variance(answers[0][0]).sqrt()
+    for mean, draw in answers[1:]:
+        assert ((mean - answers[0][0]) / std).abs().max() < 3
+        assert ((draw - answers[0][1]) / std).abs().max() < 3
