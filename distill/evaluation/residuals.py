@@ -7,6 +7,7 @@ from distill.evaluation.tables import Row
 from samplers import AutoregressiveNoise, NoiseModel
 from samplers.noise import autocorrelation
 from students.dimensions import as_planes
+from students.hot_pixels import fill_hot_pixels
 
 
 def residual_scores(noisy: Tensor, denoised: Tensor, noise_model: NoiseModel | None) -> Row:
@@ -16,10 +17,12 @@ def residual_scores(noisy: Tensor, denoised: Tensor, noise_model: NoiseModel | N
     noise model in nats per pixel. Structure that was removed with the noise is correlated, and so is
     correlated noise. The keys expected_* are the values for noise that the model draws around `denoised`. A
     smaller std or NLL means that noise was left in the image, or that the model is too wide; a larger one
-    means that structure was removed.
+    means that structure was removed. Hot pixels, which are no noise, are left out.
     """
     noisy, denoised = as_planes(noisy[None]), as_planes(denoised[None])
     residual = noisy - denoised
+    residual = fill_hot_pixels(residual, residual / residual.std())
+    noisy = denoised + residual
     height, width = residual.shape[-2:]
     lags = min(1, height - 1), min(1, width - 1)
     neighbours = autocorrelation(residual, lags)

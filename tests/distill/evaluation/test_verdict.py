@@ -28,6 +28,12 @@ def test_residuals_that_are_noise_alone(signal):
     assert told(signal + 10 * torch.randn_like(signal), signal) == SENTENCES["noise"]
 
 
+def test_hot_pixels_are_left_out(signal):
+    noisy = signal + 10 * torch.randn_like(signal)
+    noisy[0, [20, 50, 80], [30, 40, 90]] = 65535.0
+    assert told(noisy, signal) == SENTENCES["noise"]
+
+
 def test_lost_structure_and_correlated_noise_correlate(signal):
     noise = 10 * torch.randn_like(signal)
     assert "structure of the image was removed" in told(signal + noise, signal.mean().expand_as(signal))
