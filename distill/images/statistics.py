@@ -76,8 +76,8 @@ def _unusable(pixels: np.ndarray) -> int:
     return int((~(abs(pixels) <= most)).sum())
 
 
-def statistics(stack: Stack, frames_index=None) -> tuple[np.ndarray, np.ndarray]:
-    """(mean, std) of each channel, each (C, 1, 1) float32, over all frames or those in `frames_index`.
+def statistics(stack: Stack) -> tuple[np.ndarray, np.ndarray]:
+    """(mean, std) of each channel, each (C, 1, 1) float32, over all frames.
 
     They are computed in one pass in float64, block by block (Chan's parallel form of Welford's update); for
     an image of more than SCAN_BYTES, from a sample of its blocks. Raises UserError for NaN or infinity
@@ -85,13 +85,12 @@ def statistics(stack: Stack, frames_index=None) -> tuple[np.ndarray, np.ndarray]
     """
     frames = stack.frames
     n_channels = frames.shape[1]
-    which = np.arange(len(frames)) if frames_index is None else np.asarray(frames_index)
     count, mean, m2 = 0, np.zeros(n_channels), np.zeros(n_channels)
     low, high = np.full(n_channels, np.inf), np.full(n_channels, -np.inf)
-    for i, rows, columns in _blocks(frames, which):
+    for i, rows, columns in _blocks(frames):
         block = np.asarray(frames[i, :, rows, columns]).reshape(n_channels, -1)
         if _unusable(block):
-            check_finite(stack, which)
+            check_finite(stack)
         block = block.astype(np.float64)
         n, m = block.shape[1], block.mean(1)
         low, high = np.minimum(low, block.min(1)), np.maximum(high, block.max(1))
@@ -107,17 +106,15 @@ def statistics(stack: Stack, frames_index=None) -> tuple[np.ndarray, np.ndarray]
     return mean, std
 
 
-def _blocks(frames: Any, which: np.ndarray) -> Iterator[tuple[int, slice, slice]]:
+def _blocks(frames: Any) -> Iterator[tuple[int, slice, slice]]:
     """(frame, rows, columns) of the blocks, with those in the same chunks one after another.
 
     Of more than SCAN_BYTES, only one group of chunks of each stretch is used, because the mean of a terabyte
     does not need all of it. A NaN in an omitted block is found later, when training checks the loss.
     """
-    _, channels, height, width = frames.shape
+    n, channels, height, width = frames.shape
     is_lazy = isinstance(frames, LazyFrames)
-    selection = set(which.tolist())
-    groups = frames.groups() if is_lazy else which[:, None]
-    groups = [own for group in groups if (own := [i for i in group.tolist() if i in selection])]
+    groups = [group.tolist() for group in (frames.groups() if is_lazy else np.arange(n)[:, None])]
     rows, columns = frames.chunk_sides() if is_lazy else (1, width)
     together = channels * max(map(len, groups))
     rows *= max(1, 2**20 // (together * columns * rows))
