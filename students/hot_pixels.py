@@ -5,7 +5,7 @@ from torch import Tensor
 
 JUMP = 10.0  # standard deviations of the noise between such a pixel and all of its neighbours
 BELOW = 3.0  # divides z below 0, where there is no photon, and read noise has a larger spread
-CONTRAST = 3.0  # the same, in the contrast of the neighbours; a spot sampled at Nyquist's rate has 1
+CONTRAST = 4.0  # the same, in the contrast of the neighbours; a spot sampled at Nyquist's rate has 1
 
 
 def fill_hot_pixels(image: Tensor, z: Tensor | None = None) -> Tensor:
