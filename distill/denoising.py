@@ -94,7 +94,7 @@ def denoise(
     if is_done:
         result = _loaded(folder, trust)
     elif trained is None:
-        networks, patch = networks_for(stack), min(PATCH, *stack.frames.shape[2:])
+        networks, patch = networks_for(stack), patch_size_for(stack.frames.shape)
         result = train(stack, *networks, L2(), folder, budget=budget, patch_size=patch,
                        memory=options.get("memory"), **machine)  # fmt: skip
     else:
@@ -113,6 +113,12 @@ def networks_for(stack: Stack) -> tuple[StabilizedSampler, StabilizedUNet]:
     """The networks that `denoise` trains, with the same initial weights on every call."""
     torch.manual_seed(0)
     return StabilizedSampler(channels=_channels(stack)), _student(stack)
+
+
+def patch_size_for(shape: Sequence[int]) -> int:
+    """For frames (N, C, *S). One frame has to hold two patches side by side, one of them for validation."""
+    largest = max(shape[-2:]) // 2 if shape[0] == 1 else PATCH
+    return max(1, min(PATCH, largest, *shape[2:]))
 
 
 def run_beside(out: str | os.PathLike[str]) -> Path:

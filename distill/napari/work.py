@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from distill.denoiser import DirectDenoiser
-from distill.denoising import PATCH, networks_for
+from distill.denoising import networks_for, patch_size_for
 from distill.errors import UserError, of_the_machine
 from distill.images.stack import Stack
 from distill.memory import check_memory
@@ -83,7 +83,7 @@ def _denoiser(
         if "val_student_loss" in row:
             tell({"preview": preview(student, stack, frame())})
 
-    patch = min(PATCH, *stack.frames.shape[2:])
+    patch = patch_size_for(stack.frames.shape)
     run = train(stack, sampler, student, L2(), folder, budget=networks, patch_size=patch,
                 validate_every=VALIDATE_EVERY, on_log=log)  # fmt: skip
     return run.denoiser

@@ -48,6 +48,12 @@ def test_from_a_file_to_a_result_and_to_the_next_file(images, capsys, monkeypatc
     assert "other.tif" in Path("other_clean.run/report.html").read_text()
 
 
+def test_a_small_frame_is_split_for_validation(images, noisy):
+    tifffile.imwrite("small.tif", noisy[0])  # smaller than two of the usual patches
+    assert main(["denoise", "small.tif", "--out", "c.tif", *QUICK]) == 0
+    assert tifffile.imread("c.tif").shape == noisy[0].shape
+
+
 def test_the_shipped_weights_on_several_files_and_into_a_zarr(images):
     assert main(["denoise", "other.tif", "other.tif", "--out", "c.tif", "--with", "pretrained"]) == 0
     expected = predict("pretrained", ["other.tif", "other.tif"])
