@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-_DARK_SLOPE = (3 / 8) ** -0.5
+DARK = 2 * (3 / 8) ** 0.5  # z of no photons
 
 
 def anscombe(counts: Tensor, gain: Tensor, offset: Tensor) -> Tensor:
@@ -15,4 +15,4 @@ def anscombe(counts: Tensor, gain: Tensor, offset: Tensor) -> Tensor:
         gain, offset: (C, 1, 1), gain above 0.
     """
     photons = counts / gain + offset / gain**2
-    return 2 * (photons.clamp(min=0) + 3 / 8).sqrt() + photons.clamp(max=0) * _DARK_SLOPE
+    return 2 * (photons.clamp(min=0) + 3 / 8).sqrt() + photons.clamp(max=0) * 2 / DARK

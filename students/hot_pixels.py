@@ -1,48 +1,59 @@
-"""Fills in hot and dead pixels: single pixels that no objective can image, and that ring in the answer."""
+"""Fills in hot and dead pixels: points that no objective can image, and that ring in the answer."""
 
 import torch
 from torch import Tensor
 
-JUMP = 10.0  # standard deviations of the noise between such a pixel and all of its neighbours
-BELOW = 3.0  # divides z below 0, where there is no photon, and read noise has a larger spread
+from students.anscombe import DARK
+
+JUMP = 5.0  # standard deviations of the noise between such a pixel and all but one of its neighbours
 CONTRAST = 4.0  # the same, in the contrast of the neighbours; a spot sampled at Nyquist's rate has 1
+NOISE = 2.5  # standard deviations of this contrast that are noise, at least
 
 
-def fill_hot_pixels(image: Tensor, z: Tensor | None = None) -> Tensor:
-    """Image (B, C, H, W) -> the same, with such pixels like their neighbours.
-
-    Two that touch each other stay as they are.
+def fill_hot_pixels(image: Tensor, z: Tensor | None = None, jump: float = JUMP) -> Tensor:
+    """Image (B, C, H, W) -> the same, with such pixels, single ones or pairs, like a neighbour.
 
     Args:
         image: counts, or any other values.
-        z: image whose noise has standard deviation 1, and which shows such pixels. Default: image.
+        z: image whose noise has standard deviation 1 (`anscombe`), and which shows such pixels. Default:
+            image.
+        jump: least difference to all but one of the neighbours, in standard deviations of the noise.
     """
     z = image if z is None else z
-    z = torch.where(z < 0, z / BELOW, z)
-    high, low = _highest_neighbour(z), -_highest_neighbour(-z)
-    highest, lowest = _highest_near(z, high), -_highest_near(-z, -low)
-    hot = z - high > (CONTRAST * (high - lowest)).clamp(min=JUMP)
-    dead = low - z > (CONTRAST * (highest - low)).clamp(min=JUMP)
+    high, low = _second_highest(z), -_second_highest(-z)
+    hot = z - high > (CONTRAST * (high + _highest_near(-z) - NOISE)).clamp(min=jump)
+    # Towards no light, noise of z has a long tail. In that of photons it has none.
+    std, highest, low, light = 2 * high.clamp(min=DARK), *map(_light, (_highest_near(z), low, z))
+    dead = low - light > torch.maximum(jump * std, CONTRAST * (highest - low - NOISE * std))
     return torch.where(hot | dead, _middle_neighbour(image), image)
 
 
-def _highest_neighbour(z: Tensor) -> Tensor:
-    """Of the eight of each pixel. Images continue at their opposite sides, which may hide hot pixels."""
-    across = _either_side(z, -1)
-    return torch.maximum(across, _either_side(torch.maximum(z, across), -2))
+def _light(z: Tensor) -> Tensor:
+    """z -> what is linear in the light, and has noise of standard deviation 2 z."""
+    return torch.where(z > DARK, z.square(), 2 * DARK * z - DARK**2)
+
+
+def _second_highest(z: Tensor) -> Tensor:
+    """Of the eight neighbours. Images continue at their opposite sides, which may hide hot pixels."""
+    left, right = z.roll(1, -1), z.roll(-1, -1)
+    first, second = torch.maximum(left, right), torch.minimum(left, right)
+    for row in (left, z, right):
+        for shift in (1, -1):
+            each = row.roll(shift, -2)
+            second = torch.maximum(second, torch.minimum(first, each))
+            first = torch.maximum(first, each)
+    return second
+
+
+def _highest_near(z: Tensor) -> Tensor:
+    """Of 5 x 5 pixels."""
+    for dim in (-1, -2):
+        z = torch.maximum(z, torch.maximum(z.roll(1, dim), z.roll(-1, dim)))
+        z = torch.maximum(z.roll(1, dim), z.roll(-1, dim))
+    return z
 
 
 def _middle_neighbour(image: Tensor) -> Tensor:
     """The median of those on the left, on the right and below, which of recorded integers is one, too."""
     left, right, below = image.roll(1, -1), image.roll(-1, -1), image.roll(-1, -2)
     return torch.maximum(torch.minimum(left, right), torch.minimum(torch.maximum(left, right), below))
-
-
-def _highest_near(z: Tensor, high: Tensor) -> Tensor:
-    """Of 5 x 5 pixels."""
-    return _either_side(_either_side(torch.maximum(z, high), -1), -2)
-
-
-def _either_side(z: Tensor, dim: int) -> Tensor:
-    """The higher of the pixels before and after each."""
-    return torch.maximum(z.roll(1, dim), z.roll(-1, dim))

@@ -28,6 +28,7 @@ WHITE = 0.1  # correlation between the residuals of neighbouring pixels above wh
 WORTH = 0.06  # correlation of neighbours below which a split of independent pixels costs less than 0.05 dB
 QUIET = 0.5  # std of residuals, in that of the noise, below which they are the errors of the denoiser
 LINES = 0.2  # difference of that between rows and columns: at most 0.1 for independent pixels, 0.3 for lines
+SPIKE = 30.0  # standard deviations of the noise of dark pixels, more than bright ones have
 REPEATS = "it was measured by the differences of frames, which show the same field"
 Splittable = GaussianNoise | PhotonNoise
 SHIPPED = (
@@ -87,6 +88,10 @@ class LightSplit(nn.Module):
         if not light.correlated:
             gains, offsets = zip(*(line for _, line in laws), strict=True)
             light.line = torch.cat(gains), torch.cat(offsets)
+        filled = (_without_hot_pixels(noisy, *light.line) != noisy).float().mean(0) > 0.5  # of the frames
+        if count := int(filled.sum()):
+            log.warning("%d hot or dead pixel%s: the networks see a neighbour's value instead", count,
+                        "s"[: count > 1])  # fmt: skip
         return light
 
     @torch.no_grad()
@@ -157,12 +162,9 @@ def _law(
     """(noise model, line) of one channel, from frames (N, 1, H, W)."""
     if isinstance(model, CorrelatedNoise):
         return model, lines([model])
-    line = noise_line(noisy.cpu(), model)
+    line = noise_line(_without_spikes(noisy).cpu(), model)
     filled = _without_hot_pixels(noisy, *line)
-    if hot := int((filled != noisy).any(0).sum()):
-        log.warning("%d pixel%s far brighter or darker than all neighbours, one of which the "
-                    "networks see instead", hot, " is" if hot == 1 else "s are")  # fmt: skip
-        noisy, line = filled, noise_line(filled.cpu(), model)
+    noisy, line = filled, noise_line(filled.cpu(), model)
     gain, offset = (v[0] for v in line)
     denoised = _shipped(noisy, gain, offset).denoise(noisy[:2])
     variance = float(gain * denoised.mean() + offset)
@@ -196,6 +198,15 @@ def _without_hot_pixels(noisy: Tensor, gain: Tensor, offset: Tensor) -> Tensor:
     gain, offset = gain.to(noisy), offset.to(noisy)
     flat = noisy / offset.clamp(min=1e-12).sqrt()
     return fill_hot_pixels(noisy, torch.where(gain > 0, anscombe(noisy, gain.clamp(min=1e-12), offset), flat))
+
+
+def _without_spikes(noisy: Tensor) -> Tensor:
+    """Without the worst of the hot pixels, from which a noise line would be off."""
+    steps = (noisy[..., 1:] - noisy[..., :-1]).abs().flatten()
+    scale = (
+        1.05 * steps[:: len(steps) // 2**22 + 1].median()
+    )  # the std, if a half of the pixels is noise alone
+    return fill_hot_pixels(noisy, noisy / scale, jump=SPIKE) if scale > 0 else noisy
 
 
 def _at_lags(model: nn.Module) -> Tensor:

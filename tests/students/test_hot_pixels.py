@@ -1,14 +1,15 @@
 import pytest
 import torch
 
+from students.anscombe import anscombe
 from students.hot_pixels import fill_hot_pixels
 
 
-def test_single_hot_and_dead_pixels_become_like_their_neighbours():
+def test_hot_and_dead_pixels_become_like_their_neighbours():
     torch.manual_seed(0)
     z = 30 + torch.randn(2, 1, 40, 50)
     clean = z.clone()
-    places = [(0, 0), (0, 20), (39, 27), (17, 30)]  # a corner and borders, too
+    places = [(0, 0), (0, 20), (39, 27), (17, 30), (17, 31)]  # a corner, borders and a pair, too
     for row, column in places:
         z[0, 0, row, column] = 90.0
         z[1, 0, row, column] = 0.0
@@ -39,3 +40,11 @@ def test_images_smaller_than_its_neighbourhood():
     for shape in [(1, 1), (1, 5), (2, 2), (3, 1)]:
         z = torch.randn(1, 1, *shape)
         assert torch.equal(fill_hot_pixels(z), z)
+
+
+def test_dark_pixels_with_read_noise_stay_as_they_are():
+    torch.manual_seed(0)
+    for read_noise in (0.3, 1.0, 2.0, 4.0):  # photons
+        counts = torch.poisson(torch.full((8, 1, 128, 128), 0.2)) + read_noise * torch.randn(8, 1, 128, 128)
+        z = anscombe(counts, torch.ones(1, 1, 1), torch.full((1, 1, 1), read_noise**2))
+        assert (fill_hot_pixels(counts, z) != counts).float().mean() < 1e-4

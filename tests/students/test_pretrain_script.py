@@ -55,7 +55,7 @@ def test_its_stabilization_is_the_students(script):
     gain, offset = torch.full((1, 1, 1), 2.0), torch.full((1, 1, 1), -150.0)
     student = StabilizedUNet()
     student.load_pretrained()
-    counts = 65 + 40 * torch.rand(2, 1, 32, 32)  # some of them below the black level
+    counts = 70 + 20 * torch.rand(2, 1, 32, 32)  # some of them below the black level
     student.prepare(counts, torch.zeros(1, 1, 1), torch.ones(1, 1, 1), gain, offset)
     z = torch.from_numpy(script.stabilize(counts.double().numpy() / 2 - 150 / 4)).float()
     with torch.no_grad():
