@@ -6,7 +6,7 @@ from torch import Tensor
 from students.anscombe import DARK
 
 JUMP = 5.0  # standard deviations of the noise between such a pixel and all but one of its neighbours
-CONTRAST = 4.0  # the same, in the contrast of the neighbours; a spot sampled at Nyquist's rate has 1
+CONTRAST = 5.0  # the same, in the contrast of the neighbours; a spot sampled at Nyquist's rate has 1
 NOISE = 2.5  # standard deviations of this contrast that are noise, at least
 
 
@@ -21,10 +21,12 @@ def fill_hot_pixels(image: Tensor, z: Tensor | None = None, jump: float = JUMP) 
     """
     z = image if z is None else z
     high, low = _second_highest(z), -_second_highest(-z)
-    hot = z - high > (CONTRAST * (high + _highest_near(-z) - NOISE)).clamp(min=jump)
+    std_high, std_low = (2 * each.clamp(min=DARK) for each in (high, low))  # of the noise of `_light`
+    jumps = z - high > jump
+    light, high, low, highest, lowest = map(_light, (z, high, low, _highest_near(z), -_highest_near(-z)))
+    hot = jumps & (light - high > CONTRAST * (high - lowest - NOISE * std_low))
     # Towards no light, noise of z has a long tail. In that of photons it has none.
-    std, highest, low, light = 2 * high.clamp(min=DARK), *map(_light, (_highest_near(z), low, z))
-    dead = low - light > torch.maximum(jump * std, CONTRAST * (highest - low - NOISE * std))
+    dead = low - light > torch.maximum(jump * std_high, CONTRAST * (highest - low - NOISE * std_high))
     return torch.where(hot | dead, _middle_neighbour(image), image)
 
 
