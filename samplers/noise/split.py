@@ -29,6 +29,10 @@ WORTH = 0.06  # correlation of neighbours below which a split of independent pix
 QUIET = 0.5  # std of residuals, in that of the noise, below which they are the errors of the denoiser
 LINES = 0.2  # difference of that between rows and columns: at most 0.1 for independent pixels, 0.3 for lines
 SPIKE = 30.0  # standard deviations of the noise of dark pixels, more than bright ones have
+MOST = 0.6  # of the variance of an image, beyond which correlated noise may be a texture
+FLOOR = (
+    0.4  # power at the highest frequencies, in that at 0.7 of them: 1 for white noise, 0 for blurred noise
+)
 REPEATS = "it was measured by the differences of frames, which show the same field"
 Splittable = GaussianNoise | PhotonNoise
 SHIPPED = (
@@ -187,6 +191,8 @@ def _law(
 
     estimate = CorrelatedNoise.from_denoised(few, denoise)
     noise = estimate.or_from_repeats(few, denoise)
+    if noise is estimate and _is_texture(few, noise):
+        return white, line
     advice = advice if noise is estimate else REPEATS
     log.warning("the noise of neighbouring pixels is correlated (%.2f along y, %.2f along x, std %.3g): %s",
                 *noise.neighbours, float(noise.variance(noisy.mean()).sqrt()), advice)  # fmt: skip
@@ -239,6 +245,23 @@ def _has_lines(residual: Tensor) -> bool:
     columns = float((residual[..., 1:] * residual[..., :-1]).mean() / residual.square().mean())
     rows = float((residual[..., 1:, :] * residual[..., :-1, :]).mean() / residual.square().mean())
     return max(columns, rows) > WHITE or abs(columns - rows) > LINES
+
+
+def _is_texture(noisy: Tensor, noise: CorrelatedNoise) -> bool:
+    """Whether what was taken for correlated noise is rather a texture that fills the image.
+
+    It is most of the image, is correlated in all directions, and lies on a floor of white noise, which
+    blurred or interpolated noise has lost.
+    """
+    if min(noise.neighbours) < STRONG or noise.variance(noisy.mean()) < MOST * noisy.var():
+        return False
+    side = min(noisy.shape[-2:])
+    window = torch.hann_window(side, device=noisy.device)
+    square = (noisy[..., :side, :side] - noisy.mean()) * window * window[:, None]
+    power = torch.fft.fft2(square).abs().square().mean((0, 1))
+    frequency = 2 * torch.fft.fftfreq(side, device=noisy.device).abs()  # 1 is Nyquist's
+    low, high = ((a <= frequency) & (frequency <= b) for a, b in ((0.625, 0.75), (0.875, 1.0)))
+    return bool(power[high][:, high].mean() > FLOOR * power[low][:, low].mean())
 
 
 def _neighbours(noisy: Tensor) -> tuple[float, float]:
