@@ -138,9 +138,8 @@ class StabilizedUNet(nn.Module):
         Hot and dead pixels are filled in.
         """
         level = torch.where(self.gain > 0, self.level, self.level - FLAT) * share**0.5
-        return fill_hot_pixels(self._stabilize(counts, share)), torch.where(
-            self.gain > 0, level, level + FLAT
-        )
+        z = fill_hot_pixels(self._stabilize(counts, share))
+        return z, torch.where(self.gain > 0, level, level + FLAT)
 
     def maps(self, z: Tensor, level: Tensor, correlation: Tensor | None = None) -> Tensor:
         """Stabilized images z (B, C, H, W) and their mean -> the correction of z and further maps.

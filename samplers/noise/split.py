@@ -30,9 +30,7 @@ QUIET = 0.5  # std of residuals, in that of the noise, below which they are the 
 LINES = 0.2  # difference of that between rows and columns: at most 0.1 for independent pixels, 0.3 for lines
 SPIKE = 30.0  # standard deviations of the noise of dark pixels, more than bright ones have
 MOST = 0.6  # of the variance of an image, beyond which correlated noise may be a texture
-FLOOR = (
-    0.4  # power at the highest frequencies, in that at 0.7 of them: 1 for white noise, 0 for blurred noise
-)
+FLOOR = 0.4  # power at the highest frequencies, in that at 0.7 of them: white noise has 1, blurred noise 0
 REPEATS = "it was measured by the differences of frames, which show the same field"
 Splittable = GaussianNoise | PhotonNoise
 SHIPPED = (
@@ -168,7 +166,8 @@ def _law(
         return model, lines([model])
     line = noise_line(_without_spikes(noisy).cpu(), model)
     filled = _without_hot_pixels(noisy, *line)
-    noisy, line = filled, noise_line(filled.cpu(), model)
+    if not filled.equal(noisy):
+        noisy, line = filled, noise_line(filled.cpu(), model)
     gain, offset = (v[0] for v in line)
     denoised = _shipped(noisy, gain, offset).denoise(noisy[:2])
     variance = float(gain * denoised.mean() + offset)
@@ -209,9 +208,8 @@ def _without_hot_pixels(noisy: Tensor, gain: Tensor, offset: Tensor) -> Tensor:
 def _without_spikes(noisy: Tensor) -> Tensor:
     """Without the worst of the hot pixels, from which a noise line would be off."""
     steps = (noisy[..., 1:] - noisy[..., :-1]).abs().flatten()
-    scale = (
-        1.05 * steps[:: len(steps) // 2**22 + 1].median()
-    )  # the std, if a half of the pixels is noise alone
+    # The std, if a half of the pixels is noise alone.
+    scale = 1.05 * steps[:: len(steps) // 2**22 + 1].median()
     return fill_hot_pixels(noisy, noisy / scale, jump=SPIKE) if scale > 0 else noisy
 
 
